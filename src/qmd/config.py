@@ -1,0 +1,136 @@
+"""Configuration: one frozen tree, read from YAML. Unknown keys are refused; every field has a default.
+
+Where it is looked for, first found wins for each: the argument or flag, `QMD_CONFIG_DIR` / `QMD_DATA_DIR`, a project-local
+`.qmd/` folder in the working directory or above it, then `$XDG_CONFIG_HOME/qmd` and `$XDG_DATA_HOME/qmd`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from qmd.errors import ConfigError
+
+CONFIG_NAME = "config.yaml"
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the configuration tree."""
+
+
+class Memory(Section):
+    backend: Literal["builtin"] = "builtin"
+    citations: Literal["auto", "on", "off"] = "auto"
+
+
+class Models(Section):
+    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server."""
+
+    embedding: str = "all-MiniLM-L6-v2"
+    reranker: str | None = None
+    expansion: str | None = None
+    generation: str | None = None
+
+
+class Search(Section):
+    """Defaults of every search; a flag or an argument of the same name overrides."""
+
+    limit: int = 10
+    keyword_weight: float = 1.0
+    vector_weight: float = 1.0
+    rrf_k: int = 60
+    vectors: Literal["exact", "ivf", "auto"] = "auto"
+
+
+class Ingest(Section):
+    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model."""
+
+    max_file_bytes: int = 16 * 1024 * 1024
+    chunk_tokens: int = 220
+    chunk_overlap: float = 0.0
+    follow_symlinks: bool = False
+
+
+class Config(Section):
+    memory: Memory = Memory()
+    models: Models = Models()
+    search: Search = Search()
+    ingest: Ingest = Ingest()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The folders in force. `project` is the project-local `.qmd/`, if that is what was found."""
+
+    config_dir: Path
+    data_dir: Path
+    project: Path | None = None
+
+    def database(self, index: str = "index") -> Path:
+        if not index or any(c in index for c in "/\\\0") or index.startswith("."):
+            raise ConfigError(f"index name {index!r} is not a plain name. Use letters, digits, '-' and '_'.")
+        return self.data_dir / f"{index}.sqlite"
+
+
+def find_places(
+    config_dir: str | Path | None = None, data_dir: str | Path | None = None, *, cwd: Path | None = None
+) -> Places:
+    """Decide where configuration and data live. Creates nothing."""
+    home = Path.home()
+    here = cwd or Path.cwd()
+    config = config_dir or os.environ.get("QMD_CONFIG_DIR")
+    data = data_dir or os.environ.get("QMD_DATA_DIR")
+    project = next((p / ".qmd" for p in (here, *here.parents) if p != home and (p / ".qmd").is_dir()), None)
+    if config is None:
+        config = project or Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "qmd"
+    if data is None:
+        data = project or Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "qmd"
+    return Places(Path(config).expanduser(), Path(data).expanduser(), project)
+
+
+def load_config(path: Path) -> Config:
+    """Read one YAML file; a missing or empty file gives the defaults.
+
+    Raises ConfigError, naming the file, the key and the nearest known key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return parse_config({} if tree is None else tree, source=str(path))
+
+
+def parse_config(tree: object, *, source: str = "configuration") -> Config:
+    """Check a plain mapping against the tree of sections."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected a mapping at the top, found {type(tree).__name__}.")
+    _refuse_unknown(tree, Config, source, "")
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _refuse_unknown(tree: dict[Any, Any], section: type[Section], source: str, prefix: str) -> None:
+    fields = {f.name: f.type for f in msgspec.structs.fields(section)}
+    for key, value in tree.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {prefix + near[0]!r}?" if near else f" Known here: {', '.join(fields)}."
+            raise ConfigError(f"{source}: unknown key {prefix + str(key)!r}.{hint}")
+        kind = fields[key]
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+            _refuse_unknown(value, kind, source, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Knowledge-enhanced drafting and lossless speculative decoding."""

@@ -1,0 +1,1 @@
+"""Folders become chunks: walk -> parse -> chunk -> run."""

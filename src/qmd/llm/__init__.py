@@ -1,0 +1,1 @@
+"""Model engine: embedding, reranking and generation on ONNX Runtime, the right precision on each processor."""

@@ -1,0 +1,1 @@
+"""Search: query language, keyword and vector lists, fusion, reranking, answers."""

@@ -1,0 +1,1 @@
+"""Doors for people, programs and agents: parse, call, format; nothing else."""

@@ -1,0 +1,1 @@
+"""SQLite is the truth: documents, chunks, keyword index and vectors; everything beside it is derived."""
