@@ -82,7 +82,9 @@ def report(name: str, true: np.ndarray, estimate: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tokenizer")
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--fit", action="store_true")
@@ -98,7 +100,9 @@ def main() -> None:
         found = [p for t in texts(Path(source), arguments.texts) for p in pieces(t, rng)]
         rng.shuffle(found)
         found = found[:6000]
-        true = np.array([len(e.ids) for e in tokenizer.encode_batch(found, add_special_tokens=False)], dtype=np.float32)
+        true = np.array(
+            [len(e.ids) for e in tokenizer.encode_batch(found, add_special_tokens=False)], dtype=np.float32
+        )
         x = np.stack([features(p) for p in found])
         keep = true > 20
         rows.append((source, x[keep], true[keep]))
@@ -108,7 +112,7 @@ def main() -> None:
         y = np.concatenate([r[2][::2] for r in rows])
         share = np.concatenate([np.full(len(r[2][::2]), 1 / len(r[2][::2])) for r in rows]).astype(np.float32)
         weights = fit(x, y, share, arguments.quantile)
-        whole = np.ceil(weights * tokens.UNIT).astype(int)
+        whole = np.ceil(np.minimum(weights, 2.5) * tokens.UNIT).astype(int)  # a rare pair may not run away
         lines = [", ".join(map(str, whole[i * K : (i + 1) * K])) for i in range(K)]
         path = Path(tokens.__file__).with_name("token_weights.py")
         path.write_text(

@@ -1,6 +1,5 @@
 """Formats, chunks, and hostile content."""
 
-import random
 import time
 
 import pytest
@@ -41,7 +40,12 @@ See [[Other note#Part|shown]] and ![[picture.png]] and [link](some%20file.md#x).
 
 def test_obsidian_note() -> None:
     d = read("n.md", NOTE, 220)
-    assert (d.title, d.tags, d.aliases, d.date) == ("Übersicht", ("a/b", "plain", "nested/tag"), ("One", "Two"), "2024-03-01")
+    assert (d.title, d.tags, d.aliases, d.date) == (
+        "Übersicht",
+        ("a/b", "plain", "nested/tag"),
+        ("One", "Two"),
+        "2024-03-01",
+    )
     assert d.fields["n"] == 3
     assert [(x.target, x.kind, x.anchor, x.line) for x in d.links] == [
         ("Other note", "wikilink", "Part", 10),
@@ -52,7 +56,15 @@ def test_obsidian_note() -> None:
 
 def test_heading_path_and_whole_fence() -> None:
     fence = "```\n" + "line of code here\n\n" * 9 + "```\n"
-    text = "# A\n\n" + "word word word. " * 30 + "\n\n## B\n\n" + "intro words here. " * 6 + "\n\n" + fence + "\n## C\n\nend\n"
+    text = (
+        "# A\n\n"
+        + "word word word. " * 30
+        + "\n\n## B\n\n"
+        + "intro words here. " * 6
+        + "\n\n"
+        + fence
+        + "\n## C\n\nend\n"
+    )
     d = read("a.md", text, 60)
     holding = [c for c in d.chunks if "line of code" in d.text[c.start : c.end]]
     assert len(holding) == 1
@@ -98,7 +110,11 @@ def test_encodings() -> None:
     assert "文件权限" in read("z.txt", ("如何设置文件权限，请看下面的说明。\n" * 9).encode("gb18030")).text
 
 
-BOMB = "---\na: &a [x,x,x,x]\n" + "".join(f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p}]\n" for p, c in zip("abcdefghi", "bcdefghij")) + "---\nhi\n"
+BOMB = (
+    "---\na: &a [x,x,x,x]\n"
+    + "".join(f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p}]\n" for p, c in zip("abcdefghi", "bcdefghij"))
+    + "---\nhi\n"
+)
 HOSTILE = {
     "nul": b"a\0b",
     "broken": b"ok text \xff\xfe\xc3 more\n" * 5,
@@ -119,7 +135,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("ending", ["md", "rst", "org", "html", "ipynb", "json", "yaml", "py", "c", "1", "txt"])
+@pytest.mark.parametrize(
+    "ending", ["md", "rst", "org", "html", "ipynb", "json", "yaml", "py", "c", "1", "txt"]
+)
 @pytest.mark.parametrize("name", [n for n in HOSTILE if n != "line"])
 def test_hostile(name: str, ending: str) -> None:
     begin = time.process_time()
@@ -138,11 +156,38 @@ def test_one_huge_line() -> None:
     assert d.chunks[-1].end >= len(d.text) - 1
 
 
-MARKS = ["# ", "## ", "\n", "\n\n", "```", "~~~", "| a | b |\n|---|---|\n", "> ", "- ", "[[", "]]", "#t", "`", "<b>", "---\n", "。", "漢字", " w" * 40, "\r\n", "\t", "* ", "==="]
+MARKS = [
+    "# ",
+    "## ",
+    "\n",
+    "\n\n",
+    "```",
+    "~~~",
+    "| a | b |\n|---|---|\n",
+    "> ",
+    "- ",
+    "[[",
+    "]]",
+    "#t",
+    "`",
+    "<b>",
+    "---\n",
+    "。",
+    "漢字",
+    " w" * 40,
+    "\r\n",
+    "\t",
+    "* ",
+    "===",
+]
 
 
 @settings(max_examples=700, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(MARKS), st.text(max_size=12)), max_size=40), st.sampled_from(sorted(FORMATS)), st.sampled_from([0.0, 0.25]))
+@given(
+    st.lists(st.one_of(st.sampled_from(MARKS), st.text(max_size=12)), max_size=40),
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from([0.0, 0.25]),
+)
 def test_any_text(parts: list[str], ending: str, overlap: float) -> None:
     data = "".join(parts).encode("utf-8", "replace")
     result = parse(f"x.{ending}", data, chunk_tokens=24, chunk_overlap=overlap)

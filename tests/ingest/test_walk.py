@@ -39,7 +39,18 @@ def test_nested_ignore_files(tmp_path: Path) -> None:
 
 
 def test_secrets_binaries_hidden_and_huge(tmp_path: Path) -> None:
-    make(tmp_path, ".env", "prod.env", "k.pem", "id_rsa", "id_card.md", ".git/x", "node_modules/y.md", "p.png", "big.txt")
+    make(
+        tmp_path,
+        ".env",
+        "prod.env",
+        "k.pem",
+        "id_rsa",
+        "id_card.md",
+        ".git/x",
+        "node_modules/y.md",
+        "p.png",
+        "big.txt",
+    )
     (tmp_path / "big.txt").write_text("x" * 200)
     files, skipped = look(tmp_path, max_file_bytes=100)
     assert files == ["id_card.md"]
