@@ -138,15 +138,15 @@ def read_org(text: str) -> Outline:
         outline.headings.append(Heading(lines.of(match.start()), min(len(match[1]), 32), title[:MAX_TITLE]))
     atoms: list[Atom] = []
     lines, at = _Lines(text), 0
-    while match := _ORG_BLOCK.search(text, at):
-        end = re.compile(rf"^[ \t]*#\+END_{match[1]}[ \t]*$", re.M | re.I).search(text, match.end())
+    while block := _ORG_BLOCK.search(text, at):
+        end = re.compile(rf"^[ \t]*#\+END_{block[1]}[ \t]*$", re.M | re.I).search(text, block.end())
         if end is None:
-            at = match.end()
+            at = block.end()
             if len(atoms) > 1000:
                 break
             continue
-        first = lines.of(match.start())
-        atoms.append(Atom(first, first + text.count("\n", match.start(), end.end()) + 1))
+        first = lines.of(block.start())
+        atoms.append(Atom(first, first + text.count("\n", block.start(), end.end()) + 1))
         at = end.end()
     lines = _Lines(text)
     for match in _ORG_TABLE.finditer(text):
