@@ -1,4 +1,4 @@
-"""Configuration: defaults, unknown keys refused with the nearest name, places found in the documented order."""
+"""Configuration: defaults, unknown keys refused by name, places found in the documented order."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Model engine: embedding, reranking and generation on ONNX Runtime, the right precision on each processor."""
+"""Model engine on ONNX Runtime: embedding, reranking, generation, the right precision on each processor."""
