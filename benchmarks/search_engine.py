@@ -22,7 +22,7 @@ from environment import Spread, append_result, run_process, time_ms
 import qmd
 
 QMD = [sys.executable, "-m", "qmd"]
-SHORT = [
+SHORT = (
     "file permissions",
     "memory allocation",
     "signal handler",
@@ -38,7 +38,7 @@ SHORT = [
     "certificate chain",
     "terminal color",
     "locale",
-]
+)
 QUESTIONS = (
     "how do I change the permissions of a file for every user",
     "what happens when a process receives a signal while it is blocked",
