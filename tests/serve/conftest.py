@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,7 +287,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def qmd(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process, through the same door as the real one: exit codes and messages included."""
+    """Run a command line in this process, through the door of the real one: exit codes, messages and all."""
 
     def run(*arguments: str) -> Any:
         from qmd.serve.cli.app import run as door
@@ -301,8 +301,8 @@ def qmd(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def runner() -> Iterator[CliRunner]:
-    yield CliRunner()
+def runner() -> CliRunner:
+    return CliRunner()
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ _HERE = "qmd.serve.cli"
 PLACES = {
     "search": Place(f"{_HERE}.commands_search:search", "Find by keyword."),
     "vsearch": Place(f"{_HERE}.commands_search:vsearch", "Find by meaning."),
-    "query": Place(f"{_HERE}.commands_search:query", "Find by both, fused: the best answers."),
+    "query": Place(
+        f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
+    ),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
