@@ -348,11 +348,11 @@ def test_an_error_from_the_system_names_the_file(fake: Any, qmd: Any) -> None:
 @pytest.mark.parametrize(
     "line, near",
     [
-        ("serch x", "'search'"),
-        ("collection lst", "'list'"),
-        ("search x --jsn", "'--json'"),
-        ("get x --form 3", "'--from'"),
-        ("embed --model-change", "'--model-changed'"),
+        ("serch x", "search"),
+        ("collection lst", "list"),
+        ("search x --jsn", "--json"),
+        ("get x --form 3", "--from"),
+        ("embed --model-change", "--model-changed"),
     ],
 )
 def test_unknown_words_are_errors_that_name_the_nearest(fake: Any, qmd: Any, line: str, near: str) -> None:
