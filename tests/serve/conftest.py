@@ -86,8 +86,11 @@ class Updated:
 
 @dataclasses.dataclass(frozen=True)
 class Cleaned:
-    orphan_vectors: int = 3
-    freed_bytes: int = 123_456
+    size_before: int = 2_123_456
+    size_after: int = 123_456
+    orphan_vectors: int = 3000
+    keyword_rebuilt: bool = True
+    notes: tuple[str, ...] = ()
 
 
 class FakeIndex:

@@ -27,9 +27,13 @@ PLACES = {
     "collection": Place(f"{_HERE}.commands_collection:collection", "Manage indexed folders."),
     "context": Place(f"{_HERE}.commands_context:context", "Describe folders; hits carry the description."),
     "update": Place(f"{_HERE}.commands_upkeep:update", "Read new, changed and deleted files."),
-    "embed": Place(f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."),
+    "embed": Place(
+        f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
+    ),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
-    "status": Place(f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."),
+    "status": Place(
+        f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
+    ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
