@@ -294,7 +294,8 @@ def test_check_fails_only_on_a_problem(fake: Any, qmd: Any) -> None:
 
 def test_cleanup(fake: Any, qmd: Any) -> None:
     assert qmd("cleanup").out == (
-        "Size before: 2.1 MB\nSize after: 123.5 kB\nOrphan vectors: 3,000\nKeyword rebuilt: yes\nNotes: none\n"
+        "Size before: 2.1 MB\nSize after: 123.5 kB\nOrphan vectors: 3,000\nKeyword rebuilt: yes\n"
+        "Notes: none\n"
     )
     assert json.loads(qmd("cleanup", "--json").out)["size_after"] == 123_456
 

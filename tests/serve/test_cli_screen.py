@@ -196,8 +196,6 @@ def test_help_lists_every_command_with_its_own_first_line(runner: CliRunner) -> 
             command = group.get_command(None, name)
             first = command.help.split("\n\n")[0]
             assert " ".join(first.split()) == place.line, name
-                name
-            )
             assert command.epilog, f"{name} has no example"
             said = runner.invoke(root, [*args, name, "--help"])
             assert said.exit_code == 0
