@@ -26,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a page asks of its surroundings, in a comment `<!-- docs: needs=torch,mcp index=none timeout=120 -->`."""
+    """What a page asks for, in a comment such as `<!-- docs: needs=torch,mcp index=none timeout=120 -->`."""
 
     needs: tuple[str, ...] = ()
     index: str = "vault"
