@@ -1,7 +1,7 @@
 """Index the sample notes and search them by keyword, by meaning and by both, in three languages, offline.
 
-Runs the installed `qmd` as a person would and prints each command first. The index lies beside the environment
-(`.venv/demo`), not in the home folder. Needs nothing but the standard library.
+Runs the installed `qmd` as a person would and prints each command first. The index lies beside the
+environment (`.venv/demo`), not in the home folder. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
