@@ -1,4 +1,4 @@
-"""The main job, as a person does it: index the sample vault, find known notes by command, in three languages."""
+"""The main job, as a person does it: index the sample vault, find known notes by command, in 3 languages."""
 
 from __future__ import annotations
 
