@@ -93,7 +93,10 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
         ranked += [(chunk, min(score, ceiling)) for chunk, score in rest if chunk not in seen]
     if complete == 0 and ranked and any(" " in term.text for term in phrases):
         quoted = ", ".join(f'"{term.text}"' for term in phrases)
-        notes = (*notes, f"keyword: no passage has every word and phrase ({quoted}); these have some of the words")
+        notes = (
+            *notes,
+            f"keyword: no passage has every word and phrase ({quoted}); these have some of the words",
+        )
     return KeywordList(ranked[:limit], min(complete, limit), notes, words, pruned)
 
 
@@ -131,7 +134,9 @@ def _prepare(
         return out
 
     found = [atom for atom in settle(loose) if atom.frequency]
-    words = [w for atom in loose for w in spelled.get(atom.word or "", [atom.word or atom.expression.strip('"* ')])]
+    words = [
+        w for atom in loose for w in spelled.get(atom.word or "", [atom.word or atom.expression.strip('"* ')])
+    ]
     return settle(strict), found, tuple(notes), tuple(dict.fromkeys(words))
 
 
@@ -141,7 +146,9 @@ def _tokens(word: str, *, whole: bool = True) -> list[str]:
     if not has_cjk(word):
         return [word]
     tokens = index_text(word).split()
-    return tokens[:-1] if whole and len(tokens) > 1 and len(tokens[-1]) == 1 and has_cjk(tokens[-1]) else tokens
+    return (
+        tokens[:-1] if whole and len(tokens) > 1 and len(tokens[-1]) == 1 and has_cjk(tokens[-1]) else tokens
+    )
 
 
 def _quote(tokens: Sequence[str], *, prefix: bool = False) -> str:
@@ -170,8 +177,13 @@ def _loose(term: Term) -> list[Atom]:
     return out
 
 
+def exclusions(query: Query) -> list[str]:
+    """An FTS5 expression for each thing that must not be there."""
+    return [_phrase(term) for term in query.excluded]
+
+
 def _exclusion(query: Query) -> str:
-    return "".join(f" NOT {_phrase(term)}" for term in query.excluded)
+    return "".join(f" NOT {expression}" for expression in exclusions(query))
 
 
 def _match_bounded(
