@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qmd.store.connect import Connection
 from qmd.store.documents import body_of, stored_path
 from qmd.store.filters import compile_filter
 from qmd.types import Filter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SEPARATOR = "\x1f"
 
@@ -110,6 +112,8 @@ class Chunks:
         rows = self._db.all(
             f"SELECT id FROM chunks WHERE document_id IN ({condition.documents})", condition.parameters
         )
+        import numpy as np
+
         return np.sort(np.fromiter((r[0] for r in rows), np.int64, len(rows)))
 
     def of_document(self, document_id: int) -> list[int]:
