@@ -110,6 +110,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
+    except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
+        from click.utils import PacifyFlushWrapper
+
+        return exits.OUTPUT_CLOSED if isinstance(sys.stdout, PacifyFlushWrapper) else int(end.code or 0)
     except (OutputClosed, BrokenPipeError):
         import os
 
