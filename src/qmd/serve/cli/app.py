@@ -111,9 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort:
         return exits.INTERRUPTED
     except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
-        from click.utils import PacifyFlushWrapper
-
-        return exits.OUTPUT_CLOSED if isinstance(sys.stdout, PacifyFlushWrapper) else int(end.code or 0)
+        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        return exits.OUTPUT_CLOSED if closed else end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 
