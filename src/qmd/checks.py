@@ -57,9 +57,7 @@ def _database(store: Store) -> Iterator[CheckResult]:
         yield CheckResult("database", "ok", message)
 
 
-def _vectors(
-    store: Store, config: Config, open_embedder: Callable[[], Embedder]
-) -> Iterator[CheckResult]:
+def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]) -> Iterator[CheckResult]:
     try:
         embedder = open_embedder()
     except QmdError as error:

@@ -6,11 +6,12 @@ scored exactly, where `numkong` is installed. Without that package every search 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+numkong: Any
 try:
     import numkong
 except ImportError:  # an optional accelerator: the exact scan needs nothing
