@@ -110,6 +110,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
+    except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
+        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        return exits.OUTPUT_CLOSED if closed else end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 
