@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,8 +86,11 @@ class Updated:
 
 @dataclasses.dataclass(frozen=True)
 class Cleaned:
-    orphan_vectors: int = 3
-    freed_bytes: int = 123_456
+    size_before: int = 2_123_456
+    size_after: int = 123_456
+    orphan_vectors: int = 3000
+    keyword_rebuilt: bool = True
+    notes: tuple[str, ...] = ()
 
 
 class FakeIndex:
@@ -287,7 +290,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def qmd(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process, through the same door as the real one: exit codes and messages included."""
+    """Run a command line in this process, through the door of the real one: exit codes, messages and all."""
 
     def run(*arguments: str) -> Any:
         from qmd.serve.cli.app import run as door
@@ -301,8 +304,8 @@ def qmd(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def runner() -> Iterator[CliRunner]:
-    yield CliRunner()
+def runner() -> CliRunner:
+    return CliRunner()
 
 
 @pytest.fixture

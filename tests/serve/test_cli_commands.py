@@ -293,8 +293,11 @@ def test_check_fails_only_on_a_problem(fake: Any, qmd: Any) -> None:
 
 
 def test_cleanup(fake: Any, qmd: Any) -> None:
-    assert qmd("cleanup").out == "Orphan vectors: 3\nFreed: 123.5 kB\n"
-    assert json.loads(qmd("cleanup", "--json").out) == {"orphan_vectors": 3, "freed_bytes": 123_456}
+    assert qmd("cleanup").out == (
+        "Size before: 2.1 MB\nSize after: 123.5 kB\nOrphan vectors: 3,000\nKeyword rebuilt: yes\n"
+        "Notes: none\n"
+    )
+    assert json.loads(qmd("cleanup", "--json").out)["size_after"] == 123_456
 
 
 def test_init(qmd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +351,11 @@ def test_an_error_from_the_system_names_the_file(fake: Any, qmd: Any) -> None:
 @pytest.mark.parametrize(
     "line, near",
     [
-        ("serch x", "'search'"),
-        ("collection lst", "'list'"),
-        ("search x --jsn", "'--json'"),
-        ("get x --form 3", "'--from'"),
-        ("embed --model-change", "'--model-changed'"),
+        ("serch x", "search"),
+        ("collection lst", "list"),
+        ("search x --jsn", "--json"),
+        ("get x --form 3", "--from"),
+        ("embed --model-change", "--model-changed"),
     ],
 )
 def test_unknown_words_are_errors_that_name_the_nearest(fake: Any, qmd: Any, line: str, near: str) -> None:

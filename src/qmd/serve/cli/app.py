@@ -17,7 +17,9 @@ _HERE = "qmd.serve.cli"
 PLACES = {
     "search": Place(f"{_HERE}.commands_search:search", "Find by keyword."),
     "vsearch": Place(f"{_HERE}.commands_search:vsearch", "Find by meaning."),
-    "query": Place(f"{_HERE}.commands_search:query", "Find by both, fused: the best answers."),
+    "query": Place(
+        f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
+    ),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -25,9 +27,13 @@ PLACES = {
     "collection": Place(f"{_HERE}.commands_collection:collection", "Manage indexed folders."),
     "context": Place(f"{_HERE}.commands_context:context", "Describe folders; hits carry the description."),
     "update": Place(f"{_HERE}.commands_upkeep:update", "Read new, changed and deleted files."),
-    "embed": Place(f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing."),
+    "embed": Place(
+        f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
+    ),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
-    "status": Place(f"{_HERE}.commands_upkeep:status", "Show what is indexed."),
+    "status": Place(
+        f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
+    ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
@@ -104,6 +110,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
+    except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
+        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        return exits.OUTPUT_CLOSED if closed else end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 

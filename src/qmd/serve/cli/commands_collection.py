@@ -21,12 +21,12 @@ _HERE = "qmd.serve.cli.commands_collection"
 PLACES = {
     "add": Place(f"{_HERE}:add", "Register a folder and index its text."),
     "list": Place(f"{_HERE}:list_", "List the collections."),
-    "show": Place(f"{_HERE}:show", "Show one collection."),
-    "remove": Place(f"{_HERE}:remove", "Forget a collection; its files stay."),
-    "rename": Place(f"{_HERE}:rename", "Give a collection another name."),
-    "include": Place(f"{_HERE}:include", "Search it by default."),
-    "exclude": Place(f"{_HERE}:exclude", "Search it only when it is named."),
-    "import": Place(f"{_HERE}:import_", "Take over the collections of the TypeScript original."),
+    "show": Place(f"{_HERE}:show", "Show one collection: folder, patterns, contexts."),
+    "remove": Place(f"{_HERE}:remove", "Forget a collection. The files on disk are not touched."),
+    "rename": Place(f"{_HERE}:rename", "Give a collection another name. Nothing is read or embedded again."),
+    "include": Place(f"{_HERE}:include", "Search a collection by default, as every new one is."),
+    "exclude": Place(f"{_HERE}:exclude", "Search a collection only when -c names it."),
+    "import": Place(f"{_HERE}:import_", "Take over the collections and contexts of the TypeScript original."),
 }
 ALIASES = {"rm": "remove", "mv": "rename", "info": "show", "ls": "list"}
 
@@ -151,7 +151,7 @@ def write_collections(session: Session, found: Sequence[CollectionStatus]) -> No
 @output_options("cli", "json", "jsonl", "csv")
 @pass_session
 def list_(session: Session) -> None:
-    """List the collections, with their folders and the number of their documents."""
+    """List the collections."""
     with session.open() as index:
         write_collections(session, index.list_collections())
 
@@ -233,7 +233,7 @@ def rename(session: Session, old: str, new: str) -> None:
 @output_options("cli", "json")
 @pass_session
 def include(session: Session, name: str) -> None:
-    """Search this collection by default (as every new one is)."""
+    """Search a collection by default, as every new one is."""
     with session.open() as index:
         _one(index, name)
         index.include_collection(name)
@@ -250,7 +250,7 @@ def include(session: Session, name: str) -> None:
 @output_options("cli", "json")
 @pass_session
 def exclude(session: Session, name: str) -> None:
-    """Search this collection only when -c names it."""
+    """Search a collection only when -c names it."""
     with session.open() as index:
         _one(index, name)
         index.exclude_collection(name)

@@ -86,7 +86,7 @@ def get(
     line_numbers: bool | None,
     full_path: bool,
 ) -> None:
-    """Show one document.
+    """Show one document, or some lines of it.
 
     REF is a path (notes/a.md), a qmd:// address or a docid ('#abc123'). A suffix picks lines: notes/a.md:40
     from line 40 on, notes/a.md:40:20 twenty lines from there.
@@ -170,7 +170,7 @@ _LS_COLUMNS = ("docid", "file", "title", "size_bytes", "modified")
 @output_options("cli", "json", "jsonl", "csv", "files")
 @pass_session
 def ls(session: Session, path: str | None) -> None:
-    """List collections, or the documents of one.
+    """List collections and documents.
 
     PATH is a collection, a folder in it (notes/travel) or a glob. Sizes are in bytes.
     """

@@ -141,7 +141,7 @@ def vsearch(session: Session, /, query: tuple[str, ...], **options: Any) -> None
 @search_options
 @pass_session
 def query(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
-    """Find by keyword and by meaning, fused into one list.
+    """Find by keyword and by meaning, fused: the best answers.
 
     Without vectors it answers by keyword and says so.
     """

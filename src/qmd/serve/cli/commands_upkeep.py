@@ -282,8 +282,10 @@ def _label(name: str) -> str:
 
 
 def _amount(name: str, value: Any) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.startswith("size_") or name.endswith("_bytes"):
         return size(value)
     if isinstance(value, (list, tuple)):
         return "; ".join(str(getattr(v, "message", v)) for v in value) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

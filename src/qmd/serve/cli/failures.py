@@ -4,7 +4,6 @@ request.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +63,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
         traceback.print_exception(error)
     code, message, hint = exit_code(error), _message(error), _hint(error)
     if as_json:
+        import json
+
         told = {"type": type(error).__name__, "message": message, "exit_code": code}
         click.echo(json.dumps({"error": told | ({"hint": hint} if hint else {})}), err=True)
         return code

@@ -24,8 +24,10 @@ def hash_mark(docid: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How hits are shown. `names` replaces `file` (`--full-path`); `links` maps it to a URI template with `{line}`;
-    `starts` maps (file, line) to the line on which the snippet starts, where that is not the hit's own.
+    """How hits are shown.
+
+    `names` replaces `file` (`--full-path`); `links` maps it to a URI with `{line}` in it; `starts` maps
+    (file, line) to the line on which the snippet starts, where that is not the hit's own.
     """
 
     line_numbers: bool = False
@@ -46,7 +48,7 @@ class View:
 
 
 def hit_record(hit: Hit, view: View, degraded: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON of one hit. Keys without a value are left out; `degraded` stands in every hit it is true of."""
+    """The JSON of one hit. Keys without a value are left out; `degraded` stands in every hit."""
     record: dict[str, Any] = {
         "docid": hash_mark(hit.docid),
         "score": round(float(hit.score), 4),

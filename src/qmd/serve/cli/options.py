@@ -63,25 +63,20 @@ def complete_collection(ctx: click.Context, parameter: click.Parameter, start: s
 
 
 def complete_place(ctx: click.Context, parameter: click.Parameter, start: str) -> list[str]:
-    """`collection/path` of documents, folder by folder, as a shell completes paths."""
+    """Collections, and documents as `collection/path` as soon as one collection is meant."""
     from qmd.errors import QmdError
 
     scheme = "qmd://" if start.startswith("qmd://") else ""
-    name, slash, _ = start.removeprefix(scheme).partition("/")
     try:
         with session_of(ctx).open() as index:
-            if not slash:
-                return [f"{scheme}{c.name}/" for c in index.list_collections() if c.name.startswith(name)]
-            entries = index.ls(name)
+            names = [f"{scheme}{c.name}/" for c in index.list_collections()]
+            meant = [n for n in names if n.startswith(start) or start.startswith(n)]
+            if len(meant) != 1:
+                return meant
+            entries = index.ls(meant[0].removeprefix(scheme).removesuffix("/"))
     except (QmdError, OSError):
         return []
-    found: dict[str, None] = {}
-    for entry in entries:
-        whole = f"{scheme}{entry.collection}/{entry.path}"
-        if whole.startswith(start):
-            stop = whole.find("/", len(start))
-            found[whole if stop < 0 else whole[: stop + 1]] = None
-    return list(found)
+    return [p for p in (f"{scheme}{e.collection}/{e.path}" for e in entries) if p.startswith(start)]
 
 
 def links_option(function: Any) -> Any:
