@@ -30,7 +30,8 @@ class Chunk:
     """A slice of a document that is indexed and found on its own.
 
     `start`/`end` are character offsets into `Document.text` (end exclusive); `line`/`end_line` count from 1,
-    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model.
+    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model. `cut` says that
+    the chunk is a part of a fence or table that is larger than one chunk.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Chunk:
     end_line: int
     heading_path: tuple[str, ...]
     tokens: int
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
