@@ -91,7 +91,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises."""
+    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises.
+
+    `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`.
+    """
 
     docid: str
     score: float
@@ -105,6 +108,7 @@ class Hit:
     context: str | None = None
     snippet: str | None = None
     body: str | None = None
+    marks: tuple[tuple[int, int], ...] = ()
     explain: Mapping[str, object] | None = None
 
 

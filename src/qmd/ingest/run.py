@@ -19,8 +19,8 @@ from qmd.store.documents import FileStamp
 from qmd.store.store import Store
 from qmd.types import Collection, Document, Progress
 
-BATCH_FILES = 200
-BATCH_BYTES = 4 << 20
+BATCH_FILES = 1000
+BATCH_BYTES = 8 << 20
 
 
 class Found(Protocol):
@@ -143,6 +143,8 @@ def update(
     fresh = _move(run, fresh, gone, known)
     _remove(run, gone, [path for path in skips if path not in seen])
     _index(run, fresh, known)
+    if run.done or gone:
+        store.db.checkpoint()
     counts = run.counts
     return UpdateReport(
         counts["added"],
@@ -246,9 +248,7 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
         _store(run, batch, known)
 
 
-def _store(
-    run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]
-) -> None:
+def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]) -> None:
     with run.store.writing() as writer:
         for found, digest, parsed in batch:
             stamp = known.get(found.path)

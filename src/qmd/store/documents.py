@@ -162,6 +162,11 @@ class Documents:
         rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
         return [_document(row) for row in rows]
 
+    def languages(self) -> dict[str, int]:
+        """Language -> number of documents, most frequent first."""
+        rows = self._db.all("SELECT lang, count(*) FROM documents GROUP BY lang ORDER BY 2 DESC, 1")
+        return {row[0]: int(row[1]) for row in rows}
+
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
 

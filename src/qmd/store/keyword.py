@@ -25,6 +25,7 @@ class Keyword:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._frequencies: tuple[int, dict[str, int]] = (-1, {})
+        self._total = (-1, 0)
         self._stems: dict[str, list[str]] = {}
         self._local = threading.local()
 
@@ -71,6 +72,17 @@ class Keyword:
         )
         return [r[0] for r in self._query(sql, (expression, *condition.parameters, limit))]
 
+    def score(
+        self, expression: str, ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
+    ) -> list[tuple[int, float]]:
+        """(chunk id, score as `match` gives it) of those among `ids` that match; only they are ranked."""
+        sql = (
+            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in weights)}) FROM keyword "
+            # The unary plus makes this a test on each match; else every id would be a search of its own.
+            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY 2 DESC, 1"
+        )
+        return [(row[0], float(row[1])) for row in self._query(sql, (expression, json.dumps(list(ids))))]
+
     def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
         try:
             return self._db.raw.execute(sql, values).fetchall()
@@ -80,8 +92,11 @@ class Keyword:
         return self._db.all(sql, values)  # any other error again, explained
 
     def count(self) -> int:
-        """Number of indexed chunks, N in BM25."""
-        return int(self._db.value("SELECT count(*) FROM chunks"))
+        """Number of indexed chunks, N in BM25. Remembered until the index changes."""
+        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        if self._total[0] != generation:
+            self._total = (generation, int(self._db.value("SELECT count(*) FROM chunks")))
+        return self._total[1]
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
         """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
