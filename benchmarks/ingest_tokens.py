@@ -3,7 +3,8 @@
     python benchmarks/ingest_tokens.py TOKENIZER_JSON FOLDER_OR_JSONL ... [--fit]
 
 Cuts real texts into pieces of 100 to 260 tokens, half of them for fitting and half for checking. --fit writes
-src/qmd/ingest/token_weights.py (needs torch). Prints, for every source, how often the estimate is too small and how much it wastes.
+src/qmd/ingest/token_weights.py (needs torch). Prints, for every source, how often
+the estimate is too small and how much it wastes.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def report(name: str, true: np.ndarray, estimate: np.ndarray) -> None:
     ratio = estimate / true
     print(
         f"{name:28} n={len(true):6} true<=estimate {100 * np.mean(true <= estimate):6.2f}%  "
-        f"mean {ratio.mean():.3f}  p1 {np.quantile(ratio, 0.01):.3f}  median {np.median(ratio):.3f}  p99 {np.quantile(ratio, 0.99):.3f}"
+        f"mean {ratio.mean():.3f}  p1 {np.quantile(ratio, 0.01):.3f}  "
+        f"median {np.median(ratio):.3f}  p99 {np.quantile(ratio, 0.99):.3f}"
     )
 
 

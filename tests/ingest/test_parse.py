@@ -112,7 +112,9 @@ def test_encodings() -> None:
 
 BOMB = (
     "---\na: &a [x,x,x,x]\n"
-    + "".join(f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p}]\n" for p, c in zip("abcdefghi", "bcdefghij"))
+    + "".join(
+        f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p}]\n" for p, c in zip("abcdefghi", "bcdefghij", strict=True)
+    )
     + "---\nhi\n"
 )
 HOSTILE = {

@@ -1,8 +1,8 @@
 """Cut a text into chunks along its structure. Knows lines, headings and atoms, and no file format.
 
-A section that fits the limit is one chunk; neighbouring small sections under one parent share a chunk; a section that is
-too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never inside a fence or a table
-that fits. A line that is too long by itself is cut behind a sentence.
+A section that fits the limit is one chunk; neighbouring small sections under one parent share a chunk; a section
+that is too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never inside a fence
+or a table that fits. A line that is too long by itself is cut behind a sentence.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _PAUSE = re.compile(r"[，、：,;:)\]}>](?!\d)|\s+")
 def cut(text: str, outline: Outline, limit: int, overlap: float = 0.0) -> tuple[Chunk, ...]:
     """Cut `text` into chunks of at most `limit` estimated tokens.
 
-    overlap: share of the limit (0 to 0.5) that a chunk repeats of the one before it, within one section; 0 means that no
-    character is in two chunks. Every character that is not blank is in a chunk.
+    overlap: share of the limit (0 to 0.5) that a chunk repeats of the one before it, within one section; 0 means that
+    no character is in two chunks. Every character that is not blank is in a chunk.
     """
     if limit < 8:
         raise ValueError(f"chunk_tokens is {limit}; expected at least 8.")
@@ -207,7 +207,7 @@ _ENDS = frozenset(".!?:;。！？；：")
 
 
 def _break_in(window: str, most: int) -> int:
-    """Length of the piece to take from a window of one line: at most `most` characters, behind a sentence if there is one."""
+    """Length of the piece to take from a window of one line: at most `most`, behind a sentence if there is one."""
     low = most // 3
     for pattern in (_SENTENCE, _PAUSE):
         best = 0

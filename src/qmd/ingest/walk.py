@@ -155,8 +155,8 @@ _SECRET = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A regular file. `path` is posix, relative to the root, always valid Unicode: a byte of a file name that is not UTF-8
-    shows as `\\xE9`; `absolute` is the real name.
+    """A regular file. `path` is posix, relative to the root, always valid Unicode: a byte of a file name that is
+    not UTF-8 shows as `\\xE9`; `absolute` is the real name.
     """
 
     path: str
@@ -221,6 +221,7 @@ def walk(
             path = prefix + name
             shown = path if path.isascii() else readable(path)
             real = entry.path
+            status: os.stat_result | None
             try:
                 if entry.is_symlink():
                     target = os.path.realpath(real) if follow_symlinks else ""
@@ -362,7 +363,7 @@ def _load(path: str) -> GitIgnoreSpec | None:
 
 
 def _compile(lines: Sequence[str]) -> GitIgnoreSpec | None:
-    """Patterns in .gitignore syntax; lines that are not valid, or that could match slowly, are left out, as git does."""
+    """Patterns in .gitignore syntax; lines that are not valid or could match slowly are left out."""
     good = []
     for line in lines:
         if len(line) > 500 or line.count("*") > 12:
@@ -377,7 +378,8 @@ def _compile(lines: Sequence[str]) -> GitIgnoreSpec | None:
 
 def expand_braces(pattern: str, limit: int = 64) -> list[str]:
     """`*.{md,txt}` -> `*.md`, `*.txt`."""
-    done, todo = [], [pattern]
+    done: list[str] = []
+    todo = [pattern]
     while todo and len(done) + len(todo) <= limit:
         one = todo.pop(0)
         match = re.search(r"\{([^{}]*,[^{}]*)\}", one)

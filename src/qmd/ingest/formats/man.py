@@ -31,14 +31,14 @@ def looks_like_roff(text: str) -> bool:
 def read_man(text: str) -> Outline:
     """Outline of a manual page; `text` of the outline has the same lines as the source."""
     outline = Outline()
-    for line, level, title in _sections(text):
-        outline.headings.append(Heading(line, level, _strip(title.strip().strip('"'))))
+    for line, level, name in _sections(text):
+        outline.headings.append(Heading(line, level, _strip(name.strip().strip('"'))))
     head = text[:8000]
     title = _TITLE.search(head)
     if title:
         words = title[1].replace('"', " ").split()
-        name = _NAME.search(head)
-        outline.title = _strip(name[1]) if name else None
+        summary = _NAME.search(head)
+        outline.title = _strip(summary[1]) if summary else None
         if not outline.title and words:
             outline.title = _strip(words[0]) + (
                 f"({words[1]})" if len(words) > 1 and words[1][:1].isdigit() else ""

@@ -11,7 +11,8 @@ from qmd.types import Link
 MAX_TITLE = 200
 _UNDERLINE = re.compile(r"^([=\-`:'\"~^_*+#<>.])\1{2,}[ \t]*$", re.M)
 _REST_BLOCK = re.compile(
-    r"^([ ]*)\.\. (?:code-block|code|sourcecode|highlight|literalinclude|parsed-literal|math|table|list-table|csv-table)::"
+    r"^([ ]*)\.\. (?:code-block|code|sourcecode|highlight|literalinclude|parsed-literal|math|"
+    r"table|list-table|csv-table)::"
     r"[^\n]*\n(?:[ \t]*\n|\1[ \t]+[^\n]*\n)*",
     re.M,
 )
