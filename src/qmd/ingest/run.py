@@ -248,9 +248,7 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
         _store(run, batch, known)
 
 
-def _store(
-    run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]
-) -> None:
+def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]) -> None:
     with run.store.writing() as writer:
         for found, digest, parsed in batch:
             stamp = known.get(found.path)
