@@ -28,7 +28,9 @@ MODES = ("keyword", "vector", "hybrid")
 def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, set[str]]]:
     """(document id -> title and text, query id -> text, query id -> relevant document ids)."""
     documents = {row["_id"]: row for row in map(json.loads, (folder / "corpus.jsonl").open(encoding="utf-8"))}
-    queries = {row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open(encoding="utf-8"))}
+    queries = {
+        row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open(encoding="utf-8"))
+    }
     qrels = folder / "qrels.tsv"
     qrels = qrels if qrels.exists() else folder / "qrels" / "test.tsv"
     relevant: dict[str, set[str]] = defaultdict(set)
@@ -39,7 +41,9 @@ def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], 
     return documents, {q: text for q, text in queries.items() if relevant[q]}, dict(relevant)
 
 
-def build(documents: dict[str, dict[str, str]], place: Path, config: Config) -> tuple[qmd.Index, dict[str, str]]:
+def build(
+    documents: dict[str, dict[str, str]], place: Path, config: Config
+) -> tuple[qmd.Index, dict[str, str]]:
     """An index over the documents written as files, and path -> document id."""
     files = place / "documents"
     ids: dict[str, str] = {}
@@ -53,7 +57,9 @@ def build(documents: dict[str, dict[str, str]], place: Path, config: Config) -> 
         if not (files / name).exists():
             (files / name).write_text(text, encoding="utf-8")
     index = qmd.open(place / "index.sqlite", config=config)
-    index.add(files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr))
+    index.add(
+        files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr)
+    )
     print(file=sys.stderr)
     return index, ids
 
@@ -85,7 +91,9 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, help="only the first N queries")
     parser.add_argument("--losses", type=int, default=0, help="show the N queries that hybrid loses most")
@@ -120,7 +128,13 @@ def main() -> None:
                     f"MRR@10 {row['mrr10']:6.2f}  median {median_ms:6.1f} ms"
                 )
                 if options.json:
-                    line = {"set": folder.name, "mode": mode, "queries": len(queries), **row, "median_ms": median_ms}
+                    line = {
+                        "set": folder.name,
+                        "mode": mode,
+                        "queries": len(queries),
+                        **row,
+                        "median_ms": median_ms,
+                    }
                     with options.json.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
             if options.losses and {"keyword", "hybrid"} <= results.keys():
