@@ -35,7 +35,7 @@ class KeywordIndex(Protocol):
     """What this room asks of the store's keyword index."""
 
     def match(self, expression: str, filter: Filter = ..., limit: int = ...) -> list[tuple[int, float]]: ...
-    def score(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float]]: ...
+    def score_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float]]: ...
     def document_frequency(self, terms: Iterable[str]) -> dict[str, int]: ...
     def near_terms(self, word: str, limit: int = ...) -> list[str]: ...
     def count(self) -> int: ...
@@ -67,6 +67,10 @@ def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
     if not strict:
         return KeywordList([], notes=notes)
     ranked, pruned = _rank_any(index, loose, _exclusion(query), query.filter, limit)
+    quoted = required(index, query)
+    if quoted:
+        holding = {chunk for chunk, _ in index.score_among(quoted, [chunk for chunk, _ in ranked])}
+        ranked = [item for item in ranked if item[0] in holding] or index.match(quoted, query.filter, limit)
     return KeywordList(ranked, notes=notes, words=words, pruned=pruned)
 
 
@@ -76,6 +80,8 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
+    if any(term.quoted for term in query.terms) and required(index, query) is None:
+        notes = (*notes, "keyword: no passage has what was quoted; these have some of the words")
     needed = strict
     floor = max(POSTINGS / 4, index.count() * COMMON_SHARE)
     if any(atom.frequency > floor for atom in strict):
@@ -89,14 +95,12 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
     if len(ranked) < limit and (len(loose) > 1 or phrases):
         rest, pruned = _rank_any(index, loose, exclusion, query.filter, limit)
         seen = {chunk for chunk, _ in ranked}
+        quoted = required(index, query)
+        if quoted:
+            holding = {chunk for chunk, _ in index.score_among(quoted, [chunk for chunk, _ in rest])}
+            rest = [item for item in rest if item[0] in holding]
         ceiling = ranked[-1][1] if ranked else float("inf")
         ranked += [(chunk, min(score, ceiling)) for chunk, score in rest if chunk not in seen]
-    if complete == 0 and ranked and any(" " in term.text for term in phrases):
-        quoted = ", ".join(f'"{term.text}"' for term in phrases)
-        notes = (
-            *notes,
-            f"keyword: no passage has every word and phrase ({quoted}); these have some of the words",
-        )
     return KeywordList(ranked[:limit], min(complete, limit), notes, words, pruned)
 
 
@@ -177,6 +181,15 @@ def _loose(term: Term) -> list[Atom]:
     return out
 
 
+def required(index: KeywordIndex, query: Query) -> str | None:
+    """An expression for what was quoted: hits must hold it, so long as some passage does."""
+    quoted = [_phrase(term) for term in query.terms if term.quoted]
+    if not quoted:
+        return None
+    expression = " AND ".join(quoted)
+    return expression if index.match(f"({expression}){_exclusion(query)}", query.filter, 1) else None
+
+
 def exclusions(query: Query) -> list[str]:
     """An FTS5 expression for each thing that must not be there."""
     return [_phrase(term) for term in query.excluded]
@@ -225,5 +238,5 @@ def _rank_any(
         pieces.append(f"({one.expression} AND {other.expression})")
         spent += both
     pool = index.match(f"({' OR '.join(pieces)}){exclusion}", filter, max(limit, CANDIDATES))
-    scored = index.score(everything, [chunk for chunk, _ in pool])
+    scored = index.score_among(everything, [chunk for chunk, _ in pool])
     return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit], True

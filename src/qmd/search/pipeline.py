@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qmd.errors import ModelMismatch, NotFound, QmdError
 from qmd.search.fuse import fuse_ranks
-from qmd.search.lexical import KeywordList, find_all_first, find_best
+from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
 from qmd.search.query import Query, parse
 from qmd.search.scripts import foreign_share
 from qmd.search.snippet import cut_snippet
@@ -66,7 +66,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     degraded: list[str] = []
     lists: dict[str, list[tuple[int, float]]] = {}
     weights: dict[str, float] = {}
-    words = KeywordList([])
+    words = KeywordList([], words=tuple(word for term in query.terms for word in term.words))
     clock.lap("parse")
 
     if request.mode != "vector":
@@ -130,6 +130,8 @@ def _nearest(
     store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
 ) -> tuple[list[tuple[int, float]], list[str]]:
     """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without vectors."""
+    import numpy
+
     from qmd.search.dense import Scan
 
     stored = [model for model in store.vectors.models() if model.count]
@@ -148,6 +150,10 @@ def _nearest(
     if missing > 0:
         notes.append(f"vector: {missing} passages have no vector yet; run `qmd embed`")
     allowed = store.chunk_ids(query.filter)
+    quoted = required(store.keyword, query)
+    if quoted is not None:
+        holding = store.keyword.candidates(quoted, query.filter)
+        allowed = numpy.array(holding, dtype=numpy.int64)
     excluded = _excluded(store, query)
     clock.lap("matrix")
     vector = embedder.embed_query(query.plain)
@@ -161,8 +167,6 @@ def _nearest(
 
 def _excluded(store: Store, query: Query) -> set[int]:
     """Chunks that hold what the question excludes: an exclusion holds for vectors too."""
-    from qmd.search.lexical import exclusions
-
     return {i for expression in exclusions(query) for i in store.keyword.candidates(expression, query.filter)}
 
 

@@ -75,7 +75,7 @@ class Keyword:
         )
         return [r[0] for r in self._query(sql, (expression, *condition.parameters, limit))]
 
-    def score(
+    def score_among(
         self, expression: str, ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
     ) -> list[tuple[int, float]]:
         """(chunk id, score as `match` gives it) of those among `ids` that match; only they are ranked."""
@@ -226,7 +226,10 @@ class Keyword:
         if len(folded) < 4 or len(folded) > 40 or not folded.isalnum() or has_cjk(folded):
             return []
         forms = {folded, *(t for t in self.stem([folded])[folded])}
-        edits = set().union(*(_edits(form) for form in forms)) - forms
+        edits = set().union(*(_edits(form) for form in forms))
+        # The index holds stems: a misspelt ending hides them, so every edit is looked up in its stemmed form too.
+        edits |= {terms[0] for terms in self.stem(edits).values() if len(terms) == 1}
+        edits -= forms
         rows = self._db.all(
             "SELECT w.value FROM json_each(?) w WHERE EXISTS "
             "(SELECT 1 FROM keyword_places p WHERE p.term = w.value)",
