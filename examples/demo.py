@@ -31,6 +31,8 @@ SEARCHES = [
         [
             ("vsearch", "my leg hurts when I walk downhill"),
             ("vsearch", "my bread comes out heavy and wet inside"),
+            ("vsearch", "春天和妈妈去京都"),
+            ("vsearch", "火事と地震の記録"),
         ],
     ),
     (
