@@ -154,7 +154,9 @@ def test_conditions(qmd_in: Call) -> None:
     assert "travel/kyoto.md" in files()
     assert files("--path", "work/*") == ["work/passport.md"]
     assert files("--tag", "japan") == ["travel/kyoto.md"]
-    assert files("--lang", "python") == ["code/sort.py"]
+    assert files("--type", "code") == ["code/sort.py"]
+    assert files("--lang", "ja", "--path", "work/*") == []
+    assert files("--lang", "en", "--path", "work/*") == ["work/passport.md"]
     assert files("--before", "1990-01-01") == []
 
 

@@ -105,14 +105,16 @@ def run(arguments: Sequence[str]) -> int:
     from qmd.serve.cli.screen import OutputClosed
 
     as_json = as_json_wanted(arguments)
+    stdout = sys.stdout
     try:
         code = root.main(args=list(arguments), prog_name="qmd", standalone_mode=False, obj=Session())
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
     except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
-        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
-        return exits.OUTPUT_CLOSED if closed else end.code if isinstance(end.code, int) else exits.FOUND
+        if sys.stdout is not stdout:  # replaced by one that swallows what comes after
+            return exits.OUTPUT_CLOSED
+        return end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 
