@@ -15,7 +15,6 @@ EXPECTED = [
     "garden/tomatoes.md",
     "linux/文件权限.md",
     "linux/ファイルの権限.md",
-    "health/knee.md",
     "kitchen/sourdough.md",
     "travel/京都三日.md",
     "books/読書メモ.md",
