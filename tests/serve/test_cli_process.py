@@ -155,8 +155,9 @@ def test_conditions(qmd_in: Call) -> None:
     assert files("--path", "work/*") == ["work/passport.md"]
     assert files("--tag", "japan") == ["travel/kyoto.md"]
     assert files("--type", "code") == ["code/sort.py"]
-    assert files("--lang", "ja", "--path", "work/*") == []
-    assert files("--lang", "en", "--path", "work/*") == ["work/passport.md"]
+    japanese = qmd_in("search", "権限", "--lang", "ja", "--files").stdout
+    assert "qmd://notes/work/権限.md" in japanese
+    assert qmd_in("search", "権限", "--lang", "en", "--json").stdout == "[]\n"
     assert files("--before", "1990-01-01") == []
 
 
@@ -182,6 +183,16 @@ def test_check(qmd_in: Call) -> None:
     results = json.loads(qmd_in("check", "--json").stdout)
     assert results
     assert not [r for r in results if r["state"] == "problem"]
+
+
+def test_check_on_a_bare_machine_makes_no_index(fresh: tuple[Path, Call]) -> None:
+    home, qmd = fresh
+    said = qmd("check", "--json")
+    assert said.returncode == 0, said.stderr
+    states = {r["name"]: r for r in json.loads(said.stdout)}
+    assert states["database"]["state"] == "warning"
+    assert "qmd add" in states["database"]["remedy"]
+    assert not (home / ".local").exists()
 
 
 def test_life_of_an_index(fresh: tuple[Path, Call]) -> None:
