@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 
-from qmd.ingest.outline import Outline
+from qmd.ingest.outline import Heading, Outline
 from qmd.ingest.tokens import UNIT, measure_lines, running_sum
 from qmd.types import Chunk
 
@@ -157,18 +157,23 @@ class _Cutter:
         ideal = sums[at] + rest / pieces
         low = max(at + 1, bisect_left(sums, sums[at] + self.limit // 3, at, fits))
         best, best_score = fits, -1.0
+        scale, has_atoms = 0.7 / (self.limit * self.limit), bool(self.atom_first)
+        here, weight = starts[fits], sums[fits]
         for line in range(fits, low - 1, -1):
-            here = starts[line]
             previous = starts[line - 1]
-            if here - previous <= 1 or text[previous:here].isspace():
-                score = 20.0 if not text[here : here + 1].isspace() else 12.0
+            if here - previous <= 1 or (here - previous < 80 and text[previous:here].isspace()):
+                score = 12.0 if text[here : here + 1].isspace() else 20.0
+            elif best_score > 6.0:
+                here, weight = previous, sums[line - 1]
+                continue
             elif text[here : here + 2] in _ITEMS:
                 score = 6.0
             else:
                 score = 2.0 if text[here - 2 : here - 1] in _ENDS else 1.0
-            score *= 1.0 - 0.7 * min(1.0, abs(sums[line] - ideal) / self.limit) ** 2
-            if score > best_score and not self._inside(line):
+            score *= 1.0 - scale * (weight - ideal) ** 2
+            if score > best_score and not (has_atoms and self._inside(line)):
                 best, best_score = line, score
+            here, weight = previous, sums[line - 1]
         return best
 
     def _split_line(self, line: int, path: tuple[str, ...]) -> None:
@@ -227,7 +232,7 @@ def _joins(char: str) -> bool:
     )
 
 
-def _section_ends(headings: list[tuple[int, int, str]] | list) -> list[int]:  # type: ignore[type-arg]
+def _section_ends(headings: list[Heading]) -> list[int]:
     """For every heading the index of the next one at the same or a higher place in the tree."""
     ends = [len(headings)] * len(headings)
     open_: list[int] = []

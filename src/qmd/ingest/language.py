@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SAMPLE = 2000
+SAMPLE = 1200
 
 _WORDS = {
     "en": "the and of to in is that for it with as are this be on not you can by from or an if will which",
