@@ -44,8 +44,8 @@ def fresh_home(
 ) -> Callable[[str], Path]:
     """Put the home folder back to its first state: the vault at ~/notes and ~/work/examples/vault.
 
-    With "vault", `qmd add ~/notes --name vault` has been run; with "none" there is no index. The folder is the
-    same every time, because an index knows where its notes lie.
+    With "vault", `qmd add ~/notes --name vault` has been run; with "none" there is no index. It is the same
+    folder every time, because an index knows where its notes lie.
     """
     root = tmp_path_factory.mktemp("docs")
     home, plain, indexed = root / "home", root / "plain", root / "indexed"
