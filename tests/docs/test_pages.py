@@ -71,7 +71,7 @@ def shell(
 
 
 RUN = SHELL | {"python", "yaml", "json", "toml"}
-# A translated page has the commands of the English one, which another test checks: running them once is enough.
+# A translated page has the commands of the English one, as another test checks: running them once is enough.
 RUNNABLE = [p for p in PAGES if p.name.count(".") == 1 and any(b.lang in RUN for b in read_page(p).blocks)]
 
 
