@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SAMPLE = 1200
+SAMPLE = 1000
 
 _WORDS = {
     "en": "the and of to in is that for it with as are this be on not you can by from or an if will which",
@@ -44,7 +44,7 @@ def detect_language(text: str) -> str:
     words = sample.lower().split()
     distinct = set(words)
     english = len(distinct & _SETS["en"])
-    if english >= 6:
+    if english >= 5:
         return "en"
     best_lang, best_count = "en", english
     for lang, common in _SETS.items():
