@@ -90,7 +90,8 @@ def main() -> None:
                 results = [timed(lambda a=ask, q=query: a(q), options.repeats) for query in queries]
                 median = statistics.median(m for m, _ in results)
                 print(
-                    f"{name:18} {chunks} chunks  median {median:7.2f}  slowest {max(w for _, w in results):7.2f} ms  "
+                    f"{name:18} {chunks} chunks  median {median:7.2f}  "
+                    f"slowest {max(w for _, w in results):7.2f} ms  "
                     f"each {[round(m, 1) for m, _ in results]}"
                 )
 

@@ -62,12 +62,14 @@ class Chunks:
         self._db = db
 
     def get(self, ids: Iterable[int]) -> dict[int, ChunkRow]:
-        """id -> row, in the order asked; ids that are gone are left out. Raises StoreDamaged on a bad text."""
+        """id -> row, in the order asked; ids that are gone are left out. Raises StoreDamaged on a bad text.
+        """
         wanted = [int(i) for i in ids]
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():
             rows = self._db.all(
-                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
+                d.mtime_ns,
                           c.line, c.end_line, c.start, c.end, c.headings, c.key
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
