@@ -93,7 +93,8 @@ def _languages(store: Store, embedder: Embedder) -> Iterator[CheckResult]:
             "languages",
             "warning",
             f"{sum(foreign.values())} of {total} documents are in languages that "
-            f"{embedder.card.name} does not read ({named}); keyword search finds them, search by meaning hardly",
+            f"{embedder.card.name} does not read ({named}); keyword search finds them, search by meaning "
+            f"hardly",
             "Set `models.embedding` to a model of many languages, for example BAAI/bge-m3 or "
             "Qwen/Qwen3-Embedding-0.6B, and run `qmd embed --model-changed`.",
         )

@@ -15,7 +15,8 @@ def fuse_ranks(
     from 1.
 
     Returns (id, score), best first. The score is divided by that of an id that leads every list, so it lies
-    in (0, 1]. Equal scores are ordered by best rank, then as first seen. Raises ValueError for a negative weight.
+    in (0, 1]. Equal scores are ordered by best rank, then as first seen. Raises ValueError for a negative
+    weight.
     """
     if any(weights[name] < 0 for name in rankings):
         raise ValueError("a fusion weight is negative")

@@ -221,7 +221,7 @@ def _match_bounded(
 def _rank_any(
     index: KeywordIndex, atoms: Sequence[Atom], exclusion: str, filter: Filter, limit: int
 ) -> tuple[list[tuple[int, float]], bool]:
-    """(chunk id, BM25 over any atom), best first; and whether common words made no candidates of their own."""
+    """(chunk id, BM25 over any atom), best first; and whether the candidates were pruned."""
     if not atoms:
         return [], False
     everything = " OR ".join(atom.expression for atom in atoms)

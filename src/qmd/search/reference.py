@@ -18,7 +18,8 @@ _LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOT
 
 def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | None]:
     """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or
-    docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on the disk.
+    docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on
+    the disk.
 
     Raises NotFound, naming the nearest documents.
     """

@@ -62,8 +62,7 @@ class Chunks:
         self._db = db
 
     def get(self, ids: Iterable[int]) -> dict[int, ChunkRow]:
-        """id -> row, in the order asked; ids that are gone are left out. Raises StoreDamaged on a bad text.
-        """
+        """id -> row, in the order asked; ids that are gone are left out. Raises StoreDamaged on a bad text."""
         wanted = [int(i) for i in ids]
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():

@@ -110,7 +110,10 @@ class Keyword:
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
         """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
-        wanted = [w for w in dict.fromkeys(words) if w not in self._stems]
+        words = list(dict.fromkeys(words))
+        if len(self._stems) > 50_000:  # before anything is looked up in it
+            self._stems = {}
+        wanted = [w for w in words if w not in self._stems]
         if wanted:
             db = self._tokenizer()
             db.executemany(
@@ -124,10 +127,8 @@ class Keyword:
             for term, row in db.execute("SELECT term, doc FROM places ORDER BY doc, offset"):
                 terms.setdefault(row, []).append(term)
             db.execute("INSERT INTO t(t) VALUES ('delete-all')")
-            if len(self._stems) > 50_000:
-                self._stems = {}
             self._stems.update((w, terms.get(i, [])) for i, w in enumerate(wanted))
-        return {w: self._stems[w] for w in dict.fromkeys(words)}
+        return {w: self._stems[w] for w in words}
 
     def _tokenizer(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
