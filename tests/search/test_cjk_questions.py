@@ -1,5 +1,6 @@
 """Twelve questions in Chinese and Japanese, each with one right note among 2,000."""
 
+# ruff: noqa: E501, SIM905 - CJK counts double, word lists read better as text
 import random
 
 import pytest
@@ -21,7 +22,10 @@ RIGHT = {
     "データベースの接続が切れる原因": "# 障害記録\n\nデータベースへの接続が夜中に切れる原因は、プロキシの無通信タイムアウトだった。",
 }
 SUBJECTS = {
-    "zh": "文件 目录 服务器 网络 内存 缓存 日志 权限 数据库 接口 配置 备份 线程 菜谱 旅行 诗歌 历史 宠物 签证 音乐 花园 天气".split(),
+    "zh": (
+        "桌子 窗户 电影 火车 合同 会议 面包 咖啡 邻居 医院 眼镜 手机 电池 键盘 屏幕 书店 老师 考试 论文 翻译 足球 游泳 山路 河流 "
+        "雪景 月亮 故事 画展 剧本 工资 房租 保险 快递 文件 目录 服务器 网络 内存 缓存 日志 权限 数据库 接口 配置 备份 线程 菜谱 旅行 诗歌 历史 宠物 音乐 花园 天气"
+    ).split(),
     "ja": "ファイル フォルダ サーバー ネットワーク メモリ ログ 権限 データベース 設定 予約 料理 旅行 歴史 猫 税金 音楽 庭 天気".split(),
     "en": "file folder server network memory cache log permission database config backup recipe travel poem cat".split(),
 }

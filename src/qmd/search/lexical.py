@@ -1,11 +1,14 @@
 """The keyword list: from a Query to ranked chunks. Writes FTS5 expressions; the store runs them.
 
-Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion wants. `find_all_first` puts the
-chunks with every word (AND) before those with some, what a person who typed three words wants. Neither dead-ends:
+Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion wants. `find_all_first`
+puts the
+chunks with every word (AND) before those with some, what a person who typed three words wants. Neither
+dead-ends:
 a word that the index does not have is replaced by its nearest spellings, and `notes` says so.
 
 Ranking hundreds of thousands of postings of common words would take most of the time and change little: where
-the words' postings exceed `POSTINGS`, candidates come from the rare words and from pairs of the common ones, and
+the words' postings exceed `POSTINGS`, candidates come from the rare words and from pairs of the common
+ones, and
 only the best of them are scored with all words. The choice follows document frequency; there is no stop list.
 """
 
@@ -43,7 +46,9 @@ class KeywordIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a prefix."""
+    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a
+    prefix.
+    """
 
     expression: str
     word: str | None
@@ -145,7 +150,8 @@ def _prepare(
 
 
 def _tokens(word: str, *, whole: bool = True) -> list[str]:
-    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the index
+    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the
+    index
     holds alone too, is left out at the end (`whole`) so that a longer run matches as well."""
     if not has_cjk(word):
         return [word]
@@ -202,7 +208,8 @@ def _exclusion(query: Query) -> str:
 def _match_bounded(
     index: KeywordIndex, expression: str, frequency: int, exclusion: str, filter: Filter, limit: int
 ) -> list[tuple[int, float]]:
-    """Matches of an expression; one that matches too much is looked for in titles and headings first, where the
+    """Matches of an expression; one that matches too much is looked for in titles and headings first, where
+    the
     weights put the best ones anyway."""
     if frequency > POSTINGS:
         ranked = index.match(f"({{title headings}} : ({expression})){exclusion}", filter, limit)
@@ -214,7 +221,7 @@ def _match_bounded(
 def _rank_any(
     index: KeywordIndex, atoms: Sequence[Atom], exclusion: str, filter: Filter, limit: int
 ) -> tuple[list[tuple[int, float]], bool]:
-    """(chunk id, BM25 over any atom), best first, and whether common words were pruned from the candidates."""
+    """(chunk id, BM25 over any atom), best first; and whether the candidates were pruned."""
     if not atoms:
         return [], False
     everything = " OR ".join(atom.expression for atom in atoms)
@@ -223,7 +230,9 @@ def _rank_any(
     if sum(atom.frequency for atom in atoms) <= POSTINGS:
         return index.match(f"({everything}){exclusion}", filter, limit), False
     total = index.count()
-    pieces, spent, rest = [], 0.0, []
+    pieces: list[str] = []
+    rest: list[Atom] = []
+    spent = 0.0
     for atom in sorted(atoms, key=lambda atom: atom.frequency):
         if not pieces or spent + atom.frequency <= POSTINGS / 2:
             pieces.append(atom.expression)

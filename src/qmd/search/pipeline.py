@@ -112,7 +112,9 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
 
 
 def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
-    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only add noise."""
+    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only
+    add noise.
+    """
     foreign = foreign_share(query.plain, embedder.card.languages)
     if not foreign:
         return 1.0, []
@@ -129,7 +131,9 @@ def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, lis
 def _nearest(
     store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
 ) -> tuple[list[tuple[int, float]], list[str]]:
-    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without vectors."""
+    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without
+    vectors.
+    """
     import numpy
 
     from qmd.search.dense import Scan
@@ -139,8 +143,8 @@ def _nearest(
         if stored:
             raise ModelMismatch(
                 f"the index holds vectors of {stored[0].name} ({stored[0].dim}d), the configuration asks for "
-                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, or restore the old model "
-                "in the configuration."
+                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, "
+                "or restore the old model in the configuration."
             )
         raise NotFound("the index has no vectors yet. Run `qmd embed`.")
     matrix = store.vectors.matrix(embedder.fingerprint)
@@ -171,7 +175,8 @@ def _excluded(store: Store, query: Query) -> set[int]:
 
 
 def _group(ranked: Sequence[tuple[int, float]], places: Mapping[int, tuple[int, str, int]]) -> RankedList:
-    """One entry a document. Equal scores are ordered by docid and line, so that the order in which documents came
+    """One entry a document. Equal scores are ordered by docid and line, so that the order in which
+    documents came
     into the index says nothing."""
     alive = [(chunk, score) for chunk, score in ranked if chunk in places]
     alive.sort(key=lambda item: (-round(item[1], 6), *places[item[0]][1:]))

@@ -1,4 +1,6 @@
-"""Keyword primitives over FTS5. The query language lives elsewhere; this takes FTS5 expressions and plain words."""
+"""Keyword primitives over FTS5. The query language lives elsewhere; this takes FTS5 expressions and plain
+words.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ NO_FILTER = Filter()
 
 
 class Keyword:
-    """Matches, counts and near spellings. Scores are BM25 (k1 1.2, b 0.75) over weighted columns; higher is better."""
+    """Matches, counts and near spellings. Scores are BM25 (k1 1.2, b 0.75) over weighted columns; higher is
+    better.
+    """
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -42,7 +46,8 @@ class Keyword:
     ) -> list[tuple[int, float]]:
         """(chunk id, score), best first; equal scores by id. The filter is part of the query.
 
-        expression: FTS5 syntax over the columns title, headings, body, path; CJK text through `cjk.query_terms`.
+        expression: FTS5 syntax over the columns title, headings, body, path; CJK text through
+        `cjk.query_terms`.
         Raises UsageError when it is not a legal FTS5 expression.
         """
         rank = f"bm25({', '.join(str(float(w)) for w in weights)})"
@@ -60,7 +65,9 @@ class Keyword:
         return [(row[0], row[1]) for row in self._query(sql, values)]
 
     def candidates(self, expression: str, filter: Filter = NO_FILTER, limit: int = 1 << 40) -> list[int]:
-        """Ids of the chunks that match, in id order, without scores: cheaper than `match` by the whole ranking."""
+        """Ids of the chunks that match, in id order, without scores: cheaper than `match` by the whole
+        ranking.
+        """
         condition = compile_filter(filter)
         if condition is None:
             return [
@@ -103,7 +110,10 @@ class Keyword:
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
         """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
-        wanted = [w for w in dict.fromkeys(words) if w not in self._stems]
+        words = list(dict.fromkeys(words))
+        if len(self._stems) > 50_000:  # before anything is looked up in it
+            self._stems = {}
+        wanted = [w for w in words if w not in self._stems]
         if wanted:
             db = self._tokenizer()
             db.executemany(
@@ -117,10 +127,8 @@ class Keyword:
             for term, row in db.execute("SELECT term, doc FROM places ORDER BY doc, offset"):
                 terms.setdefault(row, []).append(term)
             db.execute("INSERT INTO t(t) VALUES ('delete-all')")
-            if len(self._stems) > 50_000:
-                self._stems = {}
             self._stems.update((w, terms.get(i, [])) for i, w in enumerate(wanted))
-        return {w: self._stems[w] for w in dict.fromkeys(words)}
+        return {w: self._stems[w] for w in words}
 
     def _tokenizer(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -136,9 +144,11 @@ class Keyword:
         return db
 
     def document_frequency(self, terms: Iterable[str]) -> dict[str, int]:
-        """word -> number of chunks that hold it. A word of several terms (a CJK run): its rarest term's number.
+        """word -> number of chunks that hold it. A word of several terms (a CJK run): its rarest term's
+        number.
 
-        Exact; remembered until the index changes. The first look at a very common word reads its whole posting list.
+        Exact; remembered until the index changes. The first look at a very common word reads its whole
+        posting list.
         """
         words = list(dict.fromkeys(terms))
         generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
@@ -154,9 +164,11 @@ class Keyword:
     def score(
         self, words: Sequence[str], ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
     ) -> dict[int, float]:
-        """chunk id -> BM25 of single words, exactly as `match` scores `word OR word ...`, for a few chunks only.
+        """chunk id -> BM25 of single words, exactly as `match` scores `word OR word ...`, for a few chunks
+        only.
 
-        This is how a long question stays fast: candidates come from its rarer words, and only they are scored with
+        This is how a long question stays fast: candidates come from its rarer words, and only they are
+        scored with
         the common ones. Cost grows with `ids` (about 0.1 ms each), not with the index.
         """
         count = self.count()
@@ -217,8 +229,10 @@ class Keyword:
     def near_terms(self, word: str, limit: int = 10) -> list[str]:
         """Terms of the index one edit away (letter dropped, added, changed, or two neighbours swapped).
 
-        Most frequent first. Every possible edit is looked up, so this needs no copy of the vocabulary and is never
-        stale. Words of fewer than four letters and CJK have none. What is given back can be searched as it is.
+        Most frequent first. Every possible edit is looked up, so this needs no copy of the vocabulary and
+        is never
+        stale. Words of fewer than four letters and CJK have none. What is given back can be searched as it
+        is.
         """
         folded = "".join(
             c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c)
@@ -227,7 +241,8 @@ class Keyword:
             return []
         forms = {folded, *(t for t in self.stem([folded])[folded])}
         edits = set().union(*(_edits(form) for form in forms))
-        # The index holds stems: a misspelt ending hides them, so every edit is looked up in its stemmed form too.
+        # The index holds stems: a misspelt ending hides them, so every edit is looked up in its stemmed
+        # form too.
         edits |= {terms[0] for terms in self.stem(edits).values() if len(terms) == 1}
         edits -= forms
         rows = self._db.all(
