@@ -1,11 +1,14 @@
 """The keyword list: from a Query to ranked chunks. Writes FTS5 expressions; the store runs them.
 
-Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion wants. `find_all_first` puts the
-chunks with every word (AND) before those with some, what a person who typed three words wants. Neither dead-ends:
+Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion wants. `find_all_first`
+puts the
+chunks with every word (AND) before those with some, what a person who typed three words wants. Neither
+dead-ends:
 a word that the index does not have is replaced by its nearest spellings, and `notes` says so.
 
 Ranking hundreds of thousands of postings of common words would take most of the time and change little: where
-the words' postings exceed `POSTINGS`, candidates come from the rare words and from pairs of the common ones, and
+the words' postings exceed `POSTINGS`, candidates come from the rare words and from pairs of the common
+ones, and
 only the best of them are scored with all words. The choice follows document frequency; there is no stop list.
 """
 
@@ -35,7 +38,7 @@ class KeywordIndex(Protocol):
     """What this room asks of the store's keyword index."""
 
     def match(self, expression: str, filter: Filter = ..., limit: int = ...) -> list[tuple[int, float]]: ...
-    def score(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float]]: ...
+    def score_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float]]: ...
     def document_frequency(self, terms: Iterable[str]) -> dict[str, int]: ...
     def near_terms(self, word: str, limit: int = ...) -> list[str]: ...
     def count(self) -> int: ...
@@ -43,7 +46,9 @@ class KeywordIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a prefix."""
+    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a
+    prefix.
+    """
 
     expression: str
     word: str | None
@@ -67,6 +72,10 @@ def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
     if not strict:
         return KeywordList([], notes=notes)
     ranked, pruned = _rank_any(index, loose, _exclusion(query), query.filter, limit)
+    quoted = required(index, query)
+    if quoted:
+        holding = {chunk for chunk, _ in index.score_among(quoted, [chunk for chunk, _ in ranked])}
+        ranked = [item for item in ranked if item[0] in holding] or index.match(quoted, query.filter, limit)
     return KeywordList(ranked, notes=notes, words=words, pruned=pruned)
 
 
@@ -76,6 +85,8 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
+    if any(term.quoted for term in query.terms) and required(index, query) is None:
+        notes = (*notes, "keyword: no passage has what was quoted; these have some of the words")
     needed = strict
     floor = max(POSTINGS / 4, index.count() * COMMON_SHARE)
     if any(atom.frequency > floor for atom in strict):
@@ -89,14 +100,12 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
     if len(ranked) < limit and (len(loose) > 1 or phrases):
         rest, pruned = _rank_any(index, loose, exclusion, query.filter, limit)
         seen = {chunk for chunk, _ in ranked}
+        quoted = required(index, query)
+        if quoted:
+            holding = {chunk for chunk, _ in index.score_among(quoted, [chunk for chunk, _ in rest])}
+            rest = [item for item in rest if item[0] in holding]
         ceiling = ranked[-1][1] if ranked else float("inf")
         ranked += [(chunk, min(score, ceiling)) for chunk, score in rest if chunk not in seen]
-    if complete == 0 and ranked and any(" " in term.text for term in phrases):
-        quoted = ", ".join(f'"{term.text}"' for term in phrases)
-        notes = (
-            *notes,
-            f"keyword: no passage has every word and phrase ({quoted}); these have some of the words",
-        )
     return KeywordList(ranked[:limit], min(complete, limit), notes, words, pruned)
 
 
@@ -141,7 +150,8 @@ def _prepare(
 
 
 def _tokens(word: str, *, whole: bool = True) -> list[str]:
-    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the index
+    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the
+    index
     holds alone too, is left out at the end (`whole`) so that a longer run matches as well."""
     if not has_cjk(word):
         return [word]
@@ -177,6 +187,15 @@ def _loose(term: Term) -> list[Atom]:
     return out
 
 
+def required(index: KeywordIndex, query: Query) -> str | None:
+    """An expression for what was quoted: hits must hold it, so long as some passage does."""
+    quoted = [_phrase(term) for term in query.terms if term.quoted]
+    if not quoted:
+        return None
+    expression = " AND ".join(quoted)
+    return expression if index.match(f"({expression}){_exclusion(query)}", query.filter, 1) else None
+
+
 def exclusions(query: Query) -> list[str]:
     """An FTS5 expression for each thing that must not be there."""
     return [_phrase(term) for term in query.excluded]
@@ -189,7 +208,8 @@ def _exclusion(query: Query) -> str:
 def _match_bounded(
     index: KeywordIndex, expression: str, frequency: int, exclusion: str, filter: Filter, limit: int
 ) -> list[tuple[int, float]]:
-    """Matches of an expression; one that matches too much is looked for in titles and headings first, where the
+    """Matches of an expression; one that matches too much is looked for in titles and headings first, where
+    the
     weights put the best ones anyway."""
     if frequency > POSTINGS:
         ranked = index.match(f"({{title headings}} : ({expression})){exclusion}", filter, limit)
@@ -201,7 +221,7 @@ def _match_bounded(
 def _rank_any(
     index: KeywordIndex, atoms: Sequence[Atom], exclusion: str, filter: Filter, limit: int
 ) -> tuple[list[tuple[int, float]], bool]:
-    """(chunk id, BM25 over any atom), best first, and whether common words were pruned from the candidates."""
+    """(chunk id, BM25 over any atom), best first; and whether the candidates were pruned."""
     if not atoms:
         return [], False
     everything = " OR ".join(atom.expression for atom in atoms)
@@ -210,7 +230,9 @@ def _rank_any(
     if sum(atom.frequency for atom in atoms) <= POSTINGS:
         return index.match(f"({everything}){exclusion}", filter, limit), False
     total = index.count()
-    pieces, spent, rest = [], 0.0, []
+    pieces: list[str] = []
+    rest: list[Atom] = []
+    spent = 0.0
     for atom in sorted(atoms, key=lambda atom: atom.frequency):
         if not pieces or spent + atom.frequency <= POSTINGS / 2:
             pieces.append(atom.expression)
@@ -225,5 +247,5 @@ def _rank_any(
         pieces.append(f"({one.expression} AND {other.expression})")
         spent += both
     pool = index.match(f"({' OR '.join(pieces)}){exclusion}", filter, max(limit, CANDIDATES))
-    scored = index.score(everything, [chunk for chunk, _ in pool])
+    scored = index.score_among(everything, [chunk for chunk, _ in pool])
     return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit], True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qmd.errors import ModelMismatch, NotFound, QmdError
 from qmd.search.fuse import fuse_ranks
-from qmd.search.lexical import KeywordList, find_all_first, find_best
+from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
 from qmd.search.query import Query, parse
 from qmd.search.scripts import foreign_share
 from qmd.search.snippet import cut_snippet
@@ -66,7 +66,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     degraded: list[str] = []
     lists: dict[str, list[tuple[int, float]]] = {}
     weights: dict[str, float] = {}
-    words = KeywordList([])
+    words = KeywordList([], words=tuple(word for term in query.terms for word in term.words))
     clock.lap("parse")
 
     if request.mode != "vector":
@@ -112,7 +112,9 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
 
 
 def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
-    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only add noise."""
+    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only
+    add noise.
+    """
     foreign = foreign_share(query.plain, embedder.card.languages)
     if not foreign:
         return 1.0, []
@@ -129,7 +131,11 @@ def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, lis
 def _nearest(
     store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
 ) -> tuple[list[tuple[int, float]], list[str]]:
-    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without vectors."""
+    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without
+    vectors.
+    """
+    import numpy
+
     from qmd.search.dense import Scan
 
     stored = [model for model in store.vectors.models() if model.count]
@@ -137,8 +143,8 @@ def _nearest(
         if stored:
             raise ModelMismatch(
                 f"the index holds vectors of {stored[0].name} ({stored[0].dim}d), the configuration asks for "
-                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, or restore the old model "
-                "in the configuration."
+                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, "
+                "or restore the old model in the configuration."
             )
         raise NotFound("the index has no vectors yet. Run `qmd embed`.")
     matrix = store.vectors.matrix(embedder.fingerprint)
@@ -148,6 +154,10 @@ def _nearest(
     if missing > 0:
         notes.append(f"vector: {missing} passages have no vector yet; run `qmd embed`")
     allowed = store.chunk_ids(query.filter)
+    quoted = required(store.keyword, query)
+    if quoted is not None:
+        holding = store.keyword.candidates(quoted, query.filter)
+        allowed = numpy.array(holding, dtype=numpy.int64)
     excluded = _excluded(store, query)
     clock.lap("matrix")
     vector = embedder.embed_query(query.plain)
@@ -161,13 +171,12 @@ def _nearest(
 
 def _excluded(store: Store, query: Query) -> set[int]:
     """Chunks that hold what the question excludes: an exclusion holds for vectors too."""
-    from qmd.search.lexical import exclusions
-
     return {i for expression in exclusions(query) for i in store.keyword.candidates(expression, query.filter)}
 
 
 def _group(ranked: Sequence[tuple[int, float]], places: Mapping[int, tuple[int, str, int]]) -> RankedList:
-    """One entry a document. Equal scores are ordered by docid and line, so that the order in which documents came
+    """One entry a document. Equal scores are ordered by docid and line, so that the order in which
+    documents came
     into the index says nothing."""
     alive = [(chunk, score) for chunk, score in ranked if chunk in places]
     alive.sort(key=lambda item: (-round(item[1], 6), *places[item[0]][1:]))

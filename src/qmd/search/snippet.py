@@ -27,7 +27,8 @@ class Snippet:
 def cut_snippet(text: str, first_line: int, words: Sequence[str], stems: Sequence[str]) -> Snippet:
     """The run of at most LINES lines with the most different words, then the most matches, then the earliest.
 
-    text: a chunk that begins at line `first_line`. words: as looked for (CJK: bigrams); stems: the index's forms.
+    text: a chunk that begins at line `first_line`. words: as looked for (CJK: bigrams); stems: the index's
+    forms.
     Without a match it is the first lines that say something.
     """
     lines = text.split("\n")

@@ -67,7 +67,8 @@ class Chunks:
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():
             rows = self._db.all(
-                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
+                d.mtime_ns,
                           c.line, c.end_line, c.start, c.end, c.headings, c.key
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
