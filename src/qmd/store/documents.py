@@ -196,6 +196,7 @@ class DocumentWriter:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._collections: dict[str, int] = {}
+        self._next_chunk = 0
         self.changed = False
 
     def put_document(
@@ -259,9 +260,10 @@ class DocumentWriter:
     def _put_chunks(self, document_id: int, path: str, title: str, text: str, document: Document) -> None:
         from qmd.store.chunks import SEPARATOR, embedding_key, embedding_text
 
-        first = 1 + max(
-            self._db.value("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'chunks'), 0)"), 0
+        first = self._next_chunk or 1 + int(
+            self._db.value("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'chunks'), 0)")
         )
+        self._next_chunk = first + len(document.chunks)
         rows: list[tuple[object, ...]] = []
         words: list[tuple[object, ...]] = []
         title_words, path_words = index_text(title), index_text(clean(path))
