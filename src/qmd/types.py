@@ -142,8 +142,10 @@ class ModelCard:
     """A row that drives the code that loads and runs a model.
 
     `name` is what a user writes; `repo` is the hub repository that holds the ONNX files where that is another
-    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read: token
-    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the Matryoshka
+    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read:
+    token
+    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the
+    Matryoshka
     sizes a vector may be cut to, largest first; empty means only `dim`.
     """
 

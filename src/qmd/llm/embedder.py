@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from qmd.llm.prepare import Prepared
 
 SLAB_CHARACTERS = 1 << 20
-"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of texts."""
+"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
+texts."""
 TOKEN_BUDGET = 4096
 """Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
 PREPARE_AFTER_TOKENS = 30_000
@@ -32,7 +33,8 @@ PREPARE_AFTER_TOKENS = 30_000
 
 
 def space_fingerprint(card: ModelCard, dim: int, sha256: str) -> str:
-    """Name the vector space: equal for every prepared form of one source file, different for anything else."""
+    """Name the vector space: equal for every prepared form of one source file, different for anything
+    else."""
     identity = {
         "format": 1,
         "source": sha256,
@@ -79,7 +81,8 @@ class OnnxEmbedder:
     def open(
         cls, files: ModelFiles, *, threads: int | None = None, dim: int | None = None, prepare: bool = True
     ) -> OnnxEmbedder:
-        """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
+        """Use the prepared graph if this machine has one; otherwise the source, until much is to be
+        embedded."""
         from qmd.llm.prepare import load_prepared
 
         tokenizer = TextTokenizer.from_file(files.tokenizer)
@@ -95,7 +98,8 @@ class OnnxEmbedder:
             self._use(session)
 
     def prepare(self) -> Prepared | None:
-        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster form."""
+        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster
+        form."""
         from qmd.llm.prepare import prepare_model
 
         self._prepare = False

@@ -48,11 +48,13 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_file(path: Path, sha256: str, remedy: str) -> None:
-    """Raises ModelError, naming the file, both digests and the remedy, when the file is not the pinned one."""
+    """Raises ModelError, naming the file, both digests and the remedy, when the file is not the pinned
+    one."""
     found = file_sha256(path)
     if found != sha256:
         raise ModelError(
-            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}.... {remedy}"
+            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}....
+            {remedy}"
         )
 
 
