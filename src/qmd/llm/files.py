@@ -53,8 +53,8 @@ def verify_file(path: Path, sha256: str, remedy: str) -> None:
     found = file_sha256(path)
     if found != sha256:
         raise ModelError(
-            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}....
-            {remedy}"
+            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}.... "
+            f"{remedy}"
         )
 
 

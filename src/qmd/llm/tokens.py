@@ -37,9 +37,8 @@ class TextTokenizer:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:
             raise ModelError(
-                f"{path} is not a readable tokenizer.json ({error}). Remove the model with `qmd models
-                remove` "
-                "and pull it again."
+                f"{path} is not a readable tokenizer.json ({error}). "
+                "Remove the model with `qmd models remove` and pull it again."
             ) from error
 
     @property
