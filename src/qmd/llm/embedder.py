@@ -15,6 +15,7 @@ from qmd.llm.batches import pad_rows, plan_batches
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
+from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard
 
@@ -79,16 +80,23 @@ class OnnxEmbedder:
 
     @classmethod
     def open(
-        cls, files: ModelFiles, *, threads: int | None = None, dim: int | None = None, prepare: bool = True
+        cls,
+        files: ModelFiles,
+        *,
+        threads: int | None = None,
+        dim: int | None = None,
+        prepare: bool = True,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ) -> OnnxEmbedder:
-        """Use the prepared graph if this machine has one; otherwise the source, until much is to be
-        embedded."""
+        """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
         from qmd.llm.prepare import load_prepared
 
         tokenizer = TextTokenizer.from_file(files.tokenizer)
+        prepare = prepare and providers[0] == "CPUExecutionProvider"
         ready = load_prepared(files) if prepare else None
         graph = ready[0] if ready is not None and ready[0] else files.graph
-        session = open_session(graph, threads=threads)
+        session = open_session(graph, threads=threads, providers=providers)
+        check_role(files.card, find_form(read_signature(session)))
         return cls(files, session, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
 
     def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
@@ -148,6 +156,8 @@ class OnnxEmbedder:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
         hidden = self._session.run([self._output], feeds)[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)

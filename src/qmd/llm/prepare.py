@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ import numpy as np
 
 from qmd.errors import ModelError
 from qmd.llm.bert_graph import Products, measure_ranges, read_bert, write_bert
-from qmd.llm.files import ModelFiles, cache_root
+from qmd.llm.files import ModelFiles, cache_root, write_atomically
 from qmd.llm.session import open_session
 
 if TYPE_CHECKING:
@@ -146,20 +144,6 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         write_atomically(path.with_suffix(".json"), json.dumps(asdict(record)).encode())
     source.adopt(open_session(graph, threads=source.threads) if graph else None)
     return record
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def calibration_texts() -> Sequence[str]:
