@@ -83,7 +83,7 @@ def place_model(
     if precision is not None and precision not in by_precision:
         raise ModelError(f"model {card.name} has no {precision} files (it has: {', '.join(by_precision)}).")
     if wanted == "cpu":
-        choice: Precision = precision or next(p for p in _CPU[card.role] if p in by_precision)
+        choice = precision or _first(_CPU[card.role], by_precision)
         return Placement("cpu", by_precision[choice])
     fitting = next((p for p in _GPU[card.role] if p in by_precision), None)
     if precision == "int8" or fitting is None:

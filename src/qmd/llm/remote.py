@@ -39,7 +39,7 @@ class RemoteEmbedder:
         if not model:
             raise ModelError(f"{url} names no model. Write it as {url}?model=NAME.")
         path = parts.path.rstrip("/")
-        self._ollama = "/api" in path or parts.port == 11434 and not path.endswith("/v1")
+        self._ollama = "/api" in path or (parts.port == 11434 and not path.endswith("/v1"))
         if self._ollama:
             path = "/api/embed"
         elif not path.endswith("/embeddings"):
