@@ -15,6 +15,7 @@ from qmd.llm.batches import pad_rows, plan_batches
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
+from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from qmd.llm.prepare import Prepared
 
 SLAB_CHARACTERS = 1 << 20
-"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of texts."""
+"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
+texts."""
 TOKEN_BUDGET = 4096
 """Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
 PREPARE_AFTER_TOKENS = 30_000
@@ -32,7 +34,8 @@ PREPARE_AFTER_TOKENS = 30_000
 
 
 def space_fingerprint(card: ModelCard, dim: int, sha256: str) -> str:
-    """Name the vector space: equal for every prepared form of one source file, different for anything else."""
+    """Name the vector space: equal for every prepared form of one source file, different for anything
+    else."""
     identity = {
         "format": 1,
         "source": sha256,
@@ -77,15 +80,23 @@ class OnnxEmbedder:
 
     @classmethod
     def open(
-        cls, files: ModelFiles, *, threads: int | None = None, dim: int | None = None, prepare: bool = True
+        cls,
+        files: ModelFiles,
+        *,
+        threads: int | None = None,
+        dim: int | None = None,
+        prepare: bool = True,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ) -> OnnxEmbedder:
         """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
         from qmd.llm.prepare import load_prepared
 
         tokenizer = TextTokenizer.from_file(files.tokenizer)
+        prepare = prepare and providers[0] == "CPUExecutionProvider"
         ready = load_prepared(files) if prepare else None
         graph = ready[0] if ready is not None and ready[0] else files.graph
-        session = open_session(graph, threads=threads)
+        session = open_session(graph, threads=threads, providers=providers)
+        check_role(files.card, find_form(read_signature(session)))
         return cls(files, session, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
 
     def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
@@ -95,7 +106,8 @@ class OnnxEmbedder:
             self._use(session)
 
     def prepare(self) -> Prepared | None:
-        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster form."""
+        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster
+        form."""
         from qmd.llm.prepare import prepare_model
 
         self._prepare = False
@@ -144,6 +156,8 @@ class OnnxEmbedder:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
         hidden = self._session.run([self._output], feeds)[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)
