@@ -118,63 +118,51 @@ def scan_each(
 ) -> tuple[Tensor, Tensor]:
     """One query after the other. -> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
     table = lists.table()
-    seg_all, const, limits = _expand(table, probes)
+    codec, views, size, start = lists.codec, table.views, table.size, table.start
     alpha = -2.0 if metric == "l2" else -1.0
-    codec = lists.codec
     coded = codec.query(q)
     spare = _SPARE if codec.exact else max(_SPARE_CODED, k)
     fast8 = codec.qtype == "int8" and operators.has("int8_rows", q.device)
     narrow = coded.to(torch.bfloat16) if fast8 else coded
-    ones = torch.ones(int(table.size.max()) if len(table.size) else 0, dtype=torch.bfloat16, device=q.device) if fast8 else None
+    ones = torch.ones(int(size.max(initial=0)) if fast8 else 0, dtype=torch.bfloat16, device=q.device)
+    by_dot = codec.exact and q.device.type == "cpu"
+    caps = None if probes.limits is None else probes.limits.tolist()
     found: list[Tensor] = []
-    size, start = table.size, table.start
-    for i, segs in enumerate(seg_all.tolist()):
-        cap = limits[i].tolist() if limits is not None else None
-        use: list[tuple[int, int, int]] = []
-        for j, s in enumerate(segs):
-            if s >= 0 and (n := int(size[s]) if cap is None else min(int(size[s]), cap[j])) > 0:
-                use.append((s, n, j))
+    for i, numbers in enumerate(probes.lists.tolist()):
+        use: list[tuple[int, int, int]] = []  # run, rows of it, probe
+        for j, list_no in enumerate(numbers):
+            left = caps[i][j] if caps is not None else 1 << 62
+            for s in range(table.first[list_no], table.first[list_no] + table.runs[list_no]):
+                if left > 0:
+                    n = min(views[s][0].shape[0], left)
+                    left -= n
+                    use.append((s, n, j))
         if not use:
             found.append(torch.empty(0, dtype=torch.int64, device=q.device))
             continue
-        total = sum(n for _, n, _ in use)
-        whole = cap is None
-        norms = torch.cat(
-            [_norms_of(lists, table, probes, s) if whole else _norms_of(lists, table, probes, s)[:n] for s, n, _ in use]
-        )
+        parts = [views[s][0] if caps is None else views[s][0][:n] for s, n, _ in use]
+        kept = [views[s][1] if probes.norms is None else _norms_of(lists, table, probes, s) for s, _, _ in use]
+        scores = torch.cat(kept if caps is None else [v[:n] for v, (_, n, _) in zip(kept, use, strict=True)])
         if fast8:
-            assert ones is not None
             qi = narrow[i : i + 1]
-            flat = torch.cat(
-                [torch._weight_int8pack_mm(qi, table.views[s][0][:n], ones[:n]) for s, n, _ in use], 1
-            ).view(-1)
-            scores = norms.add_(flat, alpha=alpha)
-        else:
-            flat = torch.empty(total, device=q.device)
+            products = torch.cat([torch._weight_int8pack_mm(qi, x, ones[: x.shape[0]]) for x in parts], 1).view(-1)
+        elif by_dot:  # reads memory faster than mv here
             qi = coded[i]
-            done = 0
-            for s, n, _ in use:
-                rows = table.views[s][0] if whole else table.views[s][0][:n]
-                if rows.dtype == torch.float32:
-                    torch.mv(rows, qi, out=flat[done : done + n])
-                else:
-                    torch.mv(rows.to(torch.float32), qi, out=flat[done : done + n])
-                done += n
-            scores = norms.add_(flat, alpha=alpha)
+            products = torch.cat([torch.linalg.vecdot(x, qi) for x in parts])
+        else:
+            qi = coded[i]
+            products = torch.cat([torch.mv(x.to(torch.float32), qi) for x in parts])
+        scores.add_(products, alpha=alpha)
         counts = np.asarray([n for _, n, _ in use])
-        if const is not None:
-            extra = const[i][torch.tensor([j for _, _, j in use], device=q.device)]
+        if probes.const is not None:
+            extra = probes.const[i][torch.tensor([j for _, _, j in use], device=q.device)]
             scores.add_(torch.repeat_interleave(extra, torch.from_numpy(counts).to(q.device)))
-        value, at = _smallest(scores, min(k + spare, total))
+        value, at = _smallest(scores, min(k + spare, scores.shape[0]))
         ends = np.cumsum(counts)
         shift = start[[s for s, _, _ in use]] - (ends - counts)
-        if q.device.type == "cpu":
-            pos = at.numpy()
-            address = torch.from_numpy(pos + shift[np.searchsorted(ends, pos, side="right")])
-        else:
-            where = torch.searchsorted(torch.from_numpy(ends).to(q.device), at, right=True)
-            address = at + torch.from_numpy(shift).to(q.device)[where]
-        found.append(address.masked_fill_(torch.isinf(value), -1))
+        pos = at.cpu().numpy()
+        address = torch.from_numpy(pos + shift[np.searchsorted(ends, pos, side="right")]).to(q.device)
+        found.append(address if probes.norms is None else address.masked_fill_(torch.isinf(value), -1))
     width = max((f.shape[0] for f in found), default=0)
     if len(found) == 1:
         candidates = found[0][None]
@@ -315,6 +303,7 @@ def _fill_minima(
         rows = table.views[r][0]
         norms = table.views[r][1] if probes.norms is None else _norms_of(lists, table, probes, r)
         few = fast8 and m <= 6
+        by_rows = exact and 1 < m <= 6 and dev.type == "cpu"
         if not exact and not few:
             rows = rows.to(torch.float32)
         wide = -(-n // (GROUP * UNIT)) * UNIT  # groups
@@ -328,6 +317,10 @@ def _fill_minima(
             if few:
                 products = torch._weight_int8pack_mm(narrow.index_select(0, pick), rows, ones[:n])
                 torch.add(norms, products, alpha=alpha, out=part)
+            elif by_rows:  # BLAS streams the longer matrix once when it comes first
+                torch.add(norms, torch.mm(rows, coded.index_select(0, pick).T).T, alpha=alpha, out=part)
+            elif exact and count == 1 and dev.type == "cpu":
+                torch.add(norms, torch.linalg.vecdot(rows, coded[int(pick)]), alpha=alpha, out=part[0])
             else:
                 qs = operators.take_rows(coded, pick, qbuf[:count])
                 if mm_out:
