@@ -13,7 +13,7 @@ from qmd.errors import IndexNotTrained
 from qmd.ivf.codec import Codec, QType
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, Metric, as_ids, as_rows, give_back, parse_metric
-from qmd.ivf.operators import is_in
+from qmd.ivf.operators import is_in, search_sorted
 from qmd.ivf.params import SearchParams, as_selector
 from qmd.ivf.scan import rows_at
 
@@ -29,7 +29,14 @@ class Index:
     is_trained: bool
 
     def __init__(
-        self, d: int, metric: object, nlist: int, qtype: QType, device: torch.device | str | None, *, by_residual: bool
+        self,
+        d: int,
+        metric: object,
+        nlist: int,
+        qtype: QType,
+        device: torch.device | str | None,
+        *,
+        by_residual: bool,
     ) -> None:
         if d < 1:
             raise ValueError(f"d is {d}; expected at least 1.")
@@ -151,7 +158,9 @@ class Index:
         numbers = as_ids(ids, rows.shape[0], self.device)
         known = self._known(numbers)
         if not bool(known.all()):
-            raise KeyError(f"ids {numbers[~known][:5].tolist()} are not in the index; add them with add_with_ids.")
+            raise KeyError(
+                f"ids {numbers[~known][:5].tolist()} are not in the index; add them with add_with_ids."
+            )
         latest = {int(i): at for at, i in enumerate(numbers.tolist())}
         pick = torch.tensor(list(latest.values()), dtype=torch.int64, device=self.device)
         self._lists.remove(lambda held: is_in(held, numbers))
@@ -176,7 +185,9 @@ class Index:
         if other is self:
             raise ValueError("an index cannot be merged into itself.")
         if (other.d, other.metric) != (self.d, self.metric):
-            raise ValueError(f"cannot merge {other.metric} vectors of {other.d} dimensions into {self.metric}/{self.d}.")
+            raise ValueError(
+                f"cannot merge {other.metric} vectors of {other.d} dimensions into {self.metric}/{self.d}."
+            )
         for rows, ids in other._blocks():
             self.add_with_ids(rows.to(self.device), ids.to(self.device) + add_id)
         other.reset()
@@ -209,12 +220,14 @@ class Index:
         wanted = as_ids(ids, None, self.device)
         address, _ = self._lists.find(wanted)
         held = self._lists.take(address, "ids") if address.numel() else address
-        order = torch.argsort(held, stable=True)
+        if not held.numel():
+            if wanted.numel():
+                raise KeyError(f"ids {wanted[:5].tolist()} are not in the index.")
+            return give_back(ids, torch.zeros(0, self.d, device=self.device))[0]
+        order = torch.argsort(held)
         held, address = held[order], address[order]
-        at = torch.searchsorted(held, wanted)
-        known = at < held.shape[0]
-        if bool(known.all()):
-            known = held[at] == wanted
+        at = (search_sorted(held, wanted) - 1).clamp_(min=0)
+        known = held[at] == wanted
         if not bool(known.all()):
             raise KeyError(f"ids {wanted[~known][:5].tolist()} are not in the index.")
         return give_back(ids, self._rows_at(address[at]))[0]
@@ -241,7 +254,11 @@ class Index:
             self._offset = None if self._offset is None else self._offset.to(target)
             self._lists.codec.to(target)
             for slab in self._lists.slabs:
-                slab.rows, slab.ids, slab.norms = slab.rows.to(target), slab.ids.to(target), slab.norms.to(target)
+                slab.rows, slab.ids, slab.norms = (
+                    slab.rows.to(target),
+                    slab.ids.to(target),
+                    slab.norms.to(target),
+                )
                 slab.writable = True
             self._lists.device = target
             self._lists._table = None
@@ -270,7 +287,9 @@ class Index:
 
         other = from_state(state, self.device)
         if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
-            raise ValueError(f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index.")
+            raise ValueError(
+                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
+            )
         self.__dict__.update(other.__dict__)
 
     def save(self, path: str | Path) -> None:
@@ -281,7 +300,12 @@ class Index:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True, map_location: Any = None
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        mmap: bool = True,
+        map_location: Any = None,
     ) -> Any:
         """Read an index; memory-mapped rows on the CPU unless mmap=False. map_location is another name of device."""
         from qmd.ivf.persist import load
@@ -293,7 +317,9 @@ class Index:
 
     # ---- search, for those that can
 
-    def search(self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None) -> tuple[Any, Any]:
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
         """The k nearest rows of each query. q (n, d) -> distances (n, k) float32, ids (n, k) int64, nearest first.
 
         L2 distances are squared and rise; inner products fall. Places without a hit have id -1 and inf (-inf).
@@ -323,7 +349,9 @@ class Index:
     def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def range_search(self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None) -> Any:
+    def range_search(
+        self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None
+    ) -> Any:
         """All rows nearer than `radius` (L2: squared distance below; IP: product above), as Faiss returns them.
 
         -> lims (n + 1,), distances (m,), ids (m,): hits of query i are lims[i]:lims[i + 1], in no order.
@@ -339,5 +367,7 @@ class Index:
         ids = self._lists.take(address, "ids") if address.numel() else address
         return give_back(q, lims, scores if self.metric == "l2" else -scores, ids)
 
-    def _range(self, q: Tensor, limit: float, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _range(
+        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError

@@ -43,9 +43,13 @@ def index_factory(
                 d=d, nlist=nlist, metric=metric, qtype=_CODES[parts[1]], device=device, by_residual=not refine
             )
         else:
-            raise ValueError(f"{parts[1]!r} in {description!r} is not known; expected Flat, {', '.join(_CODES)}.")
+            raise ValueError(
+                f"{parts[1]!r} in {description!r} is not known; expected Flat, {', '.join(_CODES)}."
+            )
     else:
-        raise ValueError(f"{description!r} is not known; expected Flat or IVFn,Flat|{'|'.join(_CODES)}[,RFlat].")
+        raise ValueError(
+            f"{description!r} is not known; expected Flat or IVFn,Flat|{'|'.join(_CODES)}[,RFlat]."
+        )
     if refine:
         index = IndexRefineFlat(index)
     return IndexIDMap(index) if mapped else index

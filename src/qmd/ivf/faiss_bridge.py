@@ -50,7 +50,9 @@ def from_faiss(index: Any) -> Index:
             faiss.ScalarQuantizer.QT_bf16: "bf16",
         }
         if index.sq.qtype not in kinds:
-            raise ValueError(f"Faiss scalar quantiser {index.sq.qtype} is not known here; expected 8bit, fp16 or bf16.")
+            raise ValueError(
+                f"Faiss scalar quantiser {index.sq.qtype} is not known here; expected 8bit, fp16 or bf16."
+            )
         ours = IndexIVFScalarQuantizer(
             d=index.d, nlist=index.nlist, nprobe=index.nprobe, metric=metric,
             qtype=kinds[index.sq.qtype], by_residual=bool(index.by_residual),
@@ -60,7 +62,9 @@ def from_faiss(index: Any) -> Index:
             ours._lists.codec.low = trained[: index.d].clone()
             ours._lists.codec.step = trained[index.d :] / 255.0
     else:
-        raise ValueError(f"a Faiss {type(index).__name__} cannot be taken over; expected Flat, IVFFlat or IVF SQ.")
+        raise ValueError(
+            f"a Faiss {type(index).__name__} cannot be taken over; expected Flat, IVFFlat or IVF SQ."
+        )
     ours.centroids = torch.from_numpy(index.quantizer.reconstruct_n(0, index.nlist))
     ours.is_trained = True
     ours.max_codes = int(index.max_codes)
@@ -70,7 +74,9 @@ def from_faiss(index: Any) -> Index:
         n = index.invlists.list_size(list_no)
         if not n:
             continue
-        raw = faiss.rev_swig_ptr(index.invlists.get_codes(list_no), n * index.code_size).reshape(n, index.code_size)
+        raw = faiss.rev_swig_ptr(index.invlists.get_codes(list_no), n * index.code_size).reshape(
+            n, index.code_size
+        )
         ids = faiss.rev_swig_ptr(index.invlists.get_ids(list_no), n)
         if codec.qtype == "int8":
             rows = torch.from_numpy((raw.astype(np.int16) - 128).astype(np.int8))
@@ -105,7 +111,9 @@ def to_faiss(index: Any) -> Any:
         mapped.own_fields = True
         return mapped
     if not isinstance(index, (IndexIVFFlat, IndexIVFScalarQuantizer)):
-        raise ValueError(f"a {type(index).__name__} cannot be written for Faiss; expected Flat, IVFFlat or IVF SQ.")
+        raise ValueError(
+            f"a {type(index).__name__} cannot be written for Faiss; expected Flat, IVFFlat or IVF SQ."
+        )
     if index._offset is not None:
         raise ValueError("the index stores its rows shifted (data far off centre); Faiss has no such index.")
     quantizer = faiss.IndexFlat(index.d, kind)
@@ -118,7 +126,9 @@ def to_faiss(index: Any) -> Any:
             "fp16": faiss.ScalarQuantizer.QT_fp16,
             "bf16": faiss.ScalarQuantizer.QT_bf16,
         }
-        theirs = faiss.IndexIVFScalarQuantizer(quantizer, index.d, index.nlist, qt[index.qtype], kind, index.by_residual)
+        theirs = faiss.IndexIVFScalarQuantizer(
+            quantizer, index.d, index.nlist, qt[index.qtype], kind, index.by_residual
+        )
         codec = index._lists.codec
         if codec.low is not None and codec.step is not None:
             trained = torch.cat([codec.low, codec.step * 255.0]).cpu().numpy()

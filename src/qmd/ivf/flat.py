@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qmd.ivf.base import Index
-from qmd.ivf.operators import biased_product, group_minimum
+from qmd.ivf.operators import biased_product, group_minimum, search_sorted
 from qmd.ivf.params import SearchParams
 from qmd.ivf.scan import Probes, recheck, scan_all
 
@@ -33,12 +33,16 @@ class IndexFlat(Index):
             keep = [selector.mask(s.ids) & (s.ids >= 0) for s in lists.slabs]
             if sum(int(m.sum()) for m in keep) * 4 < self.ntotal:
                 lists.table()
-                address = torch.cat([m.nonzero().reshape(-1) + s.base for m, s in zip(keep, lists.slabs, strict=True)])
+                address = torch.cat(
+                    [m.nonzero().reshape(-1) + s.base for m, s in zip(keep, lists.slabs, strict=True)]
+                )
                 return scan_all(lists, q, address, k, self.metric, probes)
             norms = [torch.where(m, s.norms, float("inf")) for m, s in zip(keep, lists.slabs, strict=True)]
         return _scan_tiles(self, q, k, norms, probes)
 
-    def _range(self, q: Tensor, limit: float, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _range(
+        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         from qmd.ivf.inverted import range_scan
 
         probes = Probes(torch.zeros(q.shape[0], 1, dtype=torch.int64, device=q.device))
@@ -53,14 +57,22 @@ def _scan_tiles(
     table = lists.table()
     alpha = -2.0 if index.metric == "l2" else -1.0
     tiles = [
-        (int(start) + a, rows[a : a + _TILE], (held if norms is None else _cut(norms, lists, slab, start, size))[a : a + _TILE])
-        for (rows, held, slab), start, size in zip(table.views, table.start.tolist(), table.size.tolist(), strict=True)
+        (
+            int(start) + a,
+            rows[a : a + _TILE],
+            (held if norms is None else _cut(norms, lists, slab, start, size))[a : a + _TILE],
+        )
+        for (rows, held, slab), start, size in zip(
+            table.views, table.start.tolist(), table.size.tolist(), strict=True
+        )
         for a in range(0, size, _TILE)
     ]
     groups = [-(-t[1].shape[0] // _GROUP) for t in tiles]
     total = sum(groups)
     if not total or not q.shape[0]:
-        return recheck(lists, q, torch.zeros(q.shape[0], 0, dtype=torch.int64, device=dev), k, index.metric, probes)
+        return recheck(
+            lists, q, torch.zeros(q.shape[0], 0, dtype=torch.int64, device=dev), k, index.metric, probes
+        )
     ends = torch.tensor(groups, device=dev).cumsum(0)
     width = torch.tensor(groups, device=dev)
     start_of = torch.tensor([t[0] for t in tiles], device=dev)
@@ -83,7 +95,7 @@ def _scan_tiles(
             group_minimum(full.view(m, _GROUP, g), minima[:, done : done + g])
             done += g
         value, at = torch.topk(minima, min(k + 4, total), dim=1, largest=False, sorted=False)
-        tile = torch.searchsorted(ends, at, right=True)
+        tile = search_sorted(ends, at)
         row = (at - (ends - width)[tile])[..., None] + step * width[tile][..., None]
         bad = (row >= size_of[tile][..., None]) | torch.isinf(value)[..., None]
         found.append((row + start_of[tile][..., None]).masked_fill_(bad, -1).view(m, -1))

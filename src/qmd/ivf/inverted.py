@@ -14,6 +14,7 @@ from qmd.ivf.flat import IndexFlat
 from qmd.ivf.kmeans import assign, kmeans
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, Metric, as_rows, exact_scores
+from qmd.ivf.operators import stable_order
 from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.scan import Probes, _expand, rows_at, scan_all, scan_each, scan_grouped
 
@@ -98,7 +99,9 @@ class IndexIVF(Index):
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before train.")
         rows = as_rows(x, self.d, self.device, what="training data")
         if rows.shape[0] < self.nlist:
-            raise ValueError(f"training data has {rows.shape[0]} rows; nlist={self.nlist} needs at least as many.")
+            raise ValueError(
+                f"training data has {rows.shape[0]} rows; nlist={self.nlist} needs at least as many."
+            )
         self._offset = None
         self._learn_offset(rows)
         rows = self._shift(rows)
@@ -116,7 +119,9 @@ class IndexIVF(Index):
         """Use given centroids (nlist, d) instead of training (fp32, fp16 and bf16 rows only)."""
         rows = as_rows(centroids, self.d, self.device, what="centroids")
         if rows.shape[0] != self.nlist or self.ntotal:
-            raise ValueError(f"expected {self.nlist} centroids and an empty index; got {rows.shape[0]}, {self.ntotal}.")
+            raise ValueError(
+                f"expected {self.nlist} centroids and an empty index; got {rows.shape[0]}, {self.ntotal}."
+            )
         self._offset, self.centroids = None, rows.clone()
         self.is_trained = self._lists.codec.qtype != "int8"
 
@@ -179,7 +184,9 @@ class IndexIVF(Index):
         total = sum(int(m.sum()) for m in masks)
         bound = self.ntotal * p // self.nlist if params.exact_below is None else params.exact_below
         if total <= bound:
-            return torch.cat([m.nonzero().reshape(-1) + s.base for m, s in zip(masks, lists.slabs, strict=True)])
+            return torch.cat(
+                [m.nonzero().reshape(-1) + s.base for m, s in zip(masks, lists.slabs, strict=True)]
+            )
         norms = [torch.where(m, s.norms, float("inf")) for m, s in zip(masks, lists.slabs, strict=True)]
         return Probes(probes.lists, probes.const, probes.limits, probes.centroids, norms)
 
@@ -215,7 +222,9 @@ class IndexIVF(Index):
         model = cost.measure(self.device, self.d, rows_log2, torch.get_num_threads())
         return model.prefers_grouped(nq, nprobe, self.nlist)
 
-    def _range(self, q: Tensor, limit: float, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _range(
+        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return range_scan(self._lists, q, self._probes(q, params), limit, self.metric, selector)
 
 
@@ -330,12 +339,18 @@ def range_scan(
                 who = picked[b : b + 512]
                 qs = q[who]
                 s = torch.addmm(norms, qs, x.T, alpha=-2.0 if metric == "l2" else -1.0)
-                scale = norms.max() + (qs * qs).sum(1, keepdim=True) if metric == "l2" else (qs.norm(dim=1, keepdim=True) * x.norm(dim=1).max())
+                scale = (
+                    norms.max() + (qs * qs).sum(1, keepdim=True)
+                    if metric == "l2"
+                    else (qs.norm(dim=1, keepdim=True) * x.norm(dim=1).max())
+                )
                 if metric == "l2":
                     s += (qs * qs).sum(1, keepdim=True)
                 ok = s <= limit + scale * 1e-5 + 1e-6
                 if limits is not None:
-                    ok &= torch.arange(a, a + x.shape[0], device=dev) < limits[who, probe[b : b + 512]][:, None]
+                    ok &= (
+                        torch.arange(a, a + x.shape[0], device=dev) < limits[who, probe[b : b + 512]][:, None]
+                    )
                 if allowed is not None:
                     ok &= allowed
                 i, j = ok.nonzero(as_tuple=True)
@@ -350,7 +365,7 @@ def range_scan(
         empty = torch.zeros(0, dtype=torch.int64, device=dev)
         return torch.zeros(n + 1, dtype=torch.int64, device=dev), torch.zeros(0, device=dev), empty
     who_all = torch.cat(hit_q)
-    order = torch.argsort(who_all, stable=True)
+    order = stable_order(who_all)
     counts = torch.bincount(who_all, minlength=n)
     lims = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return lims, torch.cat(hit_s)[order], torch.cat(hit_a)[order]

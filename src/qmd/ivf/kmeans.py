@@ -20,7 +20,9 @@ def assign(x: Tensor, centroids: Tensor, metric: Metric = "l2") -> tuple[Tensor,
     score = torch.empty(n, device=x.device)
     bias = (centroids * centroids).sum(1) if metric == "l2" else centroids.new_zeros(centroids.shape[0])
     alpha = -2.0 if metric == "l2" else -1.0
-    block = max(64, min(_BLOCK, (1 << 21) // max(1, centroids.shape[0]))) if x.device.type == "cpu" else 1 << 16
+    block = (
+        max(64, min(_BLOCK, (1 << 21) // max(1, centroids.shape[0]))) if x.device.type == "cpu" else 1 << 16
+    )
     for i in range(0, n, block):
         s = torch.addmm(bias, x[i : i + block], centroids.T, alpha=alpha)
         least, at = torch.min(s, 1)
@@ -42,8 +44,8 @@ def kmeans(
 ) -> Tensor:
     """Cluster x (n, d) float32 into nlist centroids (nlist, d).
 
-    metric "ip": spherical (centroids of unit length). balance: penalty on crowded lists, in units of the mean
-    distance; 0 = none, 1 evens out lists of clustered data. Trains on a sample of max_points_per_centroid * nlist.
+    metric "ip": spherical (centroids of unit length). balance: 0 = none; above it, 8 * balance rounds split the
+    longest lists at the cost of the shortest, and the most even centroids are kept. Trains on a sample of max_points_per_centroid * nlist.
     An empty list takes half of a crowded one. Raises ValueError for fewer rows than lists.
     """
     n, d = x.shape
@@ -59,33 +61,36 @@ def kmeans(
     centroids = x[order[:nlist]].clone()
     if metric == "ip":
         centroids = _unit(centroids)
-    bias: Tensor | None = None
     ones = torch.ones(n, device=x.device)
-    for _ in range(niter):
-        number, score = assign(x, centroids, metric) if bias is None else _assign_biased(x, centroids, metric, bias)
+    even, best = float("inf"), centroids
+    rounds = round(8 * balance) if nlist > 1 else 0
+    for i in range(niter + 2 * rounds):
+        number, _ = assign(x, centroids, metric)
         counts = torch.zeros(nlist, device=x.device).index_add_(0, number, ones)
+        if rounds and i >= niter:
+            uneven = float(counts.square().sum())
+            if uneven < even:
+                even, best = uneven, centroids
         sums = torch.zeros(nlist, d, device=x.device).index_add_(0, number, x)
         centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1.0)[:, None], centroids)
         _repair(centroids, counts, g)
+        if i >= niter and (i - niter) % 2 == 0:
+            _split_crowded(centroids, counts)
         if metric == "ip":
             centroids = _unit(centroids)
-        if balance > 0:
-            spread = score + (x * x).sum(1) if metric == "l2" else 1 + score
-            scale = float(spread.clamp(min=0).mean()) * 0.1 * balance
-            grown = (counts / (n / nlist)).clamp(min=1e-3).log_() * scale
-            bias = grown if bias is None else bias.mul_(0.5).add_(grown)
-    return centroids
+    return best if rounds else centroids
 
 
-def _assign_biased(x: Tensor, centroids: Tensor, metric: Metric, extra: Tensor) -> tuple[Tensor, Tensor]:
-    numbers, scores = [], []
-    base = (centroids * centroids).sum(1) if metric == "l2" else centroids.new_zeros(centroids.shape[0])
-    for i in range(0, x.shape[0], _BLOCK):
-        s = torch.addmm(base + extra, x[i : i + _BLOCK], centroids.T, alpha=-2.0 if metric == "l2" else -1.0)
-        at = s.argmin(1)
-        numbers.append(at)
-        scores.append(torch.gather(s, 1, at[:, None])[:, 0] - extra[at])
-    return torch.cat(numbers), torch.cat(scores)
+def _split_crowded(centroids: Tensor, counts: Tensor) -> None:
+    """Give the centroids of the shortest lists to the longest ones, while those are more than twice the mean."""
+    order = torch.argsort(counts)
+    most = max(1, counts.shape[0] // 16)
+    large = order.flip(0)[:most]
+    large = large[counts[large] > 2 * counts.mean()]
+    small = order[: large.shape[0]]
+    sign = torch.where(torch.arange(centroids.shape[1], device=centroids.device) % 2 == 0, 1 + 1e-3, 1 - 1e-3)
+    centroids[small] = centroids[large] * sign
+    centroids[large] *= 2 - sign
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qmd.ivf.codec import Codec
-from qmd.ivf.operators import is_in, take_rows
+from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
 
 _PAGE = 16  # capacities are multiples of this many rows
 _MAX_RUNS = 4  # a list in more pieces is moved into one
@@ -139,7 +139,9 @@ class Lists:
         runs = self.lists[list_no]
         if runs:
             last = runs[-1]
-            if last.slab.writable and (last.size < last.capacity or (need == 1 and self._grow_in_place(last))):
+            if last.slab.writable and (
+                last.size < last.capacity or (need == 1 and self._grow_in_place(last))
+            ):
                 return last
         held = sum(r.size for r in runs)
         if len(runs) >= _MAX_RUNS or (runs and not runs[-1].slab.writable):
@@ -153,7 +155,10 @@ class Lists:
         old = self.lists[list_no]
         run = self._run(capacity)
         for r in old:
-            span, to = slice(r.start, r.start + r.size), slice(run.start + run.size, run.start + run.size + r.size)
+            span, to = (
+                slice(r.start, r.start + r.size),
+                slice(run.start + run.size, run.start + run.size + r.size),
+            )
             run.slab.rows[to] = r.slab.rows[span]
             run.slab.ids[to] = r.slab.ids[span]
             run.slab.norms[to] = r.slab.norms[span]
@@ -179,7 +184,7 @@ class Lists:
         else:
             counts_t = torch.bincount(assigned.cpu(), minlength=self.nlist)
             counts = counts_t.tolist()
-            order = torch.argsort(assigned, stable=True)
+            order = stable_order(assigned)
             if self.ntotal == 0 and not self.slabs:
                 self._new_slab(sum(-(-c // _PAGE) * _PAGE for c in counts if c), exact=True)
             done = 0
@@ -298,7 +303,7 @@ class Lists:
             if len(rs) > 1 or not run.slab.writable:
                 run = self._join(list_no, size)
             span = slice(run.start, run.start + size)
-            order = torch.sort(key(list_no, self.codec.decode(run.slab.rows[span])), stable=True).indices
+            order = torch.argsort(key(list_no, self.codec.decode(run.slab.rows[span])))
             for t in (run.slab.rows, run.slab.ids, run.slab.norms):
                 t[span] = t[span][order]
         self._table = None
@@ -314,7 +319,11 @@ class Lists:
             number = {id(s): i for i, s in enumerate(self.slabs)}
             flat = [r for rs in self.lists for r in rs]
             views = [
-                (r.slab.rows[r.start : r.start + r.size], r.slab.norms[r.start : r.start + r.size], number[id(r.slab)])
+                (
+                    r.slab.rows[r.start : r.start + r.size],
+                    r.slab.norms[r.start : r.start + r.size],
+                    number[id(r.slab)],
+                )
                 for r in flat
             ]
             runs = np.asarray([len(rs) for rs in self.lists], dtype=np.int64)
@@ -323,7 +332,9 @@ class Lists:
             first = np.concatenate([[0], np.cumsum(runs)[:-1]]).astype(np.int64)
             sizes = np.asarray([sum(r.size for r in rs) for rs in self.lists], dtype=np.int64)
             before = np.cumsum(size) - size
-            offset = before - np.repeat(before[np.minimum(first, max(len(flat) - 1, 0))], runs) if flat else before
+            offset = (
+                before - np.repeat(before[np.minimum(first, max(len(flat) - 1, 0))], runs) if flat else before
+            )
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
@@ -342,7 +353,9 @@ class Lists:
         if out is None:
             out = torch.empty((address.shape[0], *sample.shape[1:]), dtype=sample.dtype, device=sample.device)
         for slab in self.slabs:
-            inside = ((address >= slab.base) & (address < slab.base + slab.rows.shape[0])).nonzero().reshape(-1)
+            inside = (
+                ((address >= slab.base) & (address < slab.base + slab.rows.shape[0])).nonzero().reshape(-1)
+            )
             if inside.numel():
                 source: Tensor = getattr(slab, what)
                 out.index_copy_(0, inside, source.index_select(0, address[inside] - slab.base))
@@ -364,7 +377,7 @@ class Lists:
             owner = np.repeat(np.arange(self.nlist), table.runs)[order]
             cached = table.on_device["sorted_start"] = torch.from_numpy(table.start[order]).to(self.device)
             table.on_device["owner"] = torch.from_numpy(owner).to(self.device)
-        at = torch.searchsorted(cached, address, right=True) - 1
+        at = search_sorted(cached, address) - 1
         return table.on_device["owner"][at.clamp_(min=0)]
 
     def all_addresses(self) -> Tensor:

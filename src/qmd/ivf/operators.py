@@ -99,9 +99,17 @@ def is_in(ids: Tensor, wanted: Tensor) -> Tensor:
 
 
 def search_sorted(edges: Tensor, values: Tensor) -> Tensor:
-    """For each value the number of edges <= it, row by row. edges (n, p) rising, values (n, u) -> (n, u)."""
+    """For each value the number of edges <= it. edges (n, p) rising, values (n, u) -> (n, u), row by row;
+    or edges (p,) and values of any shape."""
     if has("searchsorted", edges.device):
         return torch.searchsorted(edges, values, right=True)
+    if edges.ndim == 1:  # halving, for edges that may be many
+        low, high = torch.zeros_like(values), torch.full_like(values, edges.shape[0])
+        for _ in range(edges.shape[0].bit_length() + 1):
+            middle = (low + high) // 2
+            above = (middle < high) & (edges[middle.clamp(max=edges.shape[0] - 1)] <= values)
+            low, high = torch.where(above, middle + 1, low), torch.where(above, high, middle)
+        return low
     return (edges[:, None, :] <= values[:, :, None]).sum(-1)
 
 

@@ -14,7 +14,12 @@ from qmd.ivf.metric import as_ids
 from qmd.ivf.operators import is_in
 
 Profile = Literal["exact", "speed", "approx", "approx_fast", "approx_balanced", "approx_quality"]
-PRESET_BUDGETS = {"approx": 65_536, "approx_fast": 32_768, "approx_balanced": 65_536, "approx_quality": 131_072}
+PRESET_BUDGETS = {
+    "approx": 65_536,
+    "approx_fast": 32_768,
+    "approx_balanced": 65_536,
+    "approx_quality": 131_072,
+}
 _PROFILES = ("exact", "speed", *PRESET_BUDGETS)
 
 
@@ -57,7 +62,9 @@ class IDSelectorMask:
     def __init__(self, mask: Any) -> None:
         t = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask, dtype=bool))
         if t.dtype != torch.bool or t.ndim != 1:
-            raise ValueError(f"filter mask is {t.dtype} of shape {tuple(t.shape)}; expected bool of shape (n,).")
+            raise ValueError(
+                f"filter mask is {t.dtype} of shape {tuple(t.shape)}; expected bool of shape (n,)."
+            )
         self.allowed = t
 
     def mask(self, ids: Tensor) -> Tensor:
@@ -156,7 +163,9 @@ class SearchParams:
         if self.profile not in _PROFILES:
             raise ValueError(f"profile is {self.profile!r}; expected one of {', '.join(_PROFILES)}.")
         if self.budget_strategy not in ("uniform", "distance_weighted"):
-            raise ValueError(f"budget_strategy is {self.budget_strategy!r}; expected uniform or distance_weighted.")
+            raise ValueError(
+                f"budget_strategy is {self.budget_strategy!r}; expected uniform or distance_weighted."
+            )
         if self.list_ordering not in (None, "none", "residual_norm_asc"):
             raise ValueError(f"list_ordering is {self.list_ordering!r}; expected none or residual_norm_asc.")
         if self.search_mode not in (None, "auto", "matrix", "csr"):
@@ -183,14 +192,21 @@ class SearchParams:
     def per_list(self) -> bool:
         if self.use_per_list_sizes is not None:
             return self.use_per_list_sizes
-        wants = self.min_codes_per_list or self.max_codes_cap_per_list or self.strict_budget or self.dynamic_nprobe
+        wants = (
+            self.min_codes_per_list
+            or self.max_codes_cap_per_list
+            or self.strict_budget
+            or self.dynamic_nprobe
+        )
         return self.profile in PRESET_BUDGETS or bool(wants)
 
     def ordering(self, metric: str) -> str:
         """The list order wanted; "none" for inner product, whose residuals say nothing about the score."""
         if metric != "l2":
             if self.list_ordering == "residual_norm_asc":
-                raise ValueError("list_ordering='residual_norm_asc' needs metric='l2'; this index has metric='ip'.")
+                raise ValueError(
+                    "list_ordering='residual_norm_asc' needs metric='l2'; this index has metric='ip'."
+                )
             return "none"
         if self.list_ordering is not None:
             return self.list_ordering
@@ -208,7 +224,9 @@ SearchParametersIVF = SearchParams
 SearchParameters = SearchParams
 
 
-def list_limits(params: SearchParams, distances: Tensor, sizes: Tensor, max_codes: int, metric: str) -> Tensor | None:
+def list_limits(
+    params: SearchParams, distances: Tensor, sizes: Tensor, max_codes: int, metric: str
+) -> Tensor | None:
     """Rows to read of each probed list, nearest list first, or None for all.
 
     distances, sizes: (n, p), coarse score (falling) and length of each probed list -> (n, p) int64.

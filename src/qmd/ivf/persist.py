@@ -25,7 +25,11 @@ def to_state(index: Any) -> dict[str, Any]:
     """{"header": plain values, tensor name: tensor}. Rows lie list by list without gaps."""
     if isinstance(index, IndexRefineFlat):
         inner, flat = to_state(index.index), to_state(index.refine_index)
-        header = {"class": "IndexRefineFlat", "k_factor": index.k_factor, "parts": [inner.pop("header"), flat.pop("header")]}
+        header = {
+            "class": "IndexRefineFlat",
+            "k_factor": index.k_factor,
+            "parts": [inner.pop("header"), flat.pop("header")],
+        }
         return {"header": header, **_prefix("0.", inner), **_prefix("1.", flat)}
     if isinstance(index, (IndexIDMap, IndexShards)):
         children = index.shards if isinstance(index, IndexShards) else [index.index]
@@ -144,14 +148,18 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
                 lists.lists[list_no] = [Run(slab, done, size, size)]
                 done += size
         if done != lists.ntotal:
-            raise StoreDamaged(f"list sizes add up to {done}, the header says {lists.ntotal}; make the index again.")
+            raise StoreDamaged(
+                f"list sizes add up to {done}, the header says {lists.ntotal}; make the index again."
+            )
     return index
 
 
 def save(index: Any, path: str | Path) -> None:
     """Write the index: to a temporary file beside it, flushed, then renamed."""
     save_file = _safetensors().save_file
-    if not hasattr(index, "search"):  # Faiss's order: write_index(index, path); also accepted the other way round
+    if not hasattr(
+        index, "search"
+    ):  # Faiss's order: write_index(index, path); also accepted the other way round
         index, path = path, index
     state = to_state(index)
     header = state.pop("header")
@@ -160,7 +168,15 @@ def save(index: Any, path: str | Path) -> None:
     handle, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={"format": "qmd.ivf", "format_version": str(FORMAT_VERSION), "header": json.dumps(header)})
+        save_file(
+            tensors,
+            name,
+            metadata={
+                "format": "qmd.ivf",
+                "format_version": str(FORMAT_VERSION),
+                "header": json.dumps(header),
+            },
+        )
         with open(name, "rb") as f:
             os.fsync(f.fileno())
         os.replace(name, path)

@@ -60,7 +60,9 @@ def recheck(
     best = torch.full((n, k), -1, dtype=torch.int64, device=q.device)
     if not c:
         return scores, best
-    step = max(1, _RECHECK_BYTES // (c * d * 4)) if q.device.type == "cpu" else max(1, (1 << 28) // (c * d * 4))
+    step = (
+        max(1, _RECHECK_BYTES // (c * d * 4)) if q.device.type == "cpu" else max(1, (1 << 28) // (c * d * 4))
+    )
     plain = lists.codec.exact and probes.centroids is None
     buffer = torch.empty(min(step, n) * c, d, device=q.device) if plain else None
     safe = address.clamp(min=0)
@@ -74,11 +76,7 @@ def recheck(
         qi = q[i : i + step, None]
         s = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
         s.masked_fill_(address[i : i + step] < 0, float("inf"))
-        if c == 1 or k_here == c:
-            value, at = torch.sort(s, dim=1, stable=True)
-            value, at = value[:, :k_here], at[:, :k_here]
-        else:
-            value, at = torch.topk(s, k_here, dim=1, largest=False)
+        value, at = torch.topk(s, k_here, dim=1, largest=False)
         scores[i : i + step, :k_here] = value
         best[i : i + step, :k_here] = torch.gather(address[i : i + step], 1, at)
     best.masked_fill_(torch.isinf(scores), -1)
@@ -113,9 +111,7 @@ def _norms_of(lists: Lists, table: Table, probes: Probes, seg: int) -> Tensor:
     return probes.norms[table.views[seg][2]][start : start + int(table.size[seg])]
 
 
-def scan_each(
-    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
-) -> tuple[Tensor, Tensor]:
+def scan_each(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """One query after the other. -> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
     table = lists.table()
     codec, views, size, start = lists.codec, table.views, table.size, table.start
@@ -141,11 +137,15 @@ def scan_each(
             found.append(torch.empty(0, dtype=torch.int64, device=q.device))
             continue
         parts = [views[s][0] if caps is None else views[s][0][:n] for s, n, _ in use]
-        kept = [views[s][1] if probes.norms is None else _norms_of(lists, table, probes, s) for s, _, _ in use]
+        kept = [
+            views[s][1] if probes.norms is None else _norms_of(lists, table, probes, s) for s, _, _ in use
+        ]
         scores = torch.cat(kept if caps is None else [v[:n] for v, (_, n, _) in zip(kept, use, strict=True)])
         if fast8:
             qi = narrow[i : i + 1]
-            products = torch.cat([torch._weight_int8pack_mm(qi, x, ones[: x.shape[0]]) for x in parts], 1).view(-1)
+            products = torch.cat(
+                [torch._weight_int8pack_mm(qi, x, ones[: x.shape[0]]) for x in parts], 1
+            ).view(-1)
         elif by_dot:  # reads memory faster than mv here
             qi = coded[i]
             products = torch.cat([torch.linalg.vecdot(x, qi) for x in parts])
@@ -188,9 +188,7 @@ def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, places[at]
 
 
-def scan_grouped(
-    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
-) -> tuple[Tensor, Tensor]:
+def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """All queries of a list together. Returns what `scan_each` returns."""
     n = q.shape[0]
     # k groups of every query are rechecked at once: fewer queries a pass when k is large.
@@ -211,9 +209,7 @@ def scan_grouped(
     return torch.cat([o[0] for o in outs]), torch.cat([o[1] for o in outs])
 
 
-def _scan_block(
-    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
-) -> tuple[Tensor, Tensor]:
+def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     table, dev = lists.table(), q.device
     seg, const, limits = _expand(table, probes)
     n, s = seg.shape
@@ -258,11 +254,17 @@ def _scan_block(
     if const is not None:
         task_const = const.reshape(-1)[order]
         lengths = units_t[run_of]
-        minima[: total_units * UNIT].view(-1, UNIT).add_(torch.repeat_interleave(task_const, lengths)[:, None])
+        minima[: total_units * UNIT].view(-1, UNIT).add_(
+            torch.repeat_interleave(task_const, lengths)[:, None]
+        )
     seg_units = torch.where(seg >= 0, units_t[seg.clamp(min=0)], 0)
     candidates = _pick_rows(lists, table, minima, seg, seg_units, unit_of, total_units, k, limits)
     if probes.norms is not None:  # a row beside an allowed one may itself be excluded
-        allowed = torch.cat(probes.norms)[candidates.clamp(min=0)] if len(probes.norms) > 1 else probes.norms[0][candidates.clamp(min=0)]
+        allowed = (
+            torch.cat(probes.norms)[candidates.clamp(min=0)]
+            if len(probes.norms) > 1
+            else probes.norms[0][candidates.clamp(min=0)]
+        )
         candidates.masked_fill_(torch.isinf(allowed), -1)
     return recheck(lists, q, candidates, k, metric, probes)
 
@@ -379,7 +381,12 @@ def _pick_rows(
     spot = torch.div(group, UNIT, rounding_mode="floor")
     probe = operators.search_sorted(ends, spot).clamp_(max=s - 1)
     run = torch.gather(seg, 1, probe).clamp_(min=0)
-    groups = table.on_device["size"][run].add_(GROUP * UNIT - 1).div_(GROUP * UNIT, rounding_mode="floor").mul_(UNIT)
+    groups = (
+        table.on_device["size"][run]
+        .add_(GROUP * UNIT - 1)
+        .div_(GROUP * UNIT, rounding_mode="floor")
+        .mul_(UNIT)
+    )
     begin = torch.gather(ends - seg_units, 1, probe)
     within = group - begin * UNIT
     row = within[..., None] + torch.arange(GROUP, device=dev) * groups[..., None]
@@ -391,7 +398,9 @@ def _pick_rows(
     return address.masked_fill_(bad, -1).view(n, -1)
 
 
-def scan_all(lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes) -> tuple[Tensor, Tensor]:
+def scan_all(
+    lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes
+) -> tuple[Tensor, Tensor]:
     """Exact top k of each query among the same few rows `address` (c,)."""
     if address.shape[0] == 0 or q.shape[0] == 0:
         return recheck(lists, q, address[None, :0].expand(q.shape[0], 0), k, metric, probes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from qmd.ivf.base import Index
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.metric import Array, as_ids, as_rows, exact_scores, give_back, worst
+from qmd.ivf.operators import search_sorted
 from qmd.ivf.params import SearchParams
 
 
@@ -108,7 +109,9 @@ class IndexRefineFlat(_Wrapper):
         """Ids must be new: the second look finds a row by its id."""
         numbers = as_ids(ids, None, self.device)
         if torch.unique(numbers).numel() != numbers.numel() or bool(self.refine_index._known(numbers).any()):
-            raise ValueError("an id is in the index already; IndexRefineFlat needs unique ids (use update_vectors).")
+            raise ValueError(
+                "an id is in the index already; IndexRefineFlat needs unique ids (use update_vectors)."
+            )
         self.index.add_with_ids(x, ids)
         self.refine_index.add_with_ids(x, ids)
         self._order: tuple[Tensor, Tensor] | None = None
@@ -146,10 +149,12 @@ class IndexRefineFlat(_Wrapper):
                 held, address = held[order], address[order]
             self._order = (torch.zeros(0, dtype=torch.int64) if dense else held, address)
         held, address = self._order
-        at = ids if not held.numel() else torch.searchsorted(held, ids)
+        at = ids if not held.numel() else (search_sorted(held, ids) - 1)
         return torch.where(ids >= 0, address[at.clamp(0, address.shape[0] - 1)], -1)
 
-    def search(self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None) -> tuple[Any, Any]:
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
         """As `Index.search`, with distances to the exact rows. params.k_factor replaces the index's own."""
         from qmd.ivf.scan import Probes, recheck
 
@@ -161,11 +166,15 @@ class IndexRefineFlat(_Wrapper):
             return give_back(q, torch.full(ids[:, :k].shape, worst(flat.metric)), ids[:, :k])
         address = self._addresses(ids)
         scores, best = recheck(flat._lists, flat._shift(qs), address, k, flat.metric, Probes(ids))
-        held = torch.where(best >= 0, flat._lists.take(best.clamp(min=0).reshape(-1), "ids").view(best.shape), -1)
+        held = torch.where(
+            best >= 0, flat._lists.take(best.clamp(min=0).reshape(-1), "ids").view(best.shape), -1
+        )
         d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
         return d, i
 
-    def range_search(self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None) -> Any:
+    def range_search(
+        self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None
+    ) -> Any:
         """Exact distances of the wrapped index's hits. Rounding may lose rows at the very edge."""
         qs = as_rows(q, self.d, self.device, what="queries")
         lims, _, ids = self.index.range_search(qs, radius, params, filter=filter)
@@ -175,7 +184,10 @@ class IndexRefineFlat(_Wrapper):
         keep = s < (radius if self.metric == "l2" else -radius)
         counts = torch.bincount(who[keep], minlength=qs.shape[0])
         return give_back(
-            q, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), s[keep] if self.metric == "l2" else -s[keep], ids[keep]
+            q,
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            s[keep] if self.metric == "l2" else -s[keep],
+            ids[keep],
         )
 
 
@@ -279,7 +291,9 @@ class IndexShards(_Wrapper):
             return row
         raise KeyError(f"id {key} is not in any shard.")
 
-    def search(self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None) -> tuple[Any, Any]:
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
         qs = as_rows(q, self.d, self.device, what="queries")
 
         def ask(shard: Any) -> tuple[Tensor, Tensor]:
@@ -299,6 +313,5 @@ class IndexShards(_Wrapper):
 def merge_topk(distances: list[Tensor], ids: list[Tensor], k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k best of several answers (n, k_i) for the same queries."""
     d, i = torch.cat(distances, 1), torch.cat(ids, 1)
-    at = torch.sort(d, dim=1, descending=metric == "ip", stable=True).indices[:, :k]
+    at = torch.topk(d, min(k, d.shape[1]), dim=1, largest=metric == "ip").indices
     return torch.gather(d, 1, at), torch.gather(i, 1, at)
-
