@@ -38,16 +38,18 @@ def packs_float32() -> bool:
 
 
 def packs_int8() -> bool:
-    """Whether this torch has FBGEMM's int8 product, on a processor where it does not saturate."""
-    return (
-        "fbgemm" in torch.backends.quantized.supported_engines
-        and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
-        and torch.cpu._is_vnni_supported()
+    """Whether this torch has FBGEMM's int8 product."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
+        torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32"
     )
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Weights int8 per output channel, activations int8 per row: y = s_x s_w (x_q . w_q), sums exact in int32."""
+    """Weights int8 per output channel, activations per row: y = s_x s_w (x_q . w_q), sums exact in int32.
+
+    Without VNNI the processor adds two products in 16 bits: activations then take 7 bits, so that nothing saturates
+    (2 * 127 * 127 < 2^15).
+    """
     with torch.no_grad():
         weight = weight.float()
         scale = weight.abs().amax(1).clamp_min(1e-12) / 127
@@ -58,11 +60,12 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
         torch.backends.quantized.engine = "fbgemm"
         packed = torch.ops.quantized.linear_prepack(q, None)
         torch.backends.quantized.engine = engine
+    levels = 127 if torch.cpu._is_vnni_supported() else 63
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def apply(x: Tensor) -> Tensor:
         row = x.abs().amax(-1, keepdim=True).clamp_min(1e-12)
-        y: Tensor = product(x / row, 1 / 127, 128, packed).mul_(row)
+        y: Tensor = product(x / row, 1 / levels, levels + 1, packed).mul_(row)
         return y if bias is None else y.add_(bias)
 
     return apply

@@ -95,7 +95,7 @@ class _Layer:
 class TorchTarget:
     """A target from a `transformers` model of the Llama, Mistral, Qwen2 or Qwen3 family.
 
-    precision: float32 (packed, CPU), int8 (weights per channel, activations per row; CPU with VNNI), native (the model's
+    precision: float32 (packed, CPU), int8 (weights per channel, activations per row; x86 CPU), native (the model's
     own type and device; what CUDA and ROCm use). Raises ModelError for another family or an unsupported rotary scheme.
     """
 
@@ -117,7 +117,7 @@ class TorchTarget:
             cpu_float = self.device.type == "cpu" and body.embed_tokens.weight.dtype == torch.float32
             precision = "float32" if cpu_float else "native"
         if precision == "int8" and not packs_int8():
-            raise ModelError("int8 needs a CPU with AVX-512 VNNI and torch with FBGEMM. Use precision='float32'.")
+            raise ModelError("int8 needs a torch with FBGEMM (x86). Use precision='float32'.")
         self.precision: Precision = precision
         self.config = config
         self.vocab_size: int = config.vocab_size
