@@ -224,7 +224,7 @@ class _CroppedCache:
         if length > self.length:
             raise ValueError(f"cache holds {self.length} tokens, cannot cut it to {length}.")
         if length < self.length:
-            self.inner.crop(length)
+            self.inner.crop(length - self.length)  # negative: how many to remove
 
 
 class TransformersTarget:
