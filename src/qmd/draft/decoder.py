@@ -7,7 +7,7 @@ one more is drawn from the row after them, and the cache is cut back to what was
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,6 @@ from qmd.draft.proposers import NOTHING, Proposal, Proposer, Situation, SuffixPr
 from qmd.draft.sampling import Sampling, accept, distribution
 from qmd.draft.target import Cache, Target
 from qmd.draft.torch_target import as_target
-
-Streamer = Callable[[list[int]], None]
 
 
 @dataclass(slots=True)
@@ -113,7 +111,7 @@ class SpeculativeDecoder:
         """Continue `input_ids` ((T,), (1, T) or a list); returns (1, T + new) int64 as `transformers` does.
 
         Ends at an end-of-text token (kept), at the token that completes one of `stop` (kept), or at max_new_tokens.
-        streamer: called with each list of new token ids, or an object with `put` and `end`. passages: texts known to
+        streamer: called with each list of new token ids (True ends the text), or an object with `put` and `end`. passages: texts known to
         matter beside the prompt, as token ids. cache: holds a prefix of the prompt's keys and values; it is extended
         in place. Raises ValueError for an empty prompt, more than one row, or a prompt over the context.
         """
@@ -248,7 +246,7 @@ class _Run:
         for proposer in self.decoder.proposers:
             proposer.extend(kept)
         if callable(self.streamer):
-            self.streamer(kept)
+            self.done = self.streamer(kept) is True or self.done
         elif self.streamer is not None:
             self.streamer.put(torch.tensor(kept))
 

@@ -148,8 +148,8 @@ class SuffixProposer:
                 break
             copied.append(token)
         # a copy that reaches the end of the text goes round: the text repeats with this period
-        while copied and len(copied) < limit and best + len(copied) == len(text):
-            copied += copied[: limit - len(copied)]
+        if copied and best + len(copied) == len(text):
+            copied = (copied * limit)[:limit]
         if not copied:
             return NOTHING
         chances = []

@@ -20,6 +20,7 @@ PLACES = {
     "query": Place(
         f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
     ),
+    "ask": Place(f"{_HERE}.commands_ask:ask", "Answer a question from your documents, with citations."),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -44,7 +45,7 @@ PLACES = {
 ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
 
 SECTIONS = (
-    ("Find", ("search", "vsearch", "query")),
+    ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
