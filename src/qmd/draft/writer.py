@@ -118,11 +118,11 @@ class _Pieces:
 
 def repeats_from(text: str) -> int | None:
     """Where the text begins to say again what it said: the start of the second of two equal sentences or lines (numbers
-    apart) of 12 characters or more. None while it does not."""
+    apart) of 8 letters or more. None while it does not."""
     seen: set[str] = set()
     for found in re.finditer(r"[^.!?。！？\n]+[.!?。！？\n]+", text):
         said = re.sub(r"[\W\d_]+", "", found.group()).lower()
-        if len(said) < 12 and not (found.group().startswith("#") and said):
+        if len(said) < 8 and not (found.group().startswith("#") and said):
             continue
         if said in seen:
             return found.start()

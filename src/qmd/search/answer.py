@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 NOTHING_FOUND = "I find nothing about this."
 INSTRUCTION = (
-    "Answer the question from the numbered sources, in one to three sentences. Quote the words of the sources. "
-    "After each sentence write the number of its source in brackets, like [1]."
+    "You answer questions from the user's notes. Copy the sentences of the notes that answer the question, "
+    "and after each write the number of its note, like [1]."
 )
 SUPPORT = 0.6
 """Share of a claim's content words that its source must hold."""
+ENOUGH_WORDS = 0.4
+ENOUGH_MEANING = 0.35
 
 _STOP_WORDS = frozenset(
     "a about an and are as at be by can do does for from has have how i if in is it its of on or should so than that the "
@@ -79,6 +81,8 @@ class Answer:
     found: bool
     sources: tuple[Source, ...] = ()
     claims: tuple[Claim, ...] = ()
+    quote: Claim | None = None
+    """What the sources say nearest to the question, word for word, when no claim of the answer is in them."""
     model: str = ""
     degraded: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -86,7 +90,8 @@ class Answer:
     @property
     def cited(self) -> tuple[Source, ...]:
         """The sources that supported claims name, in the order of their numbers."""
-        numbers = {n for claim in self.claims if claim.supported for n in claim.cited}
+        spoken = self.claims if self.quote is None else (*self.claims, self.quote)
+        numbers = {n for claim in spoken if claim.supported for n in claim.cited}
         return tuple(s for s in self.sources if s.number in numbers)
 
     def marked(self) -> str:
@@ -95,6 +100,8 @@ class Answer:
         for claim in self.claims:
             marks = "".join(f"[{n}]" for n in claim.cited) if claim.supported else "[not in the sources]"
             parts.append(f"{claim.text} {marks}")
+        if self.quote is not None:
+            parts.append(f"The sources say: “{self.quote.text}” [{self.quote.cited[0]}]")
         return " ".join(parts) if parts else self.text
 
 
@@ -141,25 +148,54 @@ def ask(
         "total": 1000 * (end - begin),
     }
     claims = check_claims(text, sources)
-    return Answer(question, text, True, sources, claims, writer.name, hits.degraded, timings)
+    quote = None if any(c.supported for c in claims) else find_quote(wanted, sources)
+    return Answer(question, text, True, sources, claims, quote, writer.name, hits.degraded, timings)
 
 
 def read_sources(index: Any, hits: Sequence[Hit], *, question: str, passage_chars: int) -> tuple[Source, ...]:
-    """The passages around the hits; a hit that shares no content word with the question and was found by keywords and
-    meaning alike only weakly is left out."""
+    """The passages around the hits. A hit is left out if it holds under two fifths of the question's content words and
+    is not near to it in meaning either: then there is nothing about this here."""
     asked = _words(question)
+    near: set[str] | None = None
     sources: list[Source] = []
     for hit in hits:
         first = max(1, hit.line - 6)
         document = index.get(hit.docid, from_line=first, max_lines=hit.end_line - first + 25)
         text, line, end_line = cut_passage(document.text, hit.line - first, passage_chars)
         held = _words(f"{hit.title} {hit.path} {' '.join(hit.heading_path)} {text}")
-        if asked and not asked & held and not _cjk(question):
-            continue
+        if asked and _share(asked, held) < ENOUGH_WORDS:
+            if near is None:
+                near = _near_in_meaning(index, question)
+            if hit.docid not in near:
+                continue
         sources.append(
             Source(len(sources) + 1, hit.docid, hit.file, hit.title, first + line, first + end_line, text)
         )
     return tuple(sources)
+
+
+def _near_in_meaning(index: Any, question: str) -> set[str]:
+    from qmd.errors import QmdError
+
+    try:
+        return {h.docid for h in index.vsearch(question, limit=10, min_score=ENOUGH_MEANING)}
+    except QmdError:  # no vectors, or of another model: words alone decide
+        return set()
+
+
+def find_quote(question: str, sources: Sequence[Source]) -> Claim | None:
+    """The line or sentence of the sources that holds most of the question's words; None if none holds any."""
+    asked = _words(question)
+    best, most = None, 0.0
+    for source in sources:
+        for sentence, _ in _sentences(source.text):
+            score = len(asked & _words(f"{sentence}")) - 0.01 * source.number
+            if score > most:
+                best, most = Claim(sentence[:400], (source.number,), True, True), score
+    if best is None and sources:
+        first = _sentences(sources[0].text)
+        best = Claim(first[0][0][:400], (sources[0].number,), True, True) if first else None
+    return best
 
 
 def cut_passage(text: str, at: int, chars: int) -> tuple[str, int, int]:
@@ -230,9 +266,9 @@ def check_claims(text: str, sources: Sequence[Source]) -> tuple[Claim, ...]:
 
 def _sentences(text: str) -> list[tuple[str, list[int]]]:
     """Sentences without their citation marks, and the marks; a mark after the full stop belongs before it."""
-    text = re.sub(r"([.!?。！？])\s*((?:\[\d+\]\s*)+)", r" \2\1 ", text)
+    text = re.sub(r"([.!?。！？])\s*((?:\[\d+\]\s*)+)", lambda m: f" {m[2].strip()}{m[1]} ", text)
     found = []
-    for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n+", text):
+    for part in re.split(r"(?<=[^\d\s][.!?])\s+|(?<=[。！？])|\n+", text):
         marks = [int(n) for n in re.findall(r"\[(\d{1,3})\]", part)]
         plain = re.sub(r"\s*\[\d{1,3}\]\s*", " ", part)
         plain = re.sub(r"\s+([.!?。！？])", r"\1", plain).strip()

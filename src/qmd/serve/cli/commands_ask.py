@@ -57,5 +57,7 @@ def ask(session: Session, /, question: tuple[str, ...], **options: Any) -> None:
     lines = ["\n"] if live else [found.marked()]
     if live and found.found:
         lines += [f"Not in the sources: {c.text}" for c in found.claims if not c.supported]
+    if live and found.quote is not None:
+        lines.append(f"The sources say: “{found.quote.text}” [{found.quote.cited[0]}]")
     lines += [f"[{s.number}] {s.file}:{s.line}  {s.title}" for s in (found.cited or found.sources)]
     write("".join(f"{line}\n" for line in lines))
