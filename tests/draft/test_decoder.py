@@ -26,7 +26,9 @@ class Oracle:
 
     def propose(self, situation: Situation, limit: int) -> Proposal:
         at = len(situation.tokens) - self.prompt
-        tokens = [(t + (i % self.wrong == 0)) % 96 for i, t in enumerate(self.answer[at : at + limit], start=at)]
+        tokens = [
+            (t + (i % self.wrong == 0)) % 96 for i, t in enumerate(self.answer[at : at + limit], start=at)
+        ]
         return Proposal(tuple(tokens), (0.9,) * len(tokens))
 
     def observe(self, proposal, verified, accepted): ...
@@ -56,7 +58,10 @@ class Guess:
 
 def prompts(count: int) -> list[list[int]]:
     g = torch.Generator().manual_seed(5)
-    return [torch.randint(0, 96, (int(n),), generator=g).tolist() for n in torch.randint(3, 40, (count,), generator=g)]
+    return [
+        torch.randint(0, 96, (int(n),), generator=g).tolist()
+        for n in torch.randint(3, 40, (count,), generator=g)
+    ]
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 5, 16])
@@ -83,21 +88,34 @@ def test_greedy_is_what_transformers_writes(model):
 
 def test_proposals_save_forwards_and_are_counted(model):
     target, prompt = TorchTarget(model), prompts(1)[0]
-    answer = SpeculativeDecoder([], target, eos_token_ids=[]).generate(prompt, 41, temperature=0)[0, len(prompt) :].tolist()
-    fast = SpeculativeDecoder(Oracle(answer, wrong=10**9), target, gamma=4, cost=CostTable.flat(), eos_token_ids=[])
+    answer = (
+        SpeculativeDecoder([], target, eos_token_ids=[])
+        .generate(prompt, 41, temperature=0)[0, len(prompt) :]
+        .tolist()
+    )
+    fast = SpeculativeDecoder(
+        Oracle(answer, wrong=10**9), target, gamma=4, cost=CostTable.flat(), eos_token_ids=[]
+    )
     fast.generate(prompt, 41, temperature=0)
     s = fast.stats
     # token 0 is marked wrong by the oracle but comes from the prompt; the rest stand, five tokens a step
     assert (s.new_tokens, s.steps, s.proposed, s.accepted) == (41, 8, 32, 32)
-    assert s.tokens_per_step == 5 and s.acceptance == 1
+    assert s.tokens_per_step == 5
+    assert s.acceptance == 1
 
 
 def test_end_of_text_inside_a_draft_ends_the_answer(model):
     target, prompt = TorchTarget(model), prompts(1)[0]
-    free = SpeculativeDecoder([], target, eos_token_ids=[]).generate(prompt, 30, temperature=0)[0, len(prompt) :].tolist()
+    free = (
+        SpeculativeDecoder([], target, eos_token_ids=[])
+        .generate(prompt, 30, temperature=0)[0, len(prompt) :]
+        .tolist()
+    )
     eos = free[12]
     first = free.index(eos)
-    fast = SpeculativeDecoder(Oracle(free, 10**9), target, gamma=8, cost=CostTable.flat(), eos_token_ids=[eos])
+    fast = SpeculativeDecoder(
+        Oracle(free, 10**9), target, gamma=8, cost=CostTable.flat(), eos_token_ids=[eos]
+    )
     assert fast.generate(prompt, 30, temperature=0)[0, len(prompt) :].tolist() == free[: first + 1]
 
 
@@ -112,11 +130,17 @@ class Letters:
 
 def test_stop_string_and_streamer(model):
     target, prompt = TorchTarget(model), prompts(1)[0]
-    free = SpeculativeDecoder([], target, eos_token_ids=[]).generate(prompt, 30, temperature=0)[0, len(prompt) :].tolist()
+    free = (
+        SpeculativeDecoder([], target, eos_token_ids=[])
+        .generate(prompt, 30, temperature=0)[0, len(prompt) :]
+        .tolist()
+    )
     stop = Letters().decode(free[9:11])
     end = Letters().decode(free).index(stop) + 2
     seen: list[int] = []
-    fast = SpeculativeDecoder(Oracle(free, 7), target, Letters(), gamma=6, cost=CostTable.flat(), eos_token_ids=[])
+    fast = SpeculativeDecoder(
+        Oracle(free, 7), target, Letters(), gamma=6, cost=CostTable.flat(), eos_token_ids=[]
+    )
     out = fast.generate(prompt, 30, temperature=0, stop=[stop], streamer=seen.extend)
     assert out[0, len(prompt) :].tolist() == free[:end] == seen
 
@@ -141,7 +165,9 @@ def chi_square(counts: torch.Tensor, p: torch.Tensor) -> float:
     expected = torch.cat([p[big], p[~big].sum()[None]]).double() * total
     keep = expected > 0
     assert observed[~keep].sum() == 0
-    return float(chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue)
+    return float(
+        chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue
+    )
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.8, top_k=20), Sampling(1.2, top_p=0.9)])
@@ -155,14 +181,16 @@ def test_accept_keeps_the_distribution(sampling, drawn):
     first = distribution(torch.randn(1, vocab, generator=g), sampling)[0]
     second = distribution(torch.randn(vocab, vocab, generator=g), sampling)  # given the first
     tail = torch.full((vocab,), 1 / vocab)
-    q = distribution(first.clamp_min(1e-6).log()[None] + 0.8 * torch.randn(2, vocab, generator=g), Sampling(1.0))
+    q = distribution(
+        first.clamp_min(1e-6).log()[None] + 0.8 * torch.randn(2, vocab, generator=g), Sampling(1.0)
+    )
     counts, stood, offered = torch.zeros(vocab, vocab), 0, 0
     for _ in range(20_000):
-        if drawn:
-            offer = [int(torch.multinomial(row, 1, generator=g)) for row in q]
-        else:
-            offer = [int(first.argmax()), 3]
-        accepted, following = accept(offer, q if drawn else None, torch.stack([first, second[offer[0]], tail]), g)
+        certain = [int(first.argmax()), 3]
+        offer = [int(torch.multinomial(row, 1, generator=g)) for row in q] if drawn else certain
+        accepted, following = accept(
+            offer, q if drawn else None, torch.stack([first, second[offer[0]], tail]), g
+        )
         out = [*offer[:accepted], following][:2]
         if len(out) == 1:
             out.append(int(torch.multinomial(second[out[0]], 1, generator=g)))

@@ -114,14 +114,16 @@ def test_training_lowers_the_loss_resumes_and_leaves_the_target(model, knowledge
     train(two, samples, tmp_path / "parts")
     three = Qwen3DraftModel(CONFIG, model, knowledge)
     resumed = train(three, samples, tmp_path / "parts")
-    assert resumed.resumed_at == 2 and resumed.epochs == 3
+    assert resumed.resumed_at == 2
+    assert resumed.epochs == 3
     for a, b in zip(draft.state_dict().values(), three.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert whole.loss[-1] < whole.loss[0]
     assert acceptance(draft, samples) > untrained
     assert json.loads((tmp_path / "whole" / "curves.json").read_text())["loss"] == whole.loss
     best = torch.load(tmp_path / "whole" / whole.best, weights_only=True)
-    assert whole.best == f"best_draft_model_knowledge_epoch{whole.best_epoch}.pth" and "model_state_dict" in best
+    assert whole.best == f"best_draft_model_knowledge_epoch{whole.best_epoch}.pth"
+    assert "model_state_dict" in best
     load_draft(three, tmp_path / "whole" / whole.best)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -167,7 +169,9 @@ def test_speculation_with_the_draft_is_lossless(model, knowledge, hot, precision
     proposer.query_text = "numbers"
     plain = SpeculativeDecoder([], target, eos_token_ids=[96])
     fast = SpeculativeDecoder([proposer], target, gamma=4, cost=CostTable.flat(), eos_token_ids=[96])
-    both = SpeculativeDecoder([SuffixProposer(), proposer], target, gamma=4, cost=CostTable.flat(), eos_token_ids=[96])
+    both = SpeculativeDecoder(
+        [SuffixProposer(), proposer], target, gamma=4, cost=CostTable.flat(), eos_token_ids=[96]
+    )
     for start in range(5):
         prompt = [start, 7, start, 7, 11]
         expected = plain.generate(prompt, 30, temperature=0)

@@ -13,7 +13,9 @@ def test_same_logits_as_transformers(model):
     expected = model(torch.tensor([IDS])).logits[0]
     target = TorchTarget(model)
     cache = target.new_cache()
-    got = torch.cat([target.forward(IDS[:40], cache), target.forward(IDS[40:45], cache), target.forward(IDS[45:], cache)])
+    got = torch.cat(
+        [target.forward(IDS[:40], cache), target.forward(IDS[40:45], cache), target.forward(IDS[45:], cache)]
+    )
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
 

@@ -41,7 +41,9 @@ class CostTable:
         return cls(times_s[rows[0]], tuple(relative))
 
     @classmethod
-    def measure(cls, target: Target, *, context: int = 256, repeats: int = 4, rows: Sequence[int] = ROWS) -> CostTable:
+    def measure(
+        cls, target: Target, *, context: int = 256, repeats: int = 4, rows: Sequence[int] = ROWS
+    ) -> CostTable:
         """Time the target on tokens of no meaning after a context of `context` tokens; the fastest of `repeats`."""
         context = min(context, target.max_context - max(rows) - 1)
         cache = target.new_cache()
@@ -63,7 +65,9 @@ def _time(target: Target, cache: Cache, rows: Sequence[int], repeats: int) -> di
     return best
 
 
-def best_length(confidence: Sequence[float], table: CostTable, *, token_cost: float = 0.0) -> tuple[int, float]:
+def best_length(
+    confidence: Sequence[float], table: CostTable, *, token_cost: float = 0.0
+) -> tuple[int, float]:
     """How many of the offered tokens to verify, and the expected gain over a plain step.
 
     confidence[i]: probability that token i stands if all before it do. token_cost: drafting one token, in steps of

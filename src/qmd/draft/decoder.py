@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from qmd.draft.cost import CostTable, Ledger, best_length
+from qmd.draft.cost import ROWS, CostTable, Ledger, best_length
 from qmd.draft.proposers import NOTHING, Proposal, Proposer, Situation, SuffixProposer
 from qmd.draft.sampling import Sampling, accept, distribution
 from qmd.draft.target import Cache, Target
 from qmd.draft.torch_target import as_target
+
+PARTS = ("prefill", "propose", "verify", "choose")
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Stats:
     accepted_by: dict[str, int] = field(default_factory=dict)
     gain_by: dict[str, float] = field(default_factory=dict)
     switched_off: tuple[str, ...] = ()
-    time_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prefill", "propose", "verify", "choose"), 0.0))
+    time_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     first_token_s: float = 0.0
 
     @property
@@ -90,7 +92,9 @@ class SpeculativeDecoder:
     def cost(self) -> CostTable:
         """The table in force; measured on first use."""
         if self._cost is None:
-            self._cost = CostTable.measure(self.target, rows=[r for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 17) if r <= self.gamma + 1])
+            self._cost = CostTable.measure(
+                self.target, rows=sorted({*(r for r in ROWS if r <= self.gamma), self.gamma + 1})
+            )
         return self._cost
 
     @torch.inference_mode()
@@ -111,9 +115,10 @@ class SpeculativeDecoder:
         """Continue `input_ids` ((T,), (1, T) or a list); returns (1, T + new) int64 as `transformers` does.
 
         Ends at an end-of-text token (kept), at the token that completes one of `stop` (kept), or at max_new_tokens.
-        streamer: called with each list of new token ids (True ends the text), or an object with `put` and `end`. passages: texts known to
-        matter beside the prompt, as token ids. cache: holds a prefix of the prompt's keys and values; it is extended
-        in place. Raises ValueError for an empty prompt, more than one row, or a prompt over the context.
+        streamer: called with each list of new token ids (True ends the text), or an object with `put` and `end`.
+        passages: texts known to matter beside the prompt, as token ids. cache: holds a prefix of the prompt's keys and
+        values; it is extended in place. Raises ValueError for an empty prompt, more than one row, or a prompt over the
+        context.
         """
         prompt = _prompt(input_ids)
         sampling = Sampling(temperature, top_p, top_k)
@@ -124,7 +129,9 @@ class SpeculativeDecoder:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         room = self.target.max_context - len(prompt)
         if room < 1:
-            raise ValueError(f"prompt of {len(prompt)} tokens leaves no room in a context of {self.target.max_context}.")
+            raise ValueError(
+                f"prompt of {len(prompt)} tokens leaves no room in the context of {self.target.max_context}."
+            )
         budget = min(max_new_tokens, room)
         table = self.cost if self.proposers else CostTable.flat()
         run = _Run(self, prompt, sampling, generator, table, passages, stop, streamer)
@@ -271,7 +278,7 @@ def _proposers(draft: Any, target: Target) -> list[Proposer]:
     if isinstance(draft, torch.nn.Module):
         from qmd.draft.neural import NeuralProposer
 
-        return [SuffixProposer(), NeuralProposer(draft, target)]
+        return [SuffixProposer(), NeuralProposer(cast(Any, draft), target)]
     if isinstance(draft, Sequence):
         return list(draft)
     return [draft]

@@ -125,7 +125,9 @@ class KnowledgeCacheManager:
 
     def build(self, target: Any, tokenizer: Any, texts: Sequence[str]) -> list[Entry]:
         """Store each text's keys and values, tokenised without special tokens."""
-        return [self.add(target, tokenizer(t, add_special_tokens=False).input_ids, t) for t in texts if t.strip()]
+        return [
+            self.add(target, tokenizer(t, add_special_tokens=False).input_ids, t) for t in texts if t.strip()
+        ]
 
     def load(self, entry: Entry) -> tuple[Tensor, Tensor]:
         """Keys and values (layers, kv_heads, T, head_dim); from disk they are memory-mapped."""
@@ -200,7 +202,8 @@ class KnowledgeCacheManager:
         return torch.stack(rows)
 
     def _file(self, name: str) -> Path:
-        assert self.folder is not None and self.fingerprint is not None
+        assert self.folder is not None
+        assert self.fingerprint is not None
         return self.folder / self.fingerprint / f"{name}.safetensors"
 
     def _write(self, entry: Entry, keys: Tensor, values: Tensor) -> None:
@@ -210,7 +213,11 @@ class KnowledgeCacheManager:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        about = {"format_version": str(FORMAT_VERSION), "tokens": json.dumps(entry.tokens), "text": entry.text}
+        about = {
+            "format_version": str(FORMAT_VERSION),
+            "tokens": json.dumps(entry.tokens),
+            "text": entry.text,
+        }
         save_file({"keys": keys.contiguous(), "values": values.contiguous()}, temporary, about)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

@@ -28,13 +28,13 @@ def prepare(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear
         return _int8(weight, bias)
     if precision == "float32" and weight.device.type == "cpu" and packs_float32():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), _ROWS_HINT)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return lambda x: F.linear(x, weight, bias)
 
 
 def packs_float32() -> bool:
     """Whether this torch has oneDNN's packed product."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def packs_int8() -> bool:

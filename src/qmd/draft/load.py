@@ -39,7 +39,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Any
     with _silent():
         try:
             kwargs = {"gguf_file": gguf} if gguf else {}
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load model {name!r}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
@@ -54,9 +54,14 @@ def load_tokenizer(name: str) -> Any:
     folder, gguf = locate(name)
     with _silent():
         try:
-            return AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
+            found = AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load the tokenizer of {name!r}: {error}") from error
+    if not found.get_vocab().keys() - set(
+        found.all_special_tokens
+    ):  # what a folder without tokenizer files gives
+        raise ModelError(f"{name!r} has no tokenizer. Copy the model's tokenizer.json beside its weights.")
+    return found
 
 
 class Qwen3Loader:
@@ -85,17 +90,21 @@ class Qwen3Loader:
 class _silent:
     """No progress bars and notices of the loading library on the user's terminal."""
 
-    def __enter__(self) -> None:
+    @staticmethod
+    def _logging() -> Any:
         from transformers.utils import logging
 
+        return logging
+
+    def __enter__(self) -> None:
+        logging = self._logging()
         self._before = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
     def __exit__(self, *args: object) -> None:
-        from transformers.utils import logging
-
+        logging = self._logging()
         logging.set_verbosity(self._before)
         if self._bars:
             logging.enable_progress_bar()

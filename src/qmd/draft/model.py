@@ -53,14 +53,18 @@ class KnowledgeAttention(nn.Module):
     def project(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(kv_heads, S, head_dim) twice -> (heads, S, cache_dim / heads) twice."""
         k, v = (x.transpose(0, 1).flatten(1).float() for x in (keys, values))
-        return tuple(p(x).unflatten(-1, (self.heads, -1)).transpose(0, 1) for p, x in ((self.key, k), (self.value, v)))  # type: ignore[return-value]
+        return self._split(self.key(k)), self._split(self.value(v))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], self.heads, -1).transpose(0, 1)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """x (B, T, d); keys, values as `project` gives them."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (y.expand(x.shape[0], *y.shape) for y in (keys, values))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + torch.tanh(self.gate) * self.out(mixed)
+        enhanced: Tensor = self.out(mixed)
+        return x + torch.tanh(self.gate) * enhanced
 
 
 class Transition(nn.Module):
@@ -151,7 +155,9 @@ class Qwen3DraftModel(nn.Module):
         self.config = read_config(config)
         shape = target_model.config
         d = self.config.draft_model
-        self.sampled_layers = LayerSampler(shape.num_hidden_layers, d.num_sampled_layers, d.sampling_strategy).sample()
+        self.sampled_layers = LayerSampler(
+            shape.num_hidden_layers, d.num_sampled_layers, d.sampling_strategy
+        ).sample()
         heads = knowledge_cache_manager.num_heads if knowledge_cache_manager else shape.num_attention_heads
         cache_dim = self.config.knowledge_enhancement.cache_dim
         if cache_dim % heads:
@@ -160,10 +166,13 @@ class Qwen3DraftModel(nn.Module):
         self.blocks = nn.ModuleList(
             Block(target_model.model.layers[i], shape, self.config, heads) for i in self.sampled_layers
         )
-        self._shared = (target_model,)  # in a tuple: not a submodule, so nothing of the target is trained or saved
+        self._shared = (
+            target_model,
+        )  # in a tuple: not a submodule, so nothing of the target is trained or saved
         self.vocab_size: int = shape.vocab_size
         if hot_ids is None and 0 < d.hot_vocabulary < shape.vocab_size:
             hot_ids = range(d.hot_vocabulary)
+        self.hot_ids: Tensor | None
         self.register_buffer("hot_ids", None if hot_ids is None else torch.tensor(sorted(hot_ids)))
 
     @property
@@ -202,7 +211,11 @@ class Qwen3DraftModel(nn.Module):
         cos, sin = target.model.rotary_emb(x, torch.arange(length, device=x.device)[None])
         mask = window_mask(length, window, x.device)
         for i, block in enumerate(self.blocks):
-            known = None if knowledge is None else (knowledge[0][self.sampled_layers[i]], knowledge[1][self.sampled_layers[i]])
+            known = (
+                None
+                if knowledge is None
+                else (knowledge[0][self.sampled_layers[i]], knowledge[1][self.sampled_layers[i]])
+            )
             x = block(x, (cos[0].float(), sin[0].float()), target_kv[i], mask, known)
         norm = target.model.norm
         x = F.rms_norm(x, (x.shape[-1],), norm.weight.detach().float(), target.config.rms_norm_eps)
@@ -219,7 +232,9 @@ class Qwen3DraftModel(nn.Module):
 
 
 @torch.no_grad()
-def target_rows(target: Any, ids: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def target_rows(
+    target: Any, ids: Tensor, layers: Sequence[int]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The target's logits (B, T, vocab) and its keys and values at `layers`, with one forward of `transformers`."""
     out = target(input_ids=ids, use_cache=True)
     held = out.past_key_values.layers

@@ -37,7 +37,7 @@ class NeuralProposer:
         self.token_cost = 0.0
         self.acceptance = 0.6
         self._knowledge: list[tuple[Tensor, Tensor]] | None = None
-        self._hot: Tensor | None = draft.hot_ids  # type: ignore[assignment]
+        self._hot: Tensor | None = draft.hot_ids
         blocks = [cast(Block, b) for b in draft.blocks]
         self._layers = [_Layer(b.layer, precision) for b in blocks]
         self._bridges = [
@@ -78,9 +78,12 @@ class NeuralProposer:
         spent = (time.perf_counter() - begin) / g / max(table.step_s, 1e-9)
         if table.step_s < 1.0:  # a measured table; the flat one has no time
             self.token_cost = spent if not self.token_cost else 0.9 * self.token_cost + 0.1 * spent
-        return Proposal(tuple(tokens), (self.acceptance,) * g, torch.stack(rows) if rows else _points(tokens, situation), "draft")
+        q = torch.stack(rows) if rows else torch.zeros(g, 1)  # greedy compares tokens only
+        return Proposal(tuple(tokens), (self.acceptance,) * g, q, "draft")
 
-    def step(self, token: int, cache: KVCache, own: list[tuple[Tensor, Tensor] | None], drafted: int) -> Tensor:
+    def step(
+        self, token: int, cache: KVCache, own: list[tuple[Tensor, Tensor] | None], drafted: int
+    ) -> Tensor:
         """Logits (1, vocab) after `token`, which stands `drafted` places behind the target's cache."""
         t = self.target
         position, seen = cache.length + drafted, cache.length
@@ -123,8 +126,3 @@ class NeuralProposer:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Nothing is kept: what the draft computed for itself is dropped after each verification."""
-
-
-def _points(tokens: Sequence[int], situation: Situation) -> Tensor | None:
-    """Greedy decoding compares tokens only; any row says that the length was decided before drawing."""
-    return torch.zeros(len(tokens), 1)

@@ -1,4 +1,4 @@
-"""Where proposals come from. One small protocol; the suffix index over known text is here, the neural draft in `neural`."""
+"""Where proposals come from: one small protocol, and the suffix index over known text. The neural draft is `neural`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A part of the tree."""
 
 
-class DraftModel(Section):
+class DraftModel(Section, frozen=True):
     """hot_vocabulary: rows of the reduced output head; 0 takes the target's whole head. transition_rank: inner width of
     a transition layer; 0 means a quarter of the hidden size."""
 
@@ -25,12 +25,12 @@ class DraftModel(Section):
     transition_rank: int = 0
 
 
-class KnowledgeEnhancement(Section):
+class KnowledgeEnhancement(Section, frozen=True):
     enabled: bool = True
     cache_dim: int = 512
 
 
-class Training(Section):
+class Training(Section, frozen=True):
     """max_new_tokens: length of the answers the target writes as training text. seed: order, windows, weights."""
 
     num_epochs: int = 5
@@ -44,7 +44,7 @@ class Training(Section):
     seed: int = 0
 
 
-class DraftConfig(Section):
+class DraftConfig(Section, frozen=True):
     target_model: str = "Qwen/Qwen3-0.6B"
     draft_model: DraftModel = DraftModel()
     knowledge_enhancement: KnowledgeEnhancement = KnowledgeEnhancement()

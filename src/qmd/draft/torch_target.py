@@ -26,11 +26,13 @@ EXACT_ROWS = 17  # gamma 16 and the token before it
 class KVCache:
     """Keys and values (layers, kv_heads, capacity, head_dim), filled in place, cut back by moving one number."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._shape = (layers, kv_heads, head_dim)
-        self._kind = {"dtype": dtype, "device": device}
-        self.keys = torch.zeros(layers, kv_heads, 0, head_dim, **self._kind)  # type: ignore[arg-type]
-        self.values = torch.zeros(layers, kv_heads, 0, head_dim, **self._kind)  # type: ignore[arg-type]
+        self._dtype, self._device = dtype, device
+        self.keys = torch.zeros(layers, kv_heads, 0, head_dim, dtype=self._dtype, device=self._device)
+        self.values = torch.zeros(layers, kv_heads, 0, head_dim, dtype=self._dtype, device=self._device)
         self._length = 0
 
     @property
@@ -50,7 +52,7 @@ class KVCache:
         capacity = max(capacity, min(2 * have, have + 1024), 128)
         layers, heads, dim = self._shape
         for name in ("keys", "values"):
-            grown = torch.zeros(layers, heads, capacity, dim, **self._kind)  # type: ignore[arg-type]
+            grown = torch.zeros(layers, heads, capacity, dim, dtype=self._dtype, device=self._device)
             grown[:, :, : self._length] = getattr(self, name)[:, :, : self._length]
             setattr(self, name, grown)
 
@@ -99,7 +101,9 @@ class TorchTarget:
     own type and device; what CUDA and ROCm use). Raises ModelError for another family or an unsupported rotary scheme.
     """
 
-    def __init__(self, model: Any, *, precision: Precision | None = None, max_context: int | None = None) -> None:
+    def __init__(
+        self, model: Any, *, precision: Precision | None = None, max_context: int | None = None
+    ) -> None:
         config = model.config
         if config.model_type not in FAMILIES:
             raise ModelError(
@@ -110,7 +114,9 @@ class TorchTarget:
             raise ModelError("sliding-window attention has no fast target. Use TransformersTarget for it.")
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-            raise ModelError("rotary positions that change with the length have no fast target. Use TransformersTarget.")
+            raise ModelError(
+                "rotary positions that change with the length have no fast target. Use TransformersTarget."
+            )
         body = model.model
         self.device = body.embed_tokens.weight.device
         if precision is None:
@@ -131,7 +137,9 @@ class TorchTarget:
         self.dtype = self.embedding.dtype
         self.norm: Tensor = body.norm.weight.detach()
         head = model.lm_head
-        self.head = prepare(head.weight.detach(), None if head.bias is None else head.bias.detach(), precision)
+        self.head = prepare(
+            head.weight.detach(), None if head.bias is None else head.bias.detach(), precision
+        )
         self._inverse_frequency: Tensor = body.rotary_emb.inv_freq.detach().float()
         self._rope_scale = float(body.rotary_emb.attention_scaling)
         self._cos = self._sin = torch.zeros(0)
@@ -144,14 +152,16 @@ class TorchTarget:
         """cos and sin of positions [start, end): (T, 1, head_dim) each; the sine's first half is negated."""
         if self._cos.shape[0] < end:
             size = max(end, 2 * self._cos.shape[0], 512)
-            angle = torch.arange(size, device=self.device).float()[:, None] * self._inverse_frequency.to(self.device)
+            angle = torch.arange(size, device=self.device).float()[:, None] * self._inverse_frequency.to(
+                self.device
+            )
             cos, sin = angle.cos() * self._rope_scale, angle.sin() * self._rope_scale
             self._cos = torch.cat([cos, cos], 1).to(self.dtype)[:, None]
             self._sin = torch.cat([-sin, sin], 1).to(self.dtype)[:, None]
         return self._cos[start:end], self._sin[start:end]
 
     @torch.inference_mode()
-    def forward(self, tokens: Sequence[int], cache: KVCache, *, last_only: bool = False) -> Tensor:
+    def forward(self, tokens: Sequence[int], cache: Any, *, last_only: bool = False) -> Tensor:
         count, start = len(tokens), cache.length
         end = start + count
         if end > self.max_context:
@@ -166,7 +176,11 @@ class TorchTarget:
                 qk = y[:, : heads + kv]
             else:
                 qk = torch.cat(
-                    [self._rms(y[:, :heads], layer.q_norm), self._rms(y[:, heads : heads + kv], layer.k_norm)], 1
+                    [
+                        self._rms(y[:, :heads], layer.q_norm),
+                        self._rms(y[:, heads : heads + kv], layer.k_norm),
+                    ],
+                    1,
                 )
             qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
             keys, values = cache.keys[index], cache.values[index]  # (kv, capacity, head_dim)
@@ -240,7 +254,7 @@ class TransformersTarget:
         return _CroppedCache()
 
     @torch.inference_mode()
-    def forward(self, tokens: Sequence[int], cache: _CroppedCache, *, last_only: bool = False) -> Tensor:
+    def forward(self, tokens: Sequence[int], cache: Any, *, last_only: bool = False) -> Tensor:
         ids = torch.tensor([list(tokens)], device=self.model.device)
         keep = 1 if last_only else 0
         out = self.model(input_ids=ids, past_key_values=cache.inner, use_cache=True, logits_to_keep=keep)

@@ -43,7 +43,12 @@ class Report:
 
 
 def write_samples(
-    target: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], *, max_new_tokens: int = 64, path: Path | None = None
+    target: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, str]],
+    *,
+    max_new_tokens: int = 64,
+    path: Path | None = None,
 ) -> list[Sample]:
     """Let the target answer each (question, passage) greedily. Written to `path` (JSON lines) as it goes; what is
     there already is not written again."""
@@ -73,7 +78,9 @@ def render(tokenizer: Any, question: str, passage: str = "") -> list[int]:
     return list(tokenizer(text + "\n").input_ids)
 
 
-def loss_of(p: Tensor, logits: Tensor, *, kl_divergence_weight: float, acceptance_loss_weight: float) -> tuple[Tensor, Tensor]:
+def loss_of(
+    p: Tensor, logits: Tensor, *, kl_divergence_weight: float, acceptance_loss_weight: float
+) -> tuple[Tensor, Tensor]:
     """p (N, V): the target's probabilities; logits (N, V): the draft's. Returns loss and mean acceptance.
 
     0.8 KL(target || draft) + 0.3 * -log sum min(p, q), by the default weights. Tokens outside a hot head (-inf) add
@@ -140,7 +147,10 @@ def train(
         report.held_out_acceptance.append(score)
         if score >= max(report.held_out_acceptance):
             name = f"best_draft_model_knowledge_epoch{epoch + 1}.pth"
-            _save(folder / name, {"model_state_dict": draft.state_dict(), "epoch": epoch + 1, "acceptance": score})
+            _save(
+                folder / name,
+                {"model_state_dict": draft.state_dict(), "epoch": epoch + 1, "acceptance": score},
+            )
             if report.best and report.best != name:
                 (folder / report.best).unlink(missing_ok=True)
             report.best, report.best_epoch = name, epoch + 1
@@ -152,7 +162,9 @@ def train(
 
 
 @torch.no_grad()
-def acceptance(draft: Qwen3DraftModel, samples: Sequence[Sample], *, knowledge: bool = True, window: int = 1) -> float:
+def acceptance(
+    draft: Qwen3DraftModel, samples: Sequence[Sample], *, knowledge: bool = True, window: int = 1
+) -> float:
     """Mean of sum(min(p, q)) over the answers' tokens."""
     draft.eval()
     total, count = 0.0, 0
@@ -169,7 +181,9 @@ def load_draft(draft: Qwen3DraftModel, path: Path | str) -> Qwen3DraftModel:
     return draft.eval()
 
 
-def _forward(draft: Qwen3DraftModel, batch: Sequence[Sample], window: int, knowledge: bool) -> tuple[Tensor, Tensor]:
+def _forward(
+    draft: Qwen3DraftModel, batch: Sequence[Sample], window: int, knowledge: bool
+) -> tuple[Tensor, Tensor]:
     """Loss and acceptance over the answer rows of a batch, padded on the right (causal: padding is never seen)."""
     length = max(len(s.prompt) + len(s.answer) for s in batch)
     ids = torch.zeros(len(batch), length, dtype=torch.long)

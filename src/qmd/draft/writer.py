@@ -89,7 +89,9 @@ class LocalWriter:
         else:
             text = "\n\n".join(text for _, text in messages) + "\n"
         at = text.find(keep) + len(keep) if keep and keep in text else 0
-        parts = [self.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text[:at], text[at:])]
+        parts = [
+            self.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text[:at], text[at:])
+        ]
         return list(parts[0]), list(parts[1])
 
 

@@ -1,4 +1,4 @@
-"""Answers with citations: search, passages, a prompt with numbered sources, a streamed answer, and its citations checked.
+"""Answers with citations: search, passages, a prompt with numbered sources, a streamed answer, checked citations.
 
 A claim whose cited passages do not hold its words is marked; a claim without a citation gets the source that holds its
 words, if one does. Nothing found, nothing said.
@@ -28,9 +28,72 @@ ENOUGH_WORDS = 0.4
 ENOUGH_MEANING = 0.35
 
 _STOP_WORDS = frozenset(
-    "a about an and are as at be by can do does for from has have how i if in is it its of on or should so than that the "
-    "their them then there these they this to up was what when where which who why will with you your we my me our not "
-    "no but also into one use used using".split()
+    [
+        "a",
+        "about",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "can",
+        "do",
+        "does",
+        "for",
+        "from",
+        "has",
+        "have",
+        "how",
+        "i",
+        "if",
+        "in",
+        "is",
+        "it",
+        "its",
+        "of",
+        "on",
+        "or",
+        "should",
+        "so",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "up",
+        "was",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "why",
+        "will",
+        "with",
+        "you",
+        "your",
+        "we",
+        "my",
+        "me",
+        "our",
+        "not",
+        "no",
+        "but",
+        "also",
+        "into",
+        "one",
+        "use",
+        "used",
+        "using",
+    ]
 )
 
 
@@ -148,7 +211,8 @@ def ask(
         "total": 1000 * (end - begin),
     }
     claims = check_claims(text, sources)
-    quote = None if any(c.supported for c in claims) else find_quote(wanted, sources)
+    says_something = any(c.supported and len(_words(c.text)) >= 3 for c in claims)
+    quote = None if says_something else find_quote(wanted, sources)
     return Answer(question, text, True, sources, claims, quote, writer.name, hits.degraded, timings)
 
 
@@ -188,12 +252,12 @@ def find_quote(question: str, sources: Sequence[Source]) -> Claim | None:
     asked = _words(question)
     best, most = None, 0.0
     for source in sources:
-        for sentence, _ in _sentences(source.text):
+        for sentence, _ in _sentences(_unwrapped(source.text)):
             score = len(asked & _words(f"{sentence}")) - 0.01 * source.number
             if score > most:
                 best, most = Claim(sentence[:400], (source.number,), True, True), score
     if best is None and sources:
-        first = _sentences(sources[0].text)
+        first = _sentences(_unwrapped(sources[0].text))
         best = Claim(first[0][0][:400], (sources[0].number,), True, True) if first else None
     return best
 
@@ -291,6 +355,11 @@ def _words(text: str) -> set[str]:
 
 def _cjk(text: str) -> bool:
     return bool(re.search(r"[\u3040-\u30ff\u3400-\u9fff]", text))
+
+
+def _unwrapped(text: str) -> str:
+    """Lines of one paragraph joined; list items, headings, quotes and tables stay lines."""
+    return re.sub(r"(?<=[^\n])\n(?![\n\-*#>|\d])", " ", text)
 
 
 def _share(words: set[str], held: set[str]) -> float:

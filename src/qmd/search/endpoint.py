@@ -53,5 +53,7 @@ class RemoteWriter:
                     if piece and stream is not None:
                         stream(piece)
         except (urllib.error.URLError, TimeoutError, OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"no answer from {self.url}: {error}. Is the server running, and the model known there?") from error
+            raise ModelError(
+                f"no answer from {self.url}: {error}. Is the server running, and the model known there?"
+            ) from error
         return text

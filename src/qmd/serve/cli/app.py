@@ -31,6 +31,10 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "knowledge": Place(
+        f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
+    ),
+    "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
@@ -48,6 +52,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Answer faster", ("knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
 )
 

@@ -19,10 +19,24 @@ from qmd.serve.cli.session import Session, pass_session
     """
 )
 @click.argument("question", nargs=-1, required=True)
-@click.option("-n", "--limit", type=click.IntRange(1, 9), default=3, show_default=True, help="Sources to read.")
-@click.option("--max-new-tokens", type=click.IntRange(1, 2048), default=120, show_default=True, help="Length of the answer.")
-@click.option("--model", metavar="NAME", help="A folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]")
-@click.option("-c", "--collection", "collections", multiple=True, metavar="NAME", help="Only in this collection.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 9), default=3, show_default=True, help="Sources to read."
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1, 2048),
+    default=120,
+    show_default=True,
+    help="Length of the answer.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]",
+)
+@click.option(
+    "-c", "--collection", "collections", multiple=True, metavar="NAME", help="Only in this collection."
+)
 @click.option("--path", metavar="GLOB", help="Only in these paths.")
 @click.option("--follow-up", is_flag=True, help="Continue the last conversation.")
 @output_options("cli", "json")
