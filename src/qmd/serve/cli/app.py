@@ -20,6 +20,7 @@ PLACES = {
     "query": Place(
         f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
     ),
+    "ask": Place(f"{_HERE}.commands_ask:ask", "Answer a question from your documents, with citations."),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -30,6 +31,10 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "knowledge": Place(
+        f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
+    ),
+    "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
@@ -44,9 +49,10 @@ PLACES = {
 ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
 
 SECTIONS = (
-    ("Find", ("search", "vsearch", "query")),
+    ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Answer faster", ("knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
 )
 
