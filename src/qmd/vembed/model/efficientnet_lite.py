@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019; the Lite form has no squeeze-and-excite and uses ReLU6), features only.
+"""EfficientNet-Lite0 features (Tan and Le 2019; the Lite form has no squeeze-and-excite and uses ReLU6).
 
 Parameter names are those of the published checkpoint, so that `load_state_dict` is strict.
 """
@@ -31,7 +31,9 @@ _STAGES = (
 class SameConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding: the odd pixel goes right and below."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, c, h, w)
@@ -41,7 +43,8 @@ class SameConv(nn.Conv2d):
         pad_w = max((math.ceil(width / stride) - 1) * stride + kernel - width, 0)
         if pad_h or pad_w:
             x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return self._conv_forward(x, self.weight, None)
+        y: Tensor = self._conv_forward(x, self.weight, None)
+        return y
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -68,7 +71,8 @@ class _Block(nn.Module):
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y
+        z: Tensor = x + y if self.adds else y
+        return z
 
 
 class EfficientNetLite0(nn.Module):
@@ -84,7 +88,11 @@ class EfficientNetLite0(nn.Module):
                 first = turn == 0
                 blocks.append(
                     _Block(
-                        kernel, stride if first else 1, expansion, channels_in if first else channels_out, channels_out
+                        kernel,
+                        stride if first else 1,
+                        expansion,
+                        channels_in if first else channels_out,
+                        channels_out,
                     )
                 )
         self._blocks = nn.ModuleList(blocks)

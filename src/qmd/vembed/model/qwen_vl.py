@@ -1,8 +1,8 @@
 """Qwen3-VL-Embedding as a sentence-transformers input module, for texts and images, without torchvision.
 
-The form of the prompt, the pooling and the pixel limits are those of the official code (Qwen3-VL-Embedding, 2026):
-a system message with the instruction, a user message with the image before the text, "NULL" for an empty input,
-the generation prompt at the end; right padding; the last attended position is the vector.
+The prompt, the pooling and the pixel limits are those of the official code (Qwen3-VL-Embedding, 2026): a system
+message with the instruction, a user message with the image before the text, "NULL" for an empty input, the
+generation prompt at the end; right padding; the last attended position is the vector.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
+
+from qmd.vembed.model.images import open_image
 
 DEFAULT_INSTRUCTION = "Represent the user's input."
 MAX_TOKENS = 8192
@@ -26,16 +28,16 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj
 class QwenVLBackbone(InputModule):
     """`Qwen3VLModel` with its image processor and tokenizer.
 
-    Inputs are strings (text) or mappings with `text` and/or `image` (a path or a PIL image). The forward pass adds
-    `token_embeddings` (B, T, d) and `sentence_embedding` (B, d), not yet normalised.
+    Inputs are strings (text) or mappings with `text` and/or `image` (a path or a PIL image). The forward pass
+    adds `token_embeddings` (B, T, d) and `sentence_embedding` (B, d), not yet normalised.
     """
 
-    config_keys = ["instruction", "max_tokens"]
+    config_keys: ClassVar[list[str]] = ["instruction", "max_tokens"]
     config_file_name = "qwen_vl_config.json"
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         tokenizer: Any,
         image_processor: Any,
         *,
@@ -62,7 +64,7 @@ class QwenVLBackbone(InputModule):
         instruction: str | None = None,
         max_tokens: int | None = None,
     ) -> Self:
-        """Load weights, tokenizer and image processor from a folder or the hub. Runs no code of the repository."""
+        """Load weights and tokenizer from a folder or the hub. Runs no code of the repository."""
         from transformers import AutoTokenizer, Qwen3VLModel
 
         options = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -100,7 +102,7 @@ class QwenVLBackbone(InputModule):
         )
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Token ids (B, T), attention mask, token types, and for images patches (P, c) with their grid (n, 3)."""
+        """Token ids (B, T), attention mask, token types; for images patches (P, c) and grid (n, 3)."""
         texts, images = zip(*(_parts(item) for item in inputs), strict=True)
         given = [image for image in images if image is not None]
         features: dict[str, Tensor] = {}
@@ -177,7 +179,7 @@ class QwenVLBackbone(InputModule):
 
 
 def image_processor_for(config: Any) -> Any:
-    """The PIL image processor with the official pixel limits; sides become multiples of patch x merge (32)."""
+    """The PIL image processor with the official limits; sides become multiples of patch x merge (32)."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = config.vision_config
@@ -199,19 +201,3 @@ def _parts(item: Any) -> tuple[str | None, Any]:
         image = item.get("image")
         return item.get("text"), None if image is None else open_image(image)
     return None, open_image(item)
-
-
-def open_image(image: Any) -> Any:
-    """An RGB PIL image from a path or a PIL image; transparency is laid on white, orientation is applied."""
-    from PIL import Image, ImageOps
-
-    if isinstance(image, str | Path):
-        with Image.open(image) as opened:
-            opened.load()
-            image = opened
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
