@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 Pooling = Literal["mean", "cls", "last_token"]
 Role = Literal["embedding", "reranker", "generation"]
+Form = Literal["encoder", "seq-cls", "causal"]
 LinkKind = Literal["wikilink", "embed", "link"]
 
 Progress = Callable[[str, int, int | None], None]
@@ -138,7 +139,13 @@ class ModelVariant:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A row that drives the code that loads and runs a model."""
+    """A row that drives the code that loads and runs a model.
+
+    `name` is what a user writes; `repo` is the hub repository that holds the ONNX files where that is another
+    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read: token
+    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the Matryoshka
+    sizes a vector may be cut to, largest first; empty means only `dim`.
+    """
 
     name: str
     role: Role
@@ -151,3 +158,8 @@ class ModelCard:
     languages: tuple[str, ...] = ()
     variants: tuple[ModelVariant, ...] = ()
     revision: str | None = None
+    repo: str = ""
+    package: str = ""
+    form: Form = "encoder"
+    dims: tuple[int, ...] = ()
+    template: str = ""

@@ -1,0 +1,113 @@
+"""Rows of chunks: what a search gives back, and the text that is embedded for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmd.store.connect import Connection
+from qmd.store.documents import body_of, stored_path
+from qmd.store.filters import compile_filter
+from qmd.types import Filter
+
+SEPARATOR = "\x1f"
+
+
+def embedding_text(title: str, heading_path: Sequence[str], text: str) -> str:
+    """What is embedded for a chunk: "title > heading > heading", a line break, the chunk's text."""
+    headings = heading_path[1:] if heading_path and heading_path[0] == title else heading_path
+    return " > ".join((title, *headings)) + "\n" + text
+
+
+def embedding_key(text: str) -> bytes:
+    """sha256 of the embedded text: equal text, equal vector, wherever it stands."""
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """A chunk with what a hit shows of its document. `text` is read from the one stored copy."""
+
+    id: int
+    document_id: int
+    collection: str
+    path: str
+    docid: str
+    title: str
+    type: str
+    lang: str
+    date: str | None
+    mtime_ns: int
+    line: int
+    end_line: int
+    start: int
+    end: int
+    heading_path: tuple[str, ...]
+    text: str
+    tags: tuple[str, ...]
+    key: bytes
+
+
+class Chunks:
+    """Reads chunks. Writing them is part of writing a document."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def get(self, ids: Iterable[int]) -> dict[int, ChunkRow]:
+        """id -> row, in the order asked; ids that are gone are left out. Raises StoreDamaged on a bad text."""
+        wanted = [int(i) for i in ids]
+        found: dict[int, ChunkRow] = {}
+        with self._db.snapshot():
+            rows = self._db.all(
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                          c.line, c.end_line, c.start, c.end, c.headings, c.key
+                   FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
+                   JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
+                (json.dumps(wanted),),
+            )
+            texts: dict[int, str] = {}
+            tags: dict[int, tuple[str, ...]] = {}
+            for row in rows:
+                document = row[1]
+                if document not in texts:
+                    texts[document] = body_of(self._db, document)
+                    tags[document] = tuple(
+                        t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document,))
+                    )
+        for row in rows:
+            start, end, headings, key = row[12:]
+            found[row[0]] = ChunkRow(
+                *row[:3],
+                stored_path(row[3]),
+                *row[4:14],
+                tuple(headings.split(SEPARATOR)) if headings else (),
+                texts[row[1]][start:end],
+                tags[row[1]],
+                key,
+            )
+        return {i: found[i] for i in wanted if i in found}
+
+    def ids(self, wanted: Filter) -> NDArray[np.int64] | None:
+        """Sorted ids of the chunks that pass the filter; None when it has no condition."""
+        condition = compile_filter(wanted)
+        if condition is None:
+            return None
+        rows = self._db.all(
+            f"SELECT id FROM chunks WHERE document_id IN ({condition.documents})", condition.parameters
+        )
+        return np.sort(np.fromiter((r[0] for r in rows), np.int64, len(rows)))
+
+    def of_document(self, document_id: int) -> list[int]:
+        """Ids of a document's chunks, in reading order."""
+        return [
+            r[0]
+            for r in self._db.all(
+                "SELECT id FROM chunks WHERE document_id = ? ORDER BY start", (document_id,)
+            )
+        ]

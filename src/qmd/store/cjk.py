@@ -1,0 +1,63 @@
+"""Make Chinese, Japanese and Korean findable without a dictionary: runs of their characters become bigrams.
+
+The text that goes into the keyword index has every run ABCD replaced by `AB BC CD D`; a query for ABC becomes the
+phrase `"AB BC"`. The last character stands alone too, and every single-character query is a prefix query, so that
+one character is found wherever it stands. Text without such characters passes through untouched.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Han (with extensions and compatibility forms), Kana, half-width Kana, Hangul syllables and jamo, iteration marks.
+_RANGES = (
+    "\u1100-\u11ff\u3005-\u3007\u3021-\u3029\u303b\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3105-\u312f\u3131-\u318e\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c\uac00-\ud7a3"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd"
+)
+_RUN = re.compile(f"[{_RANGES}]+")
+# What NFKC changes and people type both ways: full-width Latin, half-width Kana, compatibility Han, ligatures.
+_WIDE = re.compile("[\uff01-\uff9f\uf900-\ufaff\ufb00-\ufb06\u3131-\u318e\u1100-\u11ff]")
+_ANY = re.compile(f"[{_RANGES}\uff01-\uff9f\ufb00-\ufb06]")
+
+
+def has_cjk(text: str) -> bool:
+    """Whether the text has a character that is indexed as bigrams."""
+    return not text.isascii() and _RUN.search(text) is not None
+
+
+def fold(text: str) -> str:
+    """Half- and full-width forms made one (NFKC), only where the text has any. Case and accents: the tokenizer."""
+    if text.isascii() or not _WIDE.search(text):
+        return text
+    return unicodedata.normalize("NFKC", text)
+
+
+def index_text(text: str) -> str:
+    """What is written into the keyword index for `text`; the same object when there is nothing to do."""
+    if text.isascii() or not _ANY.search(text):
+        return text
+    return _RUN.sub(_bigrams, fold(text))
+
+
+def _bigrams(match: re.Match[str]) -> str:
+    run = match.group()
+    return f" {' '.join(map(''.join, zip(run, run[1:], strict=False)))} {run[-1]} "
+
+
+def query_terms(text: str) -> list[str]:
+    """FTS5 phrases for a text without operators, one for each word or run of CJK characters.
+
+    "如何install" gives ['"如何"', '"install"']; a single character gives a prefix phrase: '"水"*'.
+    """
+    phrases: list[str] = []
+    for piece in re.findall(f"[{_RANGES}]+|[^{_RANGES}]+", fold(text)):
+        if _RUN.match(piece):
+            if len(piece) == 1:
+                phrases.append(f'"{piece}"*')
+            else:
+                phrases.append('"' + " ".join(map("".join, zip(piece, piece[1:], strict=False))) + '"')
+        else:
+            phrases.extend(f'"{word}"' for word in re.findall(r"\w+", piece))
+    return phrases

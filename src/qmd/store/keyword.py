@@ -1,0 +1,174 @@
+"""Keyword primitives over FTS5. The query language lives elsewhere; this takes FTS5 expressions and plain words."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from qmd.errors import UsageError
+from qmd.store.cjk import has_cjk, query_terms
+from qmd.store.connect import Connection
+from qmd.store.filters import compile_filter
+from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
+from qmd.types import Filter
+
+K1, B = 1.2, 0.75
+NO_FILTER = Filter()
+
+
+class Keyword:
+    """Matches, counts and near spellings. Scores are BM25 (k1 1.2, b 0.75) over weighted columns; higher is better."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self._frequencies: tuple[int, dict[str, int]] = (-1, {})
+        self._stems: dict[str, list[str]] = {}
+        self._local = threading.local()
+
+    def match(
+        self,
+        expression: str,
+        filter: Filter = NO_FILTER,
+        limit: int = 20,
+        *,
+        weights: Sequence[float] = WEIGHTS,
+    ) -> list[tuple[int, float]]:
+        """(chunk id, score), best first; equal scores by id. The filter is part of the query.
+
+        expression: FTS5 syntax over the columns title, headings, body, path; CJK text through `cjk.query_terms`.
+        Raises UsageError when it is not a legal FTS5 expression.
+        """
+        rank = f"bm25({', '.join(str(float(w)) for w in weights)})"
+        condition = compile_filter(filter)
+        if condition is None:
+            sql = "SELECT rowid, -rank FROM keyword WHERE keyword MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
+            values: tuple[object, ...] = (expression, rank, limit)
+        else:
+            sql = (
+                "SELECT k.rowid, -k.rank FROM keyword k CROSS JOIN chunks c ON c.id = k.rowid "
+                "WHERE keyword MATCH ? AND k.rank MATCH ? "
+                f"AND c.document_id IN ({condition.documents}) ORDER BY k.rank LIMIT ?"
+            )
+            values = (expression, rank, *condition.parameters, limit)
+        return [(row[0], row[1]) for row in self._query(sql, values)]
+
+    def candidates(self, expression: str, filter: Filter = NO_FILTER, limit: int = 1 << 40) -> list[int]:
+        """Ids of the chunks that match, in id order, without scores: cheaper than `match` by the whole ranking."""
+        condition = compile_filter(filter)
+        if condition is None:
+            return [
+                r[0]
+                for r in self._query(
+                    "SELECT rowid FROM keyword WHERE keyword MATCH ? LIMIT ?", (expression, limit)
+                )
+            ]
+        sql = (
+            "SELECT k.rowid FROM keyword k CROSS JOIN chunks c ON c.id = k.rowid WHERE keyword MATCH ? "
+            f"AND c.document_id IN ({condition.documents}) LIMIT ?"
+        )
+        return [r[0] for r in self._query(sql, (expression, *condition.parameters, limit))]
+
+    def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
+        try:
+            return self._db.raw.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "fts5" in str(error) or "unterminated" in str(error) or "no such column" in str(error):
+                raise UsageError(f"not a legal keyword expression: {error}.") from error
+        return self._db.all(sql, values)  # any other error again, explained
+
+    def count(self) -> int:
+        """Number of indexed chunks, N in BM25."""
+        return int(self._db.value("SELECT count(*) FROM chunks"))
+
+    def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
+        """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
+        wanted = [w for w in dict.fromkeys(words) if w not in self._stems]
+        if wanted:
+            db = self._tokenizer()
+            db.executemany(
+                "INSERT INTO t(rowid, w) VALUES (?, ?)",
+                (
+                    (i, " ".join(p.strip('"*') for p in query_terms(w)) if has_cjk(w) else w)
+                    for i, w in enumerate(wanted)
+                ),
+            )
+            terms: dict[int, list[str]] = {}
+            for term, row in db.execute("SELECT term, doc FROM places ORDER BY doc, offset"):
+                terms.setdefault(row, []).append(term)
+            db.execute("INSERT INTO t(t) VALUES ('delete-all')")
+            if len(self._stems) > 50_000:
+                self._stems = {}
+            self._stems.update((w, terms.get(i, [])) for i, w in enumerate(wanted))
+        return {w: self._stems[w] for w in dict.fromkeys(words)}
+
+    def _tokenizer(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = sqlite3.connect(":memory:", isolation_level=None)
+            db.execute(f"CREATE VIRTUAL TABLE t USING fts5(w, content='', tokenize='{TOKENIZER}')")
+            db.execute("CREATE VIRTUAL TABLE places USING fts5vocab('t', 'instance')")
+            self._local.db = db
+        return db
+
+    def document_frequency(self, terms: Iterable[str]) -> dict[str, int]:
+        """word -> number of chunks that hold it. A word of several terms (a CJK run): its rarest term's number.
+
+        Exact; remembered until the index changes. The first look at a very common word reads its whole posting list.
+        """
+        words = list(dict.fromkeys(terms))
+        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        if self._frequencies[0] != generation:
+            self._frequencies = (generation, {})
+        known = self._frequencies[1]
+        stems = self.stem(words)
+        missing = {t for w in words for t in stems[w] if t not in known}
+        for term in missing:
+            known[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
+        return {w: min((known[t] for t in stems[w]), default=0) for w in words}
+
+    def near_terms(self, word: str, limit: int = 10) -> list[str]:
+        """Terms of the index one edit away (letter dropped, added, changed, or two neighbours swapped).
+
+        Most frequent first. Every possible edit is looked up, so this needs no copy of the vocabulary and is never
+        stale. Words of fewer than four letters and CJK have none. What is given back can be searched as it is.
+        """
+        folded = "".join(
+            c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c)
+        )
+        if len(folded) < 4 or len(folded) > 40 or not folded.isalnum() or has_cjk(folded):
+            return []
+        forms = {folded, *(t for t in self.stem([folded])[folded])}
+        edits = set().union(*(_edits(form) for form in forms)) - forms
+        rows = self._db.all(
+            "SELECT w.value FROM json_each(?) w WHERE EXISTS "
+            "(SELECT 1 FROM keyword_places p WHERE p.term = w.value)",
+            (json.dumps(sorted(edits)),),
+        )
+        found = {row[0]: 0 for row in rows}
+        for term in found:
+            found[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
+        return sorted(found, key=lambda t: (-found[t], t))[:limit]
+
+
+def _edits(word: str) -> set[str]:
+    """All strings one edit away, in the letters of the word's own scripts."""
+    letters = set("abcdefghijklmnopqrstuvwxyz") if any(c.isascii() and c.isalpha() for c in word) else set()
+    if any(c.isdigit() for c in word):
+        letters |= set("0123456789")
+    for block in {ord(c) // 0x60 for c in word if not c.isascii()}:
+        letters |= {
+            chr(i) for i in range(block * 0x60, block * 0x60 + 0x60) if chr(i).islower() or chr(i).isalpha()
+        }
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    return {
+        *(a + b[1:] for a, b in cuts if b),
+        *(a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1),
+        *(a + c + b[1:] for a, b in cuts if b for c in letters),
+        *(a + c + b for a, b in cuts for c in letters),
+    }
+
+
+__all__ = ["COLUMNS", "K1", "WEIGHTS", "B", "Keyword"]

@@ -1,0 +1,82 @@
+"""The database's layout, as numbered migrations. A new database runs them all, an older one the rest."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable
+
+APPLICATION_ID = 0x514D4431  # "QMD1"
+PAGE_SIZE = 4096
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+COLUMNS = ("title", "headings", "body", "path")
+WEIGHTS = (4.0, 2.0, 1.0, 1.5)
+"""BM25 weights of COLUMNS: a word of the title counts four times a word of the body."""
+
+
+def _first(db: sqlite3.Connection) -> None:
+    for statement in (
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+        """CREATE TABLE collections (
+            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, root TEXT NOT NULL,
+            patterns TEXT NOT NULL, ignore TEXT NOT NULL, include INTEGER NOT NULL)""",
+        """CREATE TABLE contexts (
+            collection TEXT NOT NULL, path TEXT NOT NULL, text TEXT NOT NULL,
+            PRIMARY KEY (collection, path)) WITHOUT ROWID""",
+        # `day` is the date that after/before compare: the document's own, else that of its modification.
+        """CREATE TABLE documents (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, collection_id INTEGER NOT NULL REFERENCES collections(id),
+            path TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, hash BLOB NOT NULL,
+            docid TEXT NOT NULL UNIQUE, title TEXT NOT NULL, type TEXT NOT NULL, lang TEXT NOT NULL,
+            date TEXT, day TEXT NOT NULL, aliases TEXT NOT NULL, fields TEXT NOT NULL, crc INTEGER NOT NULL,
+            UNIQUE (collection_id, path))""",
+        "CREATE TABLE bodies (id INTEGER PRIMARY KEY REFERENCES documents(id), text BLOB NOT NULL)",
+        # start/end are character offsets into the body; key is sha256 of the text that is embedded.
+        """CREATE TABLE chunks (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, document_id INTEGER NOT NULL REFERENCES documents(id),
+            start INTEGER NOT NULL, end INTEGER NOT NULL, line INTEGER NOT NULL, end_line INTEGER NOT NULL,
+            tokens INTEGER NOT NULL, headings TEXT NOT NULL, key BLOB NOT NULL)""",
+        "CREATE INDEX chunks_by_document ON chunks (document_id)",
+        "CREATE TABLE tags (tag TEXT NOT NULL, document_id INTEGER NOT NULL, PRIMARY KEY (tag, document_id)) "
+        "WITHOUT ROWID",
+        "CREATE INDEX tags_by_document ON tags (document_id)",
+        """CREATE TABLE links (
+            document_id INTEGER NOT NULL, target TEXT NOT NULL, kind TEXT NOT NULL, line INTEGER NOT NULL,
+            anchor TEXT)""",
+        "CREATE INDEX links_by_document ON links (document_id)",
+        "CREATE INDEX links_by_target ON links (target)",
+        "CREATE TABLE models (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE, name TEXT NOT NULL, "
+        "dim INTEGER NOT NULL)",
+        """CREATE TABLE vectors (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, model_id INTEGER NOT NULL REFERENCES models(id),
+            key BLOB NOT NULL, crc INTEGER NOT NULL, vector BLOB NOT NULL, UNIQUE (model_id, key))""",
+        # Contentless: the text is kept once, in `bodies`; rows leave the index through explicit 'delete' rows.
+        f"CREATE VIRTUAL TABLE keyword USING fts5({', '.join(COLUMNS)}, content='', tokenize='{TOKENIZER}')",
+        # Less merging while many rows come in: the hash of pending terms may grow to 4 MB before it is written.
+        "INSERT INTO keyword(keyword, rank) VALUES ('hashsize', 4000000)",
+        "CREATE VIRTUAL TABLE keyword_terms USING fts5vocab('keyword', 'row')",
+        "CREATE VIRTUAL TABLE keyword_places USING fts5vocab('keyword', 'instance')",
+    ):
+        db.execute(statement)
+    db.execute("INSERT INTO meta VALUES ('database', ?), ('generation', 0)", (uuid.uuid4().hex,))
+
+
+def _skipped_files(db: sqlite3.Connection) -> None:
+    """Remember what was skipped and why: it is not read again while it does not change, and always reported."""
+    db.execute(
+        """CREATE TABLE skipped (
+            collection_id INTEGER NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (collection_id, path)) WITHOUT ROWID"""
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _skipped_files)
+FORMAT_VERSION = len(MIGRATIONS)
+"""Kept in the database header as `PRAGMA user_version`."""
+
+
+def migrate(db: sqlite3.Connection, version: int) -> None:
+    """Run the migrations after `version`. The caller holds the write transaction."""
+    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+        migration(db)
+        db.execute(f"PRAGMA user_version = {number}")

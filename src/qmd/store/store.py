@@ -1,0 +1,149 @@
+"""The door to an index: one `Store` for each database file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmd.store.chunks import ChunkRow, Chunks
+from qmd.store.collections import Collections
+from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
+from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
+from qmd.store.keyword import Keyword
+from qmd.store.repair import CleanupReport, Counts, Problem, cleanup, counts, integrity
+from qmd.store.vectors import Vectors
+from qmd.types import Collection, Filter
+
+
+class Store:
+    """An open index. Usable from several threads; each has its own connection.
+
+    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on the way.
+    """
+
+    def __init__(self, db: Connection, *, warn: Callable[[str], None] | None = None) -> None:
+        self.path = db.path
+        self.db = db
+        self.documents = Documents(db)
+        self.chunk_rows = Chunks(db)
+        self.keyword = Keyword(db)
+        self.vectors = Vectors(db, warn)
+        self._collections = Collections(db)
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = True, warn: Callable[[str], None] | None = None) -> Self:
+        """Open the index at `path`, made if missing and `create` is set. A healthy file is not changed by opening.
+
+        Raises StoreError (missing, not an index), StoreTooNew, StoreDamaged, StoreFull.
+        """
+        return cls(open_database(Path(path), create=create), warn=warn)
+
+    def close(self) -> None:
+        self.db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # collections and contexts
+
+    def collections(self) -> list[Collection]:
+        return self._collections.list()
+
+    def collection(self, name: str) -> Collection:
+        """Raises UsageError, with the known names."""
+        return self._collections.get(name)
+
+    def add_collection(self, collection: Collection) -> None:
+        self._collections.add(collection)
+
+    def remove_collection(self, name: str) -> None:
+        self._collections.remove(name)
+
+    def rename_collection(self, old: str, new: str) -> None:
+        self._collections.rename(old, new)
+
+    def set_include(self, name: str, include: bool) -> None:
+        self._collections.set_include(name, include)
+
+    def contexts(self) -> list[tuple[str, str, str]]:
+        """(collection, or "/" for all; path prefix; text)."""
+        return self._collections.contexts()
+
+    def set_context(self, collection: str, path: str, text: str) -> None:
+        self._collections.set_context(collection, path, text)
+
+    def remove_context(self, collection: str, path: str) -> None:
+        self._collections.remove_context(collection, path)
+
+    def context_for(self, collection: str, path: str) -> str | None:
+        """All contexts that hold for a path, outermost first, joined by blank lines."""
+        return self._collections.context_for(collection, path)
+
+    # documents
+
+    @contextmanager
+    def writing(self, *, wait_s: float = BUSY_TIMEOUT_S) -> Iterator[DocumentWriter]:
+        """One write transaction: kept as a whole when the block ends, dropped as a whole when it raises.
+
+        Waits for another writer up to `wait_s`, then raises StoreBusy.
+        """
+        with self.db.transaction(wait_s=wait_s):
+            writer = DocumentWriter(self.db)
+            yield writer
+            if writer.changed:
+                self.db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+
+    @property
+    def generation(self) -> int:
+        """Rises with every change of documents or vectors."""
+        return int(self.db.value("SELECT value FROM meta WHERE key = 'generation'"))
+
+    def known_files(self, collection: str) -> dict[str, FileStamp]:
+        return self.documents.known_files(collection)
+
+    def document(self, document_id: int) -> StoredDocument | None:
+        return self.documents.get(document_id)
+
+    def find_document(self, collection: str, path: str) -> StoredDocument | None:
+        return self.documents.find(collection, path)
+
+    def find_docid(self, docid: str) -> StoredDocument | None:
+        return self.documents.find_docid(docid)
+
+    def list_documents(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
+        """Without their texts, by collection and path."""
+        return self.documents.list(collection, glob)
+
+    # chunks
+
+    def chunks(self, ids: Iterable[int]) -> dict[int, ChunkRow]:
+        """id -> row with its text, in the order asked; ids that are gone are left out."""
+        return self.chunk_rows.get(ids)
+
+    def chunk_ids(self, filter: Filter) -> NDArray[np.int64] | None:
+        """Sorted ids of the chunks that pass; None when the filter has no condition."""
+        return self.chunk_rows.ids(filter)
+
+    # health
+
+    def counts(self) -> Counts:
+        return counts(self.db)
+
+    def integrity(self) -> list[Problem]:
+        """Everything that is wrong, each with its remedy; empty when healthy. Reads the whole index."""
+        return integrity(self.db, self.vectors)
+
+    def cleanup(self) -> CleanupReport:
+        """Repair what can be derived, drop what nothing uses, shrink the file."""
+        return cleanup(self.db, self.vectors)
