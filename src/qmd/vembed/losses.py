@@ -23,7 +23,11 @@ def build_loss(model: SentenceTransformer, config: TrainConfig, *, ranks: int = 
     if config.loss_type in ("infonce", "symmetric_infonce"):
         options: dict[str, Any] = {"gather_across_devices": gather}
         if config.false_negative_margin is not None:
-            options |= {"guide": model, "temperature": config.temperature, "margin": config.false_negative_margin}
+            options |= {
+                "guide": model,
+                "temperature": config.temperature,
+                "margin": config.false_negative_margin,
+            }
             kind = losses.CachedGISTEmbedLoss if config.use_gradient_cache else losses.GISTEmbedLoss
             options |= {"contrast_anchors": False, "contrast_positives": False}
         else:
@@ -36,7 +40,10 @@ def build_loss(model: SentenceTransformer, config: TrainConfig, *, ranks: int = 
             if config.loss_type == "symmetric_infonce":
                 options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
             if config.hardness_weight:
-                options |= {"hardness_mode": "in_batch_negatives", "hardness_strength": config.hardness_weight}
+                options |= {
+                    "hardness_mode": "in_batch_negatives",
+                    "hardness_strength": config.hardness_weight,
+                }
         if config.use_gradient_cache:
             options["mini_batch_size"] = config.gradient_cache_chunk_size
         loss = kind(model, **options)

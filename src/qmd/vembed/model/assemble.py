@@ -92,7 +92,9 @@ def load_model(folder: str | Path) -> SentenceTransformer:
     for row in rows:
         kind = str(row["type"])
         if not kind.startswith(_TRUSTED):
-            raise ModelError(f"{path} asks for module {kind}, which is neither ours nor sentence-transformers'.")
+            raise ModelError(
+                f"{path} asks for module {kind}, which is neither ours nor sentence-transformers'."
+            )
         home, _, name = kind.rpartition(".")
         inside = str(row["path"])
         if Path(inside).is_absolute() or ".." in Path(inside).parts:

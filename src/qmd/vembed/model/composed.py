@@ -88,7 +88,7 @@ class ComposedBackbone(InputModule):
         return self
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Frozen: features (B, d_text) and (B, d_image). Else token ids (B, T) and pixels (n, 3, h, w).
+        """Frozen: `input_values` (B, d_text + d_image), the towers' features. Else tokens (B, T), pixels (n, 3, h, w).
 
         `has_text` and `has_image` (B,) say which parts an input has.
         """
@@ -98,12 +98,9 @@ class ComposedBackbone(InputModule):
             "has_image": torch.tensor([image is not None for _, image in parts]),
         }
         if self.freeze_towers:
-            features["text_features"] = self._frozen_rows(
-                [t for t, _ in parts], self._text_rows, self.text_tower.dim
-            )
-            features["image_features"] = self._frozen_rows(
-                [i for _, i in parts], self._image_rows, self.image_tower.dim
-            )
+            text = self._frozen_rows([t for t, _ in parts], self._text_rows, self.text_tower.dim)
+            image = self._frozen_rows([i for _, i in parts], self._image_rows, self.image_tower.dim)
+            features["input_values"] = torch.cat([text, image], dim=1)
             return features
         features |= self.text_tower.tokenize([text or "" for text, _ in parts])
         images = [self.image_tower.pixels(open_image(image)) for _, image in parts if image is not None]
@@ -141,8 +138,8 @@ class ComposedBackbone(InputModule):
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         has_text, has_image = features["has_text"], features["has_image"]
-        if "text_features" in features:
-            text, image = features["text_features"], features["image_features"]
+        if "input_values" in features:
+            text, image = features["input_values"].split([self.text_tower.dim, self.image_tower.dim], dim=1)
         else:
             text = self.text_tower({key: features[key] for key in ("input_ids", "attention_mask")})
             image = text.new_zeros(len(text), self.image_tower.dim)
