@@ -105,7 +105,8 @@ def text_files(folder: Path) -> Iterator[tuple[str, Path]]:
         suffix = relative.suffix.lower()
         manual = "man" in relative.parts and suffix[1:2].isdigit()
         if suffix in {".md", ".rst"} or manual:
-            yield str(relative), path
+            # Indexers pass over folders of dependencies by their name; here they are the text.
+            yield str(relative).replace("node_modules", "modules"), path
 
 
 def build_corpus(packages: Path, corpus: Path) -> tuple[int, int]:

@@ -30,7 +30,8 @@ class Chunk:
     """A slice of a document that is indexed and found on its own.
 
     `start`/`end` are character offsets into `Document.text` (end exclusive); `line`/`end_line` count from 1,
-    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model.
+    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model. `cut` says that
+    the chunk is a part of a fence or table that is larger than one chunk.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Chunk:
     end_line: int
     heading_path: tuple[str, ...]
     tokens: int
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises."""
+    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises.
+
+    `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`.
+    """
 
     docid: str
     score: float
@@ -103,6 +108,7 @@ class Hit:
     context: str | None = None
     snippet: str | None = None
     body: str | None = None
+    marks: tuple[tuple[int, int], ...] = ()
     explain: Mapping[str, object] | None = None
 
 

@@ -66,23 +66,33 @@ def test_any_size_and_any_filter(n, k, data):
 
 
 @pytest.mark.skipif(dense.numkong is None, reason="numkong is not installed")
-def test_large_matrices_are_prescanned_from_the_second_search_on(monkeypatch):
+def test_large_matrices_are_prescanned(monkeypatch):
+    rows, ids = unit(2000, 64), np.arange(2000, dtype=np.int64)
+    codes = dense.quantise(rows)
+    zeros = (
+        np.zeros_like(codes[0]),
+        np.ones_like(codes[1]),
+    )  # misleading codes: the prescan must be seen to use them
+    assert Scan(rows, ids, *zeros).search(rows[1999], 1)[0].tolist() == [1999]
     monkeypatch.setattr(dense, "PRESCAN_ROWS", 100)
-    scan = Scan(unit(2000, 64), np.arange(2000, dtype=np.int64))
-    first = scan.search(scan.rows[3], 10)
-    assert scan._codes is None
-    second = scan.search(scan.rows[3], 10)
-    assert scan._codes is not None
-    assert first[0].tolist() == second[0].tolist()
+    assert Scan(rows, ids, *codes).search(rows[3], 1)[0].tolist() == [3]
+    found = {int(Scan(rows, ids, *zeros).search(rows[i], 1)[0][0]) == i for i in range(0, 2000, 50)}
+    assert False in found
 
 
 def test_works_without_the_accelerator(monkeypatch):
     monkeypatch.setattr(dense, "PRESCAN_ROWS", 100)
     monkeypatch.setattr(dense, "numkong", None)
-    scan = Scan(unit(2000, 64), np.arange(2000, dtype=np.int64))
-    expected = scan.search(scan.rows[3], 10)[0].tolist()
-    assert scan.search(scan.rows[3], 10)[0].tolist() == expected
-    assert scan._codes is None
+    rows, ids = unit(2000, 64), np.arange(2000, dtype=np.int64)
+    assert Scan(rows, ids).search(rows[3], 10)[0].tolist() == brute(rows, ids, rows[3], 10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_deleted_chunks_are_never_found(method):
+    rows, ids = unit(500, 64), np.arange(500, dtype=np.int64)
+    ids[100:300] = -1
+    found, _ = Scan(rows, ids).search(rows[150], 400, method=method)
+    assert sorted(found.tolist()) == [*range(100), *range(300, 500)]
 
 
 def test_wrong_shapes_are_refused():

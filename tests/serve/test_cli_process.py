@@ -154,7 +154,10 @@ def test_conditions(qmd_in: Call) -> None:
     assert "travel/kyoto.md" in files()
     assert files("--path", "work/*") == ["work/passport.md"]
     assert files("--tag", "japan") == ["travel/kyoto.md"]
-    assert files("--lang", "python") == ["code/sort.py"]
+    assert files("--type", "code") == ["code/sort.py"]
+    japanese = qmd_in("search", "権限", "--lang", "ja", "--files").stdout
+    assert "qmd://notes/work/権限.md" in japanese
+    assert qmd_in("search", "権限", "--lang", "en", "--json").stdout == "[]\n"
     assert files("--before", "1990-01-01") == []
 
 
@@ -180,6 +183,16 @@ def test_check(qmd_in: Call) -> None:
     results = json.loads(qmd_in("check", "--json").stdout)
     assert results
     assert not [r for r in results if r["state"] == "problem"]
+
+
+def test_check_on_a_bare_machine_makes_no_index(fresh: tuple[Path, Call]) -> None:
+    home, qmd = fresh
+    said = qmd("check", "--json")
+    assert said.returncode == 0, said.stderr
+    states = {r["name"]: r for r in json.loads(said.stdout)}
+    assert states["database"]["state"] == "warning"
+    assert "qmd add" in states["database"]["remedy"]
+    assert not (home / ".local").exists()
 
 
 def test_life_of_an_index(fresh: tuple[Path, Call]) -> None:
@@ -255,14 +268,24 @@ def test_import_of_the_original(fresh: tuple[Path, Call]) -> None:
 
 
 # ---- pipes, signals, terminals
-def test_a_closed_pipe_is_quiet(home: Path) -> None:
-    command = f"{shlex.quote(sys.executable)} -m qmd get notes/long.md | head -n 1; echo ${{PIPESTATUS[0]}}"
-    said = subprocess.run(
-        ["bash", "-c", command], env=environment(home), cwd=home, capture_output=True, text=True, timeout=60
+@pytest.mark.parametrize(
+    "line", ["search tram", "get notes/long.md", "--help", "completion bash", "status --json"]
+)
+def test_a_closed_pipe_is_quiet(home: Path, line: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qmd", *line.split()],
+        env=environment(home),
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert said.stderr == ""
-    assert said.stdout.splitlines()[0].startswith("qmd://notes/long.md")
-    assert said.stdout.splitlines()[-1] == "141"
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
 
 
 class Screen:
@@ -334,7 +357,7 @@ def test_a_terminal_gets_colour_and_no_escape_from_a_document(on_screen: Callabl
 def test_links_on_terminals_that_link(on_screen: Callable[..., str], home: Path) -> None:
     assert "\x1b]8;;" not in on_screen("search", "tram")
     shown = on_screen("search", "tram", TERM_PROGRAM="vscode")
-    assert f"\x1b]8;;vscode://file/{home}/notes/travel/lisbon.md:".replace("//file//", "//file/") in shown
+    assert f"\x1b]8;;vscode://file/{home}/notes/travel/lisbon.md:" in shown
     assert "\x1b]8;;" not in on_screen("search", "tram", "--no-links", TERM_PROGRAM="vscode")
 
 

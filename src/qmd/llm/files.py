@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from importlib.util import find_spec
@@ -25,6 +26,16 @@ class ModelFiles:
     graph: Path
     tokenizer: Path
     sha256: str
+    heads: int | None = None
+    first_position: int = 0
+
+
+def cache_root() -> Path:
+    """Where QMD keeps what it can make again: `QMD_CACHE_DIR`, else `$XDG_CACHE_HOME/qmd`."""
+    chosen = os.environ.get("QMD_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmd"
 
 
 def file_sha256(path: Path) -> str:
@@ -62,4 +73,4 @@ def find_packaged(card: ModelCard) -> ModelFiles:
     verify_file(graph, variant.sha256, remedy)
     tokenizer = Path(str(package_files("qmd.llm") / "data" / f"{card.name}.tokenizer.json"))
     verify_file(tokenizer, TOKENIZERS_SHIPPED[card.name], "Reinstall qmd-python.")
-    return ModelFiles(card, variant, graph, tokenizer, variant.sha256)
+    return ModelFiles(card, variant, graph, tokenizer, variant.sha256, heads=12)

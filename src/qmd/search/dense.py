@@ -1,17 +1,17 @@
 """Nearest vectors by scanning all of them. Knows rows and their ids; nothing of documents.
 
-Exact scoring always decides. From `PRESCAN_ROWS` rows on, and from the second search over the same matrix (a single
-search would not earn back the preparation), a cheap pass over small codes picks the candidates that are scored
-exactly: int8 codes and `numkong` kernels. Without that package every search scans exactly.
+Exact scoring always decides. From `PRESCAN_ROWS` rows on, a cheap pass over int8 codes picks the candidates that are
+scored exactly, where `numkong` is installed. Without that package every search scans exactly.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+numkong: Any
 try:
     import numkong
 except ImportError:  # an optional accelerator: the exact scan needs nothing
@@ -30,15 +30,25 @@ SUBSET_SHARE = 0.2
 
 
 class Scan:
-    """A matrix ready to be searched. rows: (n, d) float32, L2-normalised, may be memory-mapped; ids: (n,) int64."""
+    """A matrix ready to be searched.
 
-    def __init__(self, rows: Floats, ids: Ids) -> None:
+    rows: (n, d) float32, L2-normalised, may be memory-mapped; ids: (n,) int64, negative where a row is gone;
+    codes: (n, d) int8 and scales: (n,) float32 with rows ~ codes * scales[:, None]; made when needed if not given.
+    """
+
+    def __init__(
+        self,
+        rows: Floats,
+        ids: Ids,
+        codes: NDArray[np.int8] | None = None,
+        scales: Floats | None = None,
+    ) -> None:
         if rows.ndim != 2 or ids.shape != (rows.shape[0],):
             raise ValueError(f"rows {rows.shape} and ids {ids.shape} do not belong together")
         self.rows = rows
         self.ids = ids
-        self.searches = 0
-        self._codes: NDArray[np.int8] | None = None
+        self._live = None if rows.shape[0] == 0 or ids.min() >= 0 else ids >= 0
+        self._codes = None if codes is None or scales is None else (codes, scales)
 
     def search(
         self, query: Floats, k: int, *, allowed: Ids | None = None, method: Method = "auto"
@@ -52,13 +62,12 @@ class Scan:
         if query.shape != (d,):
             raise ValueError(f"the query has shape {query.shape}, the rows have {d} dimensions")
         query = np.ascontiguousarray(query, dtype=np.float32)
-        mask = None if allowed is None else np.isin(self.ids, allowed)
+        mask = self._live if allowed is None else np.isin(self.ids, allowed)
         live = n if mask is None else int(mask.sum())
         if live == 0 or k <= 0:
             return self.ids[:0], np.empty(0, np.float32)
         if method == "auto":
-            method = self._choose(n)
-        self.searches += 1
+            method = "int8" if numkong is not None and n >= PRESCAN_ROWS else "exact"
         if mask is not None and live < n * SUBSET_SHARE:
             places = np.flatnonzero(mask)
         elif method == "exact":
@@ -70,11 +79,6 @@ class Scan:
             places = _top(rough, min(max(k * CANDIDATES_PER_HIT, LEAST_CANDIDATES), live))
         scores = self.rows[np.sort(places)] @ query
         return _ordered(self.ids[np.sort(places)], scores, k)
-
-    def _choose(self, n: int) -> Method:
-        if n < PRESCAN_ROWS or self.searches == 0:
-            return "exact"
-        return "exact" if numkong is None else "int8"
 
     def _best(self, scores: Floats, k: int, mask: NDArray[np.bool_] | None) -> tuple[Ids, Floats]:
         live = scores.shape[0]
@@ -92,8 +96,10 @@ class Scan:
     def _rough_scores(self, query: Floats) -> NDArray[np.float64]:
         """(n,) scores that order rows nearly as the inner product does; only their order means something."""
         if self._codes is None:
-            self._codes = _int8(self.rows)
-        return np.asarray(numkong.dot(self._codes, _int8(query[None])[0], "int8"), dtype=np.float64)
+            self._codes = quantise(self.rows)
+        codes, scales = self._codes
+        query_codes = quantise(query[None])[0][0]
+        return np.asarray(numkong.dot(codes, query_codes, "int8")) * scales
 
 
 def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
@@ -106,11 +112,13 @@ def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
     return ids[order], scores[order]
 
 
-def _int8(rows: Floats) -> NDArray[np.int8]:
-    """One scale for all rows, so that products compare: 1/sqrt(d) is a unit row's typical value, 4.5 of it clips rarely."""
+def quantise(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """(n, d) -> symmetric int8 codes (n, d) and one scale for each row (n,)."""
     codes = np.empty(rows.shape, np.int8)
-    scale = np.float32(127 * np.sqrt(rows.shape[1]) / 4.5)
+    scales = np.empty(rows.shape[0], np.float32)
     for start in range(0, rows.shape[0], 8192):
-        block = np.rint(rows[start : start + 8192] * scale)
-        codes[start : start + 8192] = np.clip(block, -127, 127)
-    return codes
+        block = rows[start : start + 8192]
+        step = np.maximum(np.abs(block).max(axis=1), 1e-12) / np.float32(127)
+        scales[start : start + 8192] = step
+        codes[start : start + 8192] = np.rint(block / step[:, None])
+    return codes, scales

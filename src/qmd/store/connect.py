@@ -138,6 +138,16 @@ class Connection:
         """A read transaction: everything read inside sees one state of the database."""
         return _snapshot(self.raw, self.path)
 
+    def checkpoint(self) -> None:
+        """Move the log into the database file and cut it to nothing, if nobody is in the way."""
+        self.run("PRAGMA busy_timeout = 200")
+        try:
+            self.one("PRAGMA wal_checkpoint(TRUNCATE)")
+        except StoreBusy:
+            return  # the next writer, or the last to close, does it
+        finally:
+            self.run(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
     def close(self) -> None:
         with self._guard:
             connections, self._all, self._closed = self._all, [], True

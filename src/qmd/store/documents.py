@@ -162,6 +162,11 @@ class Documents:
         rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
         return [_document(row) for row in rows]
 
+    def languages(self) -> dict[str, int]:
+        """Language -> number of documents, most frequent first."""
+        rows = self._db.all("SELECT lang, count(*) FROM documents GROUP BY lang ORDER BY 2 DESC, 1")
+        return {row[0]: int(row[1]) for row in rows}
+
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
 
@@ -299,6 +304,10 @@ class DocumentWriter:
         self.changed = True
         words = self._words(document_id)
         self._unindex(words)
+        if title is not None and clean(title) == self._db.value(
+            "SELECT title FROM documents WHERE id = ?", (document_id,)
+        ):
+            title = None
         sets = "path = ?" if title is None else "path = ?, title = ?"
         values = (path_value(new_path),) if title is None else (path_value(new_path), clean(title))
         self._db.run(f"UPDATE documents SET {sets} WHERE id = ?", (*values, document_id))
@@ -311,6 +320,25 @@ class DocumentWriter:
                 for w in words
             ],
         )
+
+        if title is not None:
+            self._renew_keys(document_id, clean(title))
+
+    def _renew_keys(self, document_id: int, title: str) -> None:
+        """After a new title: chunks with a vector keep it, the others will be embedded under the new title."""
+        from qmd.store.chunks import SEPARATOR, embedding_key, embedding_text
+
+        text = body_of(self._db, document_id)
+        rows = self._db.all(
+            "SELECT id, headings, start, end FROM chunks c WHERE document_id = ? "
+            "AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.key = c.key)",
+            (document_id,),
+        )
+        keys = []
+        for number, headings, start, end in rows:
+            path = tuple(headings.split(SEPARATOR)) if headings else ()
+            keys.append((embedding_key(embedding_text(title, path, text[start:end])), number))
+        self._db.many("UPDATE chunks SET key = ? WHERE id = ?", keys)
 
     def delete_documents(self, document_ids: Iterable[int]) -> None:
         """Take documents out of every table and the keyword index. Their vectors stay until `cleanup`."""

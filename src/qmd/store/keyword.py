@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from qmd.errors import UsageError
-from qmd.store.cjk import has_cjk, query_terms
+from qmd.store.cjk import has_cjk, index_text, query_terms
+from qmd.store.chunks import SEPARATOR, Chunks
 from qmd.store.connect import Connection
+from qmd.store.documents import clean
 from qmd.store.filters import compile_filter
 from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
@@ -25,6 +28,7 @@ class Keyword:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._frequencies: tuple[int, dict[str, int]] = (-1, {})
+        self._total = (-1, 0)
         self._stems: dict[str, list[str]] = {}
         self._local = threading.local()
 
@@ -71,17 +75,31 @@ class Keyword:
         )
         return [r[0] for r in self._query(sql, (expression, *condition.parameters, limit))]
 
+    def score_among(
+        self, expression: str, ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
+    ) -> list[tuple[int, float]]:
+        """(chunk id, score as `match` gives it) of those among `ids` that match; only they are ranked."""
+        sql = (
+            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in weights)}) FROM keyword "
+            # The unary plus makes this a test on each match; else every id would be a search of its own.
+            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY 2 DESC, 1"
+        )
+        return [(row[0], float(row[1])) for row in self._query(sql, (expression, json.dumps(list(ids))))]
+
     def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
         try:
             return self._db.raw.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:
-            if "fts5" in str(error) or "unterminated" in str(error) or "no such column" in str(error):
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
                 raise UsageError(f"not a legal keyword expression: {error}.") from error
         return self._db.all(sql, values)  # any other error again, explained
 
     def count(self) -> int:
-        """Number of indexed chunks, N in BM25."""
-        return int(self._db.value("SELECT count(*) FROM chunks"))
+        """Number of indexed chunks, N in BM25. Remembered until the index changes."""
+        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        if self._total[0] != generation:
+            self._total = (generation, int(self._db.value("SELECT count(*) FROM chunks")))
+        return self._total[1]
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
         """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
@@ -110,6 +128,10 @@ class Keyword:
             db = sqlite3.connect(":memory:", isolation_level=None)
             db.execute(f"CREATE VIRTUAL TABLE t USING fts5(w, content='', tokenize='{TOKENIZER}')")
             db.execute("CREATE VIRTUAL TABLE places USING fts5vocab('t', 'instance')")
+            db.execute(
+                f"CREATE VIRTUAL TABLE c USING fts5({', '.join(COLUMNS)}, content='', tokenize='{TOKENIZER}')"
+            )
+            db.execute("CREATE VIRTUAL TABLE c_places USING fts5vocab('c', 'instance')")
             self._local.db = db
         return db
 
@@ -129,6 +151,69 @@ class Keyword:
             known[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
         return {w: min((known[t] for t in stems[w]), default=0) for w in words}
 
+    def score(
+        self, words: Sequence[str], ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
+    ) -> dict[int, float]:
+        """chunk id -> BM25 of single words, exactly as `match` scores `word OR word ...`, for a few chunks only.
+
+        This is how a long question stays fast: candidates come from its rarer words, and only they are scored with
+        the common ones. Cost grows with `ids` (about 0.1 ms each), not with the index.
+        """
+        count = self.count()
+        stems = self.stem(words)
+        terms = [stems[w][0] for w in dict.fromkeys(words) if len(stems[w]) == 1]
+        frequencies = self.document_frequency(
+            terms_of := [w for w in dict.fromkeys(words) if len(stems[w]) == 1]
+        )
+        idf = {
+            stems[w][0]: max(math.log((count - frequencies[w] + 0.5) / (frequencies[w] + 0.5)), 1e-6)
+            for w in terms_of
+        }
+        mean = self._mean_length(count)
+        db = self._tokenizer()
+        lengths = dict(
+            self._db.all(
+                "SELECT k.id, k.sz FROM json_each(?) w CROSS JOIN keyword_docsize k ON k.id = w.value",
+                (json.dumps([int(i) for i in ids]),),
+            )
+        )
+        db.executemany(
+            "INSERT INTO c(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)", self._rows(ids)
+        )
+        found: dict[int, dict[str, float]] = {}
+        weight = dict(zip(COLUMNS, weights, strict=True))
+        for term, row, column, times in db.execute(
+            "SELECT w.value, p.doc, p.col, count(*) FROM json_each(?) w CROSS JOIN c_places p ON p.term = w.value "
+            "GROUP BY 1, 2, 3",
+            (json.dumps(terms),),
+        ):
+            of = found.setdefault(row, {})
+            of[term] = of.get(term, 0.0) + weight[column] * times
+        db.execute("INSERT INTO c(c) VALUES ('delete-all')")
+        scores = {}
+        for row, counted in found.items():
+            norm = K1 * (1 - B + B * sum(_varints(lengths[row])) / mean)
+            scores[row] = sum(idf[t] * tf * (K1 + 1) / (tf + norm) for t, tf in counted.items())
+        return scores
+
+    def _rows(self, ids: Sequence[int]) -> list[tuple[object, ...]]:
+        """What stands in the keyword index for these chunks."""
+        return [
+            (
+                c.id,
+                *(
+                    index_text(part)
+                    for part in (c.title, SEPARATOR.join(c.heading_path), c.text, clean(c.path))
+                ),
+            )
+            for c in Chunks(self._db).get(ids).values()
+        ]
+
+    def _mean_length(self, count: int) -> float:
+        """Mean number of tokens of a chunk, from FTS5's own totals (record 1 of its data table)."""
+        totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
+        return max(sum(totals[1:]) / max(count, 1), 1e-9)
+
     def near_terms(self, word: str, limit: int = 10) -> list[str]:
         """Terms of the index one edit away (letter dropped, added, changed, or two neighbours swapped).
 
@@ -141,7 +226,10 @@ class Keyword:
         if len(folded) < 4 or len(folded) > 40 or not folded.isalnum() or has_cjk(folded):
             return []
         forms = {folded, *(t for t in self.stem([folded])[folded])}
-        edits = set().union(*(_edits(form) for form in forms)) - forms
+        edits = set().union(*(_edits(form) for form in forms))
+        # The index holds stems: a misspelt ending hides them, so every edit is looked up in its stemmed form too.
+        edits |= {terms[0] for terms in self.stem(edits).values() if len(terms) == 1}
+        edits -= forms
         rows = self._db.all(
             "SELECT w.value FROM json_each(?) w WHERE EXISTS "
             "(SELECT 1 FROM keyword_places p WHERE p.term = w.value)",
@@ -151,6 +239,17 @@ class Keyword:
         for term in found:
             found[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
         return sorted(found, key=lambda t: (-found[t], t))[:limit]
+
+
+def _varints(data: bytes) -> list[int]:
+    """SQLite's variable-length integers: seven bits a byte, high bit for "more", big end first."""
+    numbers, value = [], 0
+    for byte in data:
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            numbers.append(value)
+            value = 0
+    return numbers
 
 
 def _edits(word: str) -> set[str]:

@@ -52,8 +52,8 @@ def _first(db: sqlite3.Connection) -> None:
             key BLOB NOT NULL, crc INTEGER NOT NULL, vector BLOB NOT NULL, UNIQUE (model_id, key))""",
         # Contentless: the text is kept once, in `bodies`; rows leave the index through explicit 'delete' rows.
         f"CREATE VIRTUAL TABLE keyword USING fts5({', '.join(COLUMNS)}, content='', tokenize='{TOKENIZER}')",
-        # Less merging while many rows come in: the hash of pending terms may grow to 4 MB before it is written.
-        "INSERT INTO keyword(keyword, rank) VALUES ('hashsize', 4000000)",
+        # Less merging while many rows come in: the hash of pending terms may grow to 8 MB before it is written.
+        "INSERT INTO keyword(keyword, rank) VALUES ('hashsize', 8000000)",
         "CREATE VIRTUAL TABLE keyword_terms USING fts5vocab('keyword', 'row')",
         "CREATE VIRTUAL TABLE keyword_places USING fts5vocab('keyword', 'instance')",
     ):

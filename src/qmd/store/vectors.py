@@ -89,15 +89,15 @@ class Vectors:
             found[key] = embedding_text(title, path, text[start:end])
         return [PendingText(key, value) for key, value in found.items()]
 
-    def pending_keys(self, fingerprint: str) -> list[bytes]:
-        """Keys of all texts without a vector of this model, newest document first. Cheap; `texts` reads them."""
-        rows = self._db.all(
-            """SELECT c.key FROM documents d CROSS JOIN chunks c ON c.document_id = d.id
-               WHERE NOT EXISTS (SELECT 1 FROM vectors v WHERE v.model_id = ? AND v.key = c.key)
-               ORDER BY d.mtime_ns DESC, c.id""",
-            (self._model_id(fingerprint),),
+    def pending_characters(self, fingerprint: str) -> int:
+        """Length of all chunks without a vector of this model: what an estimate of time left rests on."""
+        return int(
+            self._db.value(
+                "SELECT coalesce(sum(c.end - c.start), 0) FROM chunks c WHERE NOT EXISTS "
+                "(SELECT 1 FROM vectors v WHERE v.model_id = ? AND v.key = c.key)",
+                (self._model_id(fingerprint),),
+            )
         )
-        return list(dict.fromkeys(row[0] for row in rows))
 
     def put(
         self,

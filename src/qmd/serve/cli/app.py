@@ -105,11 +105,16 @@ def run(arguments: Sequence[str]) -> int:
     from qmd.serve.cli.screen import OutputClosed
 
     as_json = as_json_wanted(arguments)
+    stdout = sys.stdout
     try:
         code = root.main(args=list(arguments), prog_name="qmd", standalone_mode=False, obj=Session())
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
+    except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
+        if sys.stdout is not stdout:  # replaced by one that swallows what comes after
+            return exits.OUTPUT_CLOSED
+        return end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 
@@ -122,6 +127,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point of `qmd` and `python -m qmd`."""
+    import gc
+
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a short run makes little garbage: 5% of a cold search went into looking
     from qmd.serve.cli.failures import as_json_wanted, hide_traceback
 
     hide_traceback(as_json_wanted(sys.argv[1:]))

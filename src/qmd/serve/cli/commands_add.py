@@ -138,8 +138,8 @@ def init(session: Session, folder: Path) -> None:
     """
     from qmd.config import CONFIG_NAME
     from qmd.errors import UsageError
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.screen import clean_line
 
     root = folder.resolve()
     if root == Path.home().resolve():
@@ -156,9 +156,6 @@ def init(session: Session, folder: Path) -> None:
                 file.write(text)
         except FileExistsError:
             continue
-    if session.format == "json":
-        write(to_json({"project": str(place), "created": not existed}))
-    elif existed:
-        write(clean(f"{place} is there already. `qmd add .` indexes this folder.\n"))
-    else:
-        write(clean(f"Made {place}. `qmd add .` indexes this folder.\n"))
+    state = f"{place} is there already." if existed else f"Made {place}."
+    told = {"project": str(place), "created": not existed}
+    answer(session, told, [clean_line(f"{state} `qmd add .` indexes this folder.")])

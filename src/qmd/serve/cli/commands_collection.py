@@ -110,35 +110,33 @@ def add(
             say(f"Collection '{added.name}' can be searched by keyword. `qmd embed` adds search by meaning.")
 
 
+_COLUMNS = ("name", "root", "documents", "include", "missing", "patterns", "ignore")
+
+
 def write_collections(session: Session, found: Sequence[CollectionStatus]) -> None:
     """The list of collections in the session's format."""
-    from qmd.serve.cli.records import plain, to_csv, to_json, to_jsonl
+    from qmd.serve.cli.answer import answer_list
     from qmd.serve.cli.screen import clean_line, say, style, write
 
-    records = [plain(c) for c in found]
-    if session.format == "json":
-        write(to_json(records))
-    elif session.format == "jsonl":
-        write(to_jsonl(records))
-    elif session.format == "csv":
-        write(to_csv(records, ("name", "root", "documents", "include", "missing", "patterns", "ignore")))
-    elif session.format == "files":
+    if session.format == "files":
         write("".join(f"qmd://{c.name}/\n" for c in found))
-    elif not found:
+        return
+    if session.format == "cli" and not found:
         say("No collections yet. `qmd add FOLDER` makes one.")
-    else:
-        paint = style()
-        width = max(len(clean_line(c.name)) for c in found)
-        lines = []
-        for one in found:
-            marks = [] if one.include else ["only when named"]
-            marks += ["folder is not there"] if one.missing else []
-            lines.append(
-                f"{paint.place(f'qmd://{clean_line(one.name)}/')}{'':{width - len(clean_line(one.name))}}"
-                f"  {one.documents:>7,} documents  {clean_line(one.root)}"
-                f"{paint.warn('  (' + ', '.join(marks) + ')') if marks else ''}\n"
-            )
-        write("".join(lines), trusted=True)
+        return
+    paint = style()
+    width = max((len(clean_line(c.name)) for c in found), default=0)
+    lines = []
+    for one in found:
+        name = clean_line(one.name)
+        marks = [] if one.include else ["only when named"]
+        marks += ["folder is not there"] if one.missing else []
+        lines.append(
+            f"{paint.place(f'qmd://{name}/')}{'':{width - len(name)}}"
+            f"  {one.documents:>7,} documents  {clean_line(one.root)}"
+            f"{paint.warn('  (' + ', '.join(marks) + ')') if marks else ''}"
+        )
+    answer_list(session, found, _COLUMNS, lines)
 
 
 @command(
@@ -162,15 +160,13 @@ def list_(session: Session) -> None:
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show one collection: folder, patterns, contexts."""
-    from qmd.serve.cli.records import plain, to_json
-    from qmd.serve.cli.screen import clean_line, style, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.records import plain
+    from qmd.serve.cli.screen import clean_line, style
 
     with session.open() as index:
         one = _one(index, name)
         contexts = [c for c in index.list_contexts() if c.collection in (name, "/")]
-    if session.format == "json":
-        write(to_json(plain(one) | {"contexts": plain(contexts)}))
-        return
     rows = [
         ("Collection", one.name),
         ("Folder", one.root + ("  (is not there)" if one.missing else "")),
@@ -185,17 +181,15 @@ def show(session: Session, name: str) -> None:
     ]
     paint = style()
     width = max(len(label) for label, _ in rows) + 1
-    lines = (
-        f"{paint.bold(clean_line(label) + ':'):<{width}}  {clean_line(value)}\n" for label, value in rows
-    )
-    write("".join(lines), trusted=True)
+    lines = (f"{paint.bold(clean_line(label) + ':'):<{width}}  {clean_line(value)}" for label, value in rows)
+    answer(session, plain(one) | {"contexts": contexts}, lines)
 
 
 def _done(session: Session, message: str, **fields: object) -> None:
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.screen import clean_line
 
-    write(to_json(fields) if session.format == "json" else clean(message) + "\n", trusted=True)
+    answer(session, fields, [clean_line(message)])
 
 
 @command(

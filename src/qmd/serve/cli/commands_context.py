@@ -89,16 +89,13 @@ def add(session: Session, words: tuple[str, ...]) -> None:
     PATH is / for everything, a collection, collection/folder, qmd://collection/folder or a folder on disk;
     without it the working directory is meant.
     """
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.screen import clean_line
 
     path, text = (".", words[0]) if len(words) == 1 else (words[0], " ".join(words[1:]))
     with session.open(create=True) as index:
         added = index.add_context(place_of(index, path), text)
-    if session.format == "json":
-        write(to_json(added))
-    else:
-        write(clean(f"{_address(added)}: {added.text}\n"))
+    answer(session, added, [clean_line(f"{_address(added)}: {added.text}")])
 
 
 @command(
@@ -112,26 +109,17 @@ def add(session: Session, words: tuple[str, ...]) -> None:
 @pass_session
 def list_(session: Session) -> None:
     """List the descriptions."""
-    from qmd.serve.cli.records import plain, to_csv, to_json, to_jsonl
-    from qmd.serve.cli.screen import clean_line, say, style, write
+    from qmd.serve.cli.answer import answer_list
+    from qmd.serve.cli.screen import clean_line, say, style
 
     with session.open() as index:
         found = index.list_contexts()
-    records = [plain(c) for c in found]
-    if session.format == "json":
-        write(to_json(records))
-    elif session.format == "jsonl":
-        write(to_jsonl(records))
-    elif session.format == "csv":
-        write(to_csv(records, ("collection", "path", "text")))
-    elif not found:
+    if session.format == "cli" and not found:
         say('No contexts yet. `qmd context add qmd://NAME "what it is about"` makes one.')
-    else:
-        paint = style()
-        write(
-            "".join(f"{paint.place(clean_line(_address(c)))}  {clean_line(c.text)}\n" for c in found),
-            trusted=True,
-        )
+        return
+    paint = style()
+    lines = (f"{paint.place(clean_line(_address(c)))}  {clean_line(c.text)}" for c in found)
+    answer_list(session, found, ("collection", "path", "text"), lines)
 
 
 @command(
@@ -145,14 +133,10 @@ def list_(session: Session) -> None:
 @pass_session
 def rm(session: Session, path: str) -> None:
     """Take a description away."""
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.screen import clean_line
 
     with session.open() as index:
         place = place_of(index, path)
         index.remove_context(place)
-    write(
-        to_json({"removed": place})
-        if session.format == "json"
-        else clean(f"Removed the context of {place}.\n")
-    )
+    answer(session, {"removed": place}, [clean_line(f"Removed the context of {place}.")])

@@ -175,12 +175,12 @@ def ls(session: Session, path: str | None) -> None:
     PATH is a collection, a folder in it (notes/travel) or a glob. Sizes are in bytes.
     """
     from qmd.errors import NotFound
+    from qmd.serve.cli.answer import answer_list
     from qmd.serve.cli.escape import csv_cell
     from qmd.serve.cli.format_hits import hash_mark
-    from qmd.serve.cli.records import plain, to_csv, to_json, to_jsonl
+    from qmd.serve.cli.records import plain
     from qmd.serve.cli.screen import clean_line, style, write
 
-    paint = style()
     with session.open() as index:
         if path is None:
             from qmd.serve.cli.commands_collection import write_collections
@@ -190,23 +190,18 @@ def ls(session: Session, path: str | None) -> None:
         entries = index.ls(path)
     if not entries:
         raise NotFound(f"nothing indexed at {path!r}. `qmd ls` shows the collections.")
+    if session.format == "files":
+        write("".join(f"{hash_mark(e.docid)},{csv_cell(e.file)}\n" for e in entries))
+        return
+    paint = style()
+    width = max(len(f"{e.size_bytes:,}") for e in entries)
+    lines = (
+        f"{paint.dim(hash_mark(e.docid))}  {e.size_bytes:>{width},}  {_when(e.modified)[:10]}"
+        f"  {paint.place(clean_line(e.file))}"
+        for e in entries
+    )
     records = [plain(e) | {"docid": hash_mark(e.docid), "modified": _when(e.modified)} for e in entries]
-    if session.format == "json":
-        write(to_json(records))
-    elif session.format == "jsonl":
-        write(to_jsonl(records))
-    elif session.format == "csv":
-        write(to_csv(records, _LS_COLUMNS))
-    elif session.format == "files":
-        write("".join(f"{r['docid']},{csv_cell(r['file'])}\n" for r in records))
-    else:
-        width = max(len(f"{e.size_bytes:,}") for e in entries)
-        lines = (
-            f"{paint.dim(hash_mark(e.docid))}  {e.size_bytes:>{width},}  {_when(e.modified)[:10]}"
-            f"  {paint.place(clean_line(e.file))}\n"
-            for e in entries
-        )
-        write("".join(lines), trusted=True)
+    answer_list(session, records, _LS_COLUMNS, lines)
 
 
 def _when(modified: float) -> str:

@@ -16,7 +16,7 @@ from qmd.serve.cli.session import Session, pass_session
 if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.ingest.run import UpdateReport
-    from qmd.reports import EmbedReport, Status
+    from qmd.reports import CheckResult, EmbedReport, Status
 
 _COUNTS = ("added", "changed", "moved", "removed", "unchanged")
 _SHOWN_SKIPS = 5
@@ -62,9 +62,9 @@ def run_update(
     session: Session, index: Index, names: Sequence[str], *, force: bool = False, every_skip: bool = False
 ) -> None:
     """Update collections and write what happened."""
+    from qmd.serve.cli.answer import answer
     from qmd.serve.cli.progress import ProgressLine
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import say, write
+    from qmd.serve.cli.screen import say
 
     with ProgressLine() as progress:
         try:
@@ -73,12 +73,9 @@ def run_update(
             progress.clear()
             say("Interrupted. What was read is kept; `qmd update` goes on from there.")
             click.get_current_context().exit(exits.INTERRUPTED)
-    if session.format == "json":
-        write(to_json(reports))
-    elif not reports:
+    if session.format == "cli" and not reports:
         say("No collections yet. `qmd add FOLDER` makes one.")
-    else:
-        write("".join(f"{line}\n" for line in update_lines(reports, every_skip=every_skip)))
+    answer(session, reports, update_lines(reports, every_skip=every_skip))
 
 
 @command(
@@ -127,9 +124,9 @@ def embed(session: Session, model_changed: bool) -> None:
 
     Nothing is embedded twice. Ctrl-C keeps what is done; the next run goes on from there.
     """
+    from qmd.serve.cli.answer import answer
     from qmd.serve.cli.progress import ProgressLine
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import say, write
+    from qmd.serve.cli.screen import say
 
     ctx = click.get_current_context()
     with session.open() as index, ProgressLine() as progress:
@@ -139,9 +136,7 @@ def embed(session: Session, model_changed: bool) -> None:
             progress.clear()
             say("Interrupted. What is done is kept; `qmd embed` goes on from there.")
             ctx.exit(exits.INTERRUPTED)
-    write(
-        to_json(report) if session.format == "json" else "".join(f"{line}\n" for line in embed_lines(report))
-    )
+    answer(session, report, embed_lines(report))
     if report.interrupted:
         say("Interrupted. What is done is kept; `qmd embed` goes on from there.")
         ctx.exit(exits.INTERRUPTED)
@@ -198,15 +193,44 @@ def _status_lines(status: Status) -> Iterator[str]:
 @pass_session
 def status(session: Session) -> None:
     """Show what is indexed: collections, documents, vectors, sizes."""
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import write
+    from qmd.serve.cli.answer import answer
 
     with session.open() as index:
         state = index.status()
-    if session.format == "json":
-        write(to_json(state))
-    else:
-        write("".join(f"{line}\n" for line in _status_lines(state)), trusted=True)
+    answer(session, state, _status_lines(state))
+
+
+def _check(session: Session) -> list[CheckResult]:
+    """The checks of the index in force. Where there is none, all but those of the database; none is made."""
+    from tempfile import TemporaryDirectory
+
+    import qmd.index
+    from qmd.errors import NotFound
+    from qmd.reports import CheckResult
+
+    try:
+        with session.open() as index:
+            return index.check()
+    except NotFound as missing:
+        places, config = session.settings()
+        with (
+            TemporaryDirectory() as scratch,
+            qmd.index.open(f"{scratch}/index.sqlite", config=config, places=places) as index,
+        ):
+            rest = [r for r in index.check() if r.name not in ("database", "collections", "vectors")]
+        message, _, remedy = str(missing).partition(". ")
+        return [*rest, CheckResult("database", "warning", message, remedy or None)]
+
+
+def _check_lines(results: Sequence[CheckResult]) -> Iterator[str]:
+    from qmd.serve.cli.screen import clean_line, style
+
+    paint = style()
+    mark = {"ok": paint.good("ok     "), "warning": paint.warn("warning"), "problem": paint.bad("PROBLEM")}
+    for one in results:
+        yield f"{mark[one.state]}  {paint.bold(clean_line(one.name))}: {clean_line(one.message)}"
+        if one.remedy:
+            yield f"         {clean_line(one.remedy)}"
 
 
 @command(
@@ -223,28 +247,10 @@ def check(session: Session) -> None:
     Looks at the configuration, the models, the index and the folders; repairs nothing. Ends with 1 where
     there is a problem.
     """
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean_line, style, write
+    from qmd.serve.cli.answer import answer
 
-    with session.open(create=True) as index:
-        results = index.check()
-    if session.format == "json":
-        write(to_json(results))
-    else:
-        paint = style()
-        mark = {
-            "ok": paint.good("ok     "),
-            "warning": paint.warn("warning"),
-            "problem": paint.bad("PROBLEM"),
-        }
-        lines = []
-        for one in results:
-            lines.append(
-                f"{mark[one.state]}  {paint.bold(clean_line(one.name))}: {clean_line(one.message)}\n"
-            )
-            if one.remedy:
-                lines.append(f"         {clean_line(one.remedy)}\n")
-        write("".join(lines), trusted=True)
+    results = _check(session)
+    answer(session, results, _check_lines(results))
     if any(one.state == "problem" for one in results):
         click.get_current_context().exit(exits.FAILED)
 
@@ -263,18 +269,15 @@ def cleanup(session: Session) -> None:
     Drops vectors that nothing refers to, rebuilds derived files that are stale or damaged, and shrinks the
     database.
     """
-    from qmd.serve.cli.records import to_json
-    from qmd.serve.cli.screen import clean_line, write
+    from qmd.serve.cli.answer import answer
+    from qmd.serve.cli.screen import clean_line
 
     with session.open() as index:
         report = index.cleanup()
-    if session.format == "json":
-        write(to_json(report))
-        return
-    lines = [
-        f"{_label(f.name)}: {clean_line(_amount(f.name, getattr(report, f.name)))}\n" for f in fields(report)
-    ]
-    write("".join(lines))
+    lines = (
+        f"{_label(f.name)}: {clean_line(_amount(f.name, getattr(report, f.name)))}" for f in fields(report)
+    )
+    answer(session, report, lines)
 
 
 def _label(name: str) -> str:

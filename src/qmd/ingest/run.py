@@ -1,0 +1,306 @@
+"""Bring a collection up to date: find what changed, read only that, store it a batch at a time.
+
+A batch is one transaction: a run that is killed keeps every batch it reported and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from qmd.config import Config
+from qmd.errors import UsageError
+from qmd.store.documents import FileStamp
+from qmd.store.store import Store
+from qmd.types import Collection, Document, Progress
+
+BATCH_FILES = 1000
+BATCH_BYTES = 8 << 20
+
+
+class Found(Protocol):
+    """A regular file, as `walk` finds it."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def absolute(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+
+
+class Skip(Protocol):
+    """Something left out, and why."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that was not indexed in this run, with the reason."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What an update did, in files. `errors` could not be read; what the index held of them stays."""
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    skipped: tuple[LeftOut, ...] = ()
+    errors: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The stages before the store, so that each can be replaced."""
+
+    walk: Callable[[Collection, Config], Iterator[Found | Skip]]
+    read: Callable[[Found, Config], bytes | Skip]
+    parse: Callable[[str, bytes, Config], Document | Skip]
+
+
+@dataclass(slots=True)
+class _Run:
+    store: Store
+    collection: str
+    config: Config
+    steps: Steps
+    progress: Progress
+    done: int = 0
+    total: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    skipped: list[LeftOut] = field(default_factory=list)
+    errors: list[LeftOut] = field(default_factory=list)
+
+
+def update(
+    store: Store,
+    collection: str,
+    config: Config,
+    progress: Progress | None = None,
+    force: bool = False,
+    *,
+    steps: Steps | None = None,
+) -> UpdateReport:
+    """Make the index agree with the files of a collection.
+
+    A file counts as unchanged when its size and mtime are as stored, else when its bytes hash as stored. A file that
+    is gone while a new one has its bytes was renamed. progress("index", files done, files to do) comes after the
+    batch is kept. Raises UsageError when the folder is missing, or has become empty and `force` is not set.
+    """
+    where = store.collection(collection)
+    run = _Run(store, collection, config, steps or default_steps(), progress or (lambda *_: None))
+    if not os.path.isdir(where.root):
+        raise UsageError(
+            f"the folder {where.root} of collection {collection!r} is missing. Nothing was changed. Mount or restore "
+            f"it and try again, or run `qmd collection remove {collection}` to drop its {where.documents} documents."
+        )
+    known = store.known_files(collection)
+    skips = store.documents.known_skips(collection)
+    fresh: list[Found] = []
+    seen: set[str] = set()
+    blocked: list[str] = []
+    for found in run.steps.walk(where, config):
+        if not hasattr(found, "mtime_ns"):
+            _leave_out(run, found, blocked)
+            continue
+        seen.add(found.path)
+        stamp = known.get(found.path)
+        if stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns):
+            run.counts["unchanged"] += 1
+            continue
+        skip = skips.get(found.path)
+        if skip is not None and skip[:2] == (found.size, found.mtime_ns):
+            run.skipped.append(LeftOut(found.path, skip[2]))
+            continue
+        fresh.append(found)
+        if len(seen) % 1000 == 0:
+            run.progress("walk", len(seen), None)
+    if known and not seen and not force:
+        raise UsageError(
+            f"the folder {where.root} of collection {collection!r} has no files left, the index holds {len(known)} "
+            "documents of it. Nothing was changed. Mount or restore it, or run `qmd update --force` if it is meant "
+            "to be empty."
+        )
+    gone = {path: stamp for path, stamp in known.items() if path not in seen and not _below(path, blocked)}
+    run.total = len(fresh)
+    fresh = _move(run, fresh, gone, known)
+    _remove(run, gone, [path for path in skips if path not in seen])
+    _index(run, fresh, known)
+    if run.done or gone:
+        store.db.checkpoint()
+    counts = run.counts
+    return UpdateReport(
+        counts["added"],
+        counts["changed"],
+        counts["moved"],
+        counts["removed"],
+        counts["unchanged"],
+        tuple(run.skipped),
+        tuple(run.errors),
+    )
+
+
+def _leave_out(run: _Run, skip: Skip, blocked: list[str]) -> None:
+    if is_failure(skip.reason):
+        blocked.append(skip.path.rstrip("/"))
+        run.errors.append(LeftOut(skip.path, skip.reason))
+    else:
+        run.skipped.append(LeftOut(skip.path, skip.reason))
+
+
+def is_failure(reason: str) -> bool:
+    """Whether something was left out because it could not be read, so that it may still be there."""
+    return reason.startswith("cannot")
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(folder in ("", ".") or path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _move(
+    run: _Run, fresh: list[Found], gone: dict[str, FileStamp], known: dict[str, FileStamp]
+) -> list[Found]:
+    """Renamed files keep their rows; gives the files that are left to index and takes the renamed out of `gone`."""
+    by_hash: dict[bytes, list[str]] = defaultdict(list)
+    for path, stamp in gone.items():
+        by_hash[stamp.hash].append(path)
+    sizes = {stamp.size for stamp in gone.values()}
+    left: list[Found] = []
+    moves: list[tuple[Found, str, str]] = []
+    for found in fresh:
+        if found.path in known or found.size not in sizes:
+            left.append(found)
+            continue
+        data = run.steps.read(found, run.config)
+        old = by_hash.get(sha256(data).digest()) if isinstance(data, bytes) else None
+        document = run.steps.parse(found.path, data, run.config) if old and isinstance(data, bytes) else None
+        if not old or not isinstance(document, Document):
+            left.append(found)
+            continue
+        moves.append((found, old.pop(), document.title))
+    for start in range(0, len(moves), BATCH_FILES):
+        batch = moves[start : start + BATCH_FILES]
+        with run.store.writing() as writer:
+            for found, old_path, title in batch:
+                writer.move_document(
+                    gone.pop(old_path).document_id,
+                    found.path,
+                    size=found.size,
+                    mtime_ns=found.mtime_ns,
+                    title=title,
+                )
+        run.counts["moved"] += len(batch)
+        run.done += len(batch)
+        run.progress("index", run.done, run.total)
+    return left
+
+
+def _remove(run: _Run, gone: dict[str, FileStamp], skips: Sequence[str]) -> None:
+    """All at once: what is deleted on disk is not found any more from here on."""
+    if not gone and not skips:
+        return
+    with run.store.writing() as writer:
+        writer.delete_documents(stamp.document_id for stamp in gone.values())
+        writer.forget_skipped(run.collection, skips)
+    run.counts["removed"] += len(gone)
+
+
+def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
+    batch: list[tuple[Found, bytes, Document | Skip]] = []
+    size = 0
+    for found in fresh:
+        data = run.steps.read(found, run.config)
+        if not isinstance(data, bytes):
+            if is_failure(data.reason):
+                run.errors.append(LeftOut(found.path, data.reason))
+                run.done += 1
+                continue
+            batch.append((found, b"", data))
+        else:
+            digest = sha256(data).digest()
+            stamp = known.get(found.path)
+            same = stamp is not None and stamp.hash == digest
+            # a document already stored under this hash is only touched; a Skip stands for "nothing to parse"
+            parsed = LeftOut(found.path, "") if same else run.steps.parse(found.path, data, run.config)
+            batch.append((found, digest, parsed))
+            size += len(data)
+        if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
+            _store(run, batch, known)
+            batch, size = [], 0
+    if batch:
+        _store(run, batch, known)
+
+
+def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]) -> None:
+    with run.store.writing() as writer:
+        for found, digest, parsed in batch:
+            stamp = known.get(found.path)
+            if isinstance(parsed, Document):
+                writer.put_document(
+                    run.collection,
+                    found.path,
+                    size=found.size,
+                    mtime_ns=found.mtime_ns,
+                    hash=digest,
+                    document=parsed,
+                )
+                run.counts["added" if stamp is None else "changed"] += 1
+            elif stamp is not None and stamp.hash == digest:
+                writer.touch(stamp.document_id, found.size, found.mtime_ns)
+                run.counts["unchanged"] += 1
+            else:
+                run.counts["removed"] += stamp is not None
+                run.skipped.append(LeftOut(found.path, parsed.reason))
+                writer.note_skipped(
+                    run.collection,
+                    found.path,
+                    size=found.size,
+                    mtime_ns=found.mtime_ns,
+                    reason=parsed.reason,
+                )
+    run.done += len(batch)
+    run.progress("index", run.done, run.total)
+
+
+def default_steps() -> Steps:
+    """The real stages."""
+    from qmd.ingest.parse import parse
+    from qmd.ingest.read import CannotRead, read_file
+    from qmd.ingest.walk import walk
+
+    def read(found: Found, config: Config) -> bytes | Skip:
+        try:
+            return read_file(found.absolute, config.ingest.max_file_bytes)
+        except CannotRead as error:
+            return LeftOut(found.path, str(error))
+
+    return Steps(
+        walk=lambda where, config: walk(
+            Path(where.root),
+            patterns=where.patterns,
+            ignore=where.ignore,
+            max_file_bytes=config.ingest.max_file_bytes,
+            follow_symlinks=config.ingest.follow_symlinks,
+        ),
+        read=read,
+        parse=lambda path, data, config: parse(
+            path, data, chunk_tokens=config.ingest.chunk_tokens, chunk_overlap=config.ingest.chunk_overlap
+        ),
+    )
