@@ -129,7 +129,7 @@ def load_train_config(
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
             raise ConfigError(f"training configuration: unknown key {key!r}. {hint}")
     try:
-        return msgspec.convert(_exact_numbers(tree), TrainConfig)
+        return msgspec.convert(_exact_values(tree), TrainConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"training configuration: {error}") from error
 
@@ -152,8 +152,8 @@ def _read_mapping(text: str, source: str) -> dict[str, object]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _exact_numbers(tree: dict[str, object]) -> dict[str, object]:
-    """YAML 1.1 reads `1e-5` as text, since it has no point; where a number is asked for, it is one."""
+def _exact_values(tree: dict[str, object]) -> dict[str, object]:
+    """YAML 1.1 reads `1e-5` as text and `no` as false; where a number or the word is asked for, it is that."""
     numeric = {f.name for f in msgspec.structs.fields(TrainConfig) if f.type in (float, float | None)}
     result: dict[str, object] = {}
     for key, value in tree.items():
@@ -164,5 +164,5 @@ def _exact_numbers(tree: dict[str, object]) -> dict[str, object]:
                 raise ConfigError(
                     f"training configuration: {key} is {value!r}, expected a number."
                 ) from error
-        result[key] = value
+        result[key] = "no" if key == "eval_strategy" and value is False else value
     return result

@@ -59,7 +59,10 @@ def build_loss(model: SentenceTransformer, config: TrainConfig, *, ranks: int = 
     if config.use_mrl:
         full = int(model.get_embedding_dimension() or 0)
         dims = sorted({dim for dim in config.mrl_dims if dim <= full} | {full}, reverse=True)
-        loss = losses.MatryoshkaLoss(model, loss, matryoshka_dims=dims)
+        # The mean over sizes, so that one temperature, rate and clipping norm fits runs with and without.
+        loss = losses.MatryoshkaLoss(
+            model, loss, matryoshka_dims=dims, matryoshka_weights=[1.0 / len(dims)] * len(dims)
+        )
     return loss
 
 

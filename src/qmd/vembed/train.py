@@ -64,8 +64,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
         model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
     before = _probe(model, pairs)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    output.mkdir(parents=True, exist_ok=True)
-    _record(output, config, pairs, validation)
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        output.mkdir(parents=True, exist_ok=True)
+        _record(output, config, pairs, validation)
 
     evaluator = PairEvaluator(validation.pairs, batch_size=config.batch_size) if validation else None
     evaluation = config.eval_strategy if evaluator else "no"
@@ -113,8 +115,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
     metrics = evaluator(model) if evaluator else {}
     if config.use_lora:
         merge_lora(model)
-    model.save(str(output), create_model_card=False)
-    _write_json(output / CURVE, trainer.state.log_history)
+    if first:
+        model.save(str(output), create_model_card=False)
+        _write_json(output / CURVE, trainer.state.log_history)
     return TrainReport(
         str(output), int(result.global_step), float(result.training_loss), metrics, pairs.skipped
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,10 @@ def pair_similarities(
     return left @ right.T, relevant
 
 
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 def encode_items(
     model: SentenceTransformer, items: Sequence[Item], *, batch_size: int = 32, dim: int | None = None
 ) -> NDArray[np.float32]:
@@ -73,7 +78,7 @@ def encode_items(
     result: NDArray[np.float32] | None = None
     for indices in kinds.values():
         inputs: list[Any] = [
-            encoder_input({"text": items[i].text, "image": items[i].image and str(items[i].image)}, own)
+            encoder_input({"text": items[i].text, "image": _name(items[i].image)}, own)
             for i in indices
         ]
         part = np.asarray(

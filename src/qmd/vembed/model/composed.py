@@ -139,7 +139,8 @@ class ComposedBackbone(InputModule):
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         has_text, has_image = features["has_text"], features["has_image"]
         if "input_values" in features:
-            text, image = features["input_values"].split([self.text_tower.dim, self.image_tower.dim], dim=1)
+            rows = features["input_values"].to(next(self.text_head.parameters()).dtype)
+            text, image = rows.split([self.text_tower.dim, self.image_tower.dim], dim=1)
         else:
             text = self.text_tower({key: features[key] for key in ("input_ids", "attention_mask")})
             image = text.new_zeros(len(text), self.image_tower.dim)
