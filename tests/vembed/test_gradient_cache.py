@@ -20,7 +20,7 @@ from qmd.vembed.config import TrainConfig  # noqa: E402
 from qmd.vembed.data import read_pairs  # noqa: E402
 from qmd.vembed.losses import build_loss  # noqa: E402
 from qmd.vembed.model.assemble import add_lora, build_model  # noqa: E402
-from qmd.vembed.train import dataset_of, preprocessor  # noqa: E402
+from qmd.vembed.run import dataset_of, preprocessor  # noqa: E402
 
 CHUNK = 4
 CASES = [
@@ -113,7 +113,7 @@ from qmd.vembed.config import load_train_config
 from qmd.vembed.data import read_pairs
 from qmd.vembed.losses import build_loss
 from qmd.vembed.model.assemble import add_lora, build_model
-from qmd.vembed.train import dataset_of, preprocessor
+from qmd.vembed.run import dataset_of, preprocessor
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -158,7 +158,11 @@ def test_two_ranks_give_the_gradient_of_one(configure: Callable[..., TrainConfig
     for family, mode, options in (
         ("text", "t2t", {"use_gradient_cache": "true", "gradient_cache_chunk_size": 4}),
         ("text", "t2t", {}),
-        ("qwen3_vl", "m2i", {"use_gradient_cache": "true", "gradient_cache_chunk_size": 4, "use_lora": "true"}),
+        (
+            "qwen3_vl",
+            "m2i",
+            {"use_gradient_cache": "true", "gradient_cache_chunk_size": 4, "use_lora": "true"},
+        ),
         ("composed", "t2i", {"use_gradient_cache": "true", "loss_type": "symmetric_infonce"}),
     ):
         config = configure(family, mode, use_mrl="true", mrl_dims="[32,16]", **options)
@@ -180,7 +184,11 @@ def test_two_ranks_give_the_gradient_of_one(configure: Callable[..., TrainConfig
     command = [sys.executable, str(script), json.dumps(cases)]
     processes = [
         subprocess.Popen(
-            command, env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -189,7 +197,9 @@ def test_two_ranks_give_the_gradient_of_one(configure: Callable[..., TrainConfig
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    assert [process.returncode for process in processes] == [0, 0], (
+        outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    )
     differences = json.loads(outputs[0][0].splitlines()[-1])
     assert len(differences) == len(cases)
     assert max(differences.values()) <= 1e-12, differences

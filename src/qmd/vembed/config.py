@@ -34,6 +34,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_length: int | None = None
     projection_dim: int | None = None
     freeze_towers: bool = False
+    feature_cache: str | None = None
 
     use_lora: bool = False
     lora_r: int = 16
@@ -96,6 +97,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("use_mrl needs mrl_dims, each at least 1")
         if self.encoder_mode == "composed" and not self.image_model_name_or_path:
             raise ValueError("encoder_mode 'composed' needs image_model_name_or_path, the image tower")
+        if self.feature_cache and not (self.encoder_mode == "composed" and self.freeze_towers):
+            raise ValueError(
+                "feature_cache needs encoder_mode 'composed' and freeze_towers: only then features stay"
+            )
 
 
 def load_train_config(

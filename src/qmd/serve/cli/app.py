@@ -31,6 +31,7 @@ PLACES = {
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
+    "train": Place(f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs."),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
     ),
@@ -47,6 +48,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Teach", ("train",)),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
 )
 

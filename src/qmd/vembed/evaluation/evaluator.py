@@ -69,7 +69,7 @@ def encode_items(
     model: SentenceTransformer, items: Sequence[Item], *, batch_size: int = 32, dim: int | None = None
 ) -> NDArray[np.float32]:
     """(n, dim) unit rows; items of one kind are encoded together."""
-    from qmd.vembed.train import encoder_input
+    from qmd.vembed.run import encoder_input
 
     own = type(model[0]).__module__.startswith("qmd.")
     kinds: dict[tuple[bool, bool], list[int]] = {}
@@ -78,8 +78,7 @@ def encode_items(
     result: NDArray[np.float32] | None = None
     for indices in kinds.values():
         inputs: list[Any] = [
-            encoder_input({"text": items[i].text, "image": _name(items[i].image)}, own)
-            for i in indices
+            encoder_input({"text": items[i].text, "image": _name(items[i].image)}, own) for i in indices
         ]
         part = np.asarray(
             model.encode(inputs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True),

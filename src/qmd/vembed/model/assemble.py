@@ -103,6 +103,13 @@ def load_model(folder: str | Path) -> SentenceTransformer:
     return SentenceTransformer(modules=modules)
 
 
+def open_model(name_or_path: str | Path) -> SentenceTransformer:
+    """A trained folder, or a model that was never trained here, by folder or name."""
+    if (Path(name_or_path) / "modules.json").is_file():
+        return load_model(name_or_path)
+    return build_model(TrainConfig(model_name_or_path=str(name_or_path), data_path="", output_dir=""))
+
+
 def add_lora(model: SentenceTransformer, config: TrainConfig) -> None:
     """Put adapters on the transformer inside `model`, in place; everything else is frozen."""
     from peft import LoraConfig, get_peft_model

@@ -10,16 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
+from qmd.errors import ModelError
 from qmd.vembed.model.images import open_image
 from qmd.vembed.model.towers import ImageTower, TextTower, load_image_tower, load_text_tower
+
+Kind = Literal["text", "image"]
+Key = tuple[str, str, int, int]
 
 
 class Head(nn.Module):
@@ -65,7 +70,7 @@ class ComposedBackbone(InputModule):
         self.text_head = Head(text_tower.dim, projection_dim, hidden, dropout)
         self.image_head = Head(image_tower.dim, projection_dim, hidden, dropout)
         self.fuse_head = Head(text_tower.dim + image_tower.dim, projection_dim, hidden, dropout)
-        self._kept: dict[object, np.ndarray] = {}
+        self._kept: dict[Key, np.ndarray] = {}
         if freeze_towers:
             for tower in (text_tower, image_tower):
                 tower.requires_grad_(False)
@@ -98,8 +103,8 @@ class ComposedBackbone(InputModule):
             "has_image": torch.tensor([image is not None for _, image in parts]),
         }
         if self.freeze_towers:
-            text = self._frozen_rows([t for t, _ in parts], self._text_rows, self.text_tower.dim)
-            image = self._frozen_rows([i for _, i in parts], self._image_rows, self.image_tower.dim)
+            text = self._frozen_rows("text", [t for t, _ in parts], self._text_rows, self.text_tower.dim)
+            image = self._frozen_rows("image", [i for _, i in parts], self._image_rows, self.image_tower.dim)
             features["input_values"] = torch.cat([text, image], dim=1)
             return features
         features |= self.text_tower.tokenize([text or "" for text, _ in parts])
@@ -109,11 +114,14 @@ class ComposedBackbone(InputModule):
             features["pixel_values"] = torch.stack(images)
         return features
 
-    def _frozen_rows(self, items: list[Any], compute: Callable[[list[Any]], np.ndarray], dim: int) -> Tensor:
-        """(B, dim) tower features, zeros where there is no item. Texts and image paths are computed once."""
-        wanted = list({_key(item): item for item in items if item is not None}.items())
-        rows = {key: self._kept[key] for key, _ in wanted if key in self._kept}
-        new = [(key, item) for key, item in wanted if key not in rows]
+    def _frozen_rows(
+        self, kind: Kind, items: list[Any], compute: Callable[[list[Any]], np.ndarray], dim: int
+    ) -> Tensor:
+        """(B, dim) tower features, zeros where there is no item. Texts and image files are computed once."""
+        keys = [None if item is None else _key(kind, item) for item in items]
+        wanted = {key: item for key, item in zip(keys, items, strict=True) if key is not None}
+        rows = {key: self._kept[key] for key in wanted if key in self._kept}
+        new = [(key, item) for key, item in wanted.items() if key not in rows]
         for start in range(0, len(new), 64):
             part = new[start : start + 64]
             for (key, item), row in zip(part, compute([item for _, item in part]), strict=True):
@@ -121,7 +129,33 @@ class ComposedBackbone(InputModule):
                 if isinstance(item, str | Path):
                     self._kept[key] = row
         nothing = np.zeros(dim, dtype=np.float32)
-        return torch.from_numpy(np.stack([nothing if item is None else rows[_key(item)] for item in items]))
+        return torch.from_numpy(np.stack([nothing if key is None else rows[key] for key in keys]))
+
+    def write_features(self, path: str | Path) -> None:
+        """Keep the frozen towers' features for other runs over the same texts and image files."""
+        tensors: dict[str, Tensor] = {}
+        record = {"towers": self._tower_names()}
+        for kind in ("text", "image"):
+            kept = {key: row for key, row in self._kept.items() if key[0] == kind}
+            record[kind] = json.dumps(list(kept))
+            if kept:
+                tensors[kind] = torch.from_numpy(np.stack(list(kept.values())))
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata=record)
+
+    def read_features(self, path: str | Path) -> None:
+        """Take up features that `write_features` kept; those of other towers are left alone."""
+        with safe_open(path, "pt") as file:
+            record = file.metadata() or {}
+            if record.get("towers") != self._tower_names():
+                return
+            for kind in file.keys():  # noqa: SIM118  # no mapping, its only iterator
+                rows = file.get_tensor(kind).numpy()
+                keys = [tuple(key) for key in json.loads(record[kind])]
+                self._kept.update(zip(keys, rows, strict=True))
+
+    def _tower_names(self) -> str:
+        return json.dumps([self.text_tower.name, self.image_tower.name, self.text_tower.max_tokens])
 
     @torch.no_grad()
     def _text_rows(self, texts: list[str]) -> np.ndarray:
@@ -182,7 +216,7 @@ class ComposedBackbone(InputModule):
         missing, unexpected = model.load_state_dict(load_file(folder / "composed.safetensors"), strict=False)
         wrong = [key for key in missing if not (model.freeze_towers and "_tower." in key)] + list(unexpected)
         if wrong:
-            raise ValueError(f"{folder}: weights do not fit the configuration, first at {wrong[0]!r}")
+            raise ModelError(f"{folder}: weights do not fit the configuration, first at {wrong[0]!r}.")
         model.eval()
         return model
 
@@ -196,6 +230,11 @@ def _split(item: Any, prompt: str | None) -> tuple[str | None, Any]:
     return None, item
 
 
-def _key(item: Any) -> object:
-    """Paths and texts by value; images in memory by identity, which lasts as long as the batch holds them."""
-    return (type(item).__name__, str(item)) if isinstance(item, str | Path) else id(item)
+def _key(kind: Kind, item: Any) -> Key:
+    """Texts by value, files by path, size and time; images in memory by identity, which lasts for a batch."""
+    if not isinstance(item, str | Path):
+        return (kind, f"memory:{id(item)}", 0, 0)
+    if kind == "text":
+        return (kind, str(item), 0, 0)
+    state = Path(item).stat()
+    return (kind, str(item), state.st_size, state.st_mtime_ns)

@@ -38,7 +38,9 @@ def make_tiny_model(family: Family, folder: str | Path, *, seed: int = 0) -> str
     state = torch.random.get_rng_state()
     try:
         set_seed(seed)
-        maker = {"qwen3_vl": _qwen3_vl, "clip": _clip, "siglip": _siglip, "text": _text, "image": _image}[family]
+        maker = {"qwen3_vl": _qwen3_vl, "clip": _clip, "siglip": _siglip, "text": _text, "image": _image}[
+            family
+        ]
         model = maker(Path(folder))
         with torch.no_grad():
             for module in model.modules():
@@ -111,7 +113,12 @@ def _qwen3_vl(folder: Path) -> Any:
     )
     tokenizer.save_pretrained(folder)
     number = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 10_000.0}
+    rope = {
+        "rope_type": "default",
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+        "rope_theta": 10_000.0,
+    }
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -203,7 +210,15 @@ def _text(folder: Path) -> Any:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     words = sorted({*_COLOURS, *_SHAPES, "a", "the", "is", "make", "it"})
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *"abcdefghijklmnopqrstuvwxyz0123456789.,'?"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *words,
+        *"abcdefghijklmnopqrstuvwxyz0123456789.,'?",
+    ]
     pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from qmd.errors import MissingExtra, ModelError
+from qmd.types import Progress
 from qmd.vembed.config import TrainConfig
 from qmd.vembed.data import Item, Pair, PairSet, read_pairs
 from qmd.vembed.model.images import open_image
@@ -22,23 +23,28 @@ from qmd.vembed.model.images import open_image
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from qmd.vembed.evaluation.report import Row
+
 RECORD = "training.json"
 CURVE = "curve.json"
+TABLE = "evaluation.md"
 WEIGHTS = "trained.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a run left behind. `metrics` are those of the kept checkpoint on the validation pairs."""
+    """What a run left behind. `metrics` are those of the kept checkpoint on the validation pairs; `rows` set it beside
+    the model it started from, per mode and vector size."""
 
     output_dir: str
     steps: int
     final_loss: float
     metrics: Mapping[str, float]
     skipped: tuple[str, ...]
+    rows: tuple[Row, ...] = ()
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
+def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
     """Fine-tune as `config` says. The kept model is in `output_dir`, the checkpoints in `output_dir/checkpoints`.
 
     `resume` goes on from the newest checkpoint. Raises ConfigError, DataError, ModelError before any step is made.
@@ -46,10 +52,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
     try:
         from sentence_transformers import SentenceTransformerTrainingArguments
         from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-        from transformers import set_seed
+        from transformers import PrinterCallback, set_seed
     except ImportError as error:
         raise MissingExtra("training", "train") from error
     from qmd.vembed.evaluation.evaluator import PairEvaluator
+    from qmd.vembed.evaluation.report import evaluate_pairs, table_lines
     from qmd.vembed.losses import build_loss
     from qmd.vembed.model.assemble import add_lora, build_model, merge_lora
 
@@ -60,9 +67,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
     model = build_model(config)
     if config.use_lora:
         add_lora(model, config)
+    if config.feature_cache and Path(config.feature_cache).exists():
+        model[0].read_features(config.feature_cache)
     if config.gradient_checkpointing and hasattr(model[0], "model"):
         model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
     before = _probe(model, pairs)
+    dims = config.mrl_dims if config.use_mrl else ()
+    rows: list[Row] = []
+    if validation:
+        rows = evaluate_pairs(model, validation.pairs, name="before", dims=dims, batch_size=config.batch_size)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     first = os.environ.get("RANK", "0") == "0"
     if first:
@@ -96,8 +109,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
         seed=config.seed,
         data_seed=config.seed,
         report_to=[] if config.report_to == "none" else config.report_to.split(","),
-        disable_tqdm=not os.isatty(2),
+        disable_tqdm=True,
         remove_unused_columns=False,
+        # A query or positive that occurs twice in a batch would be its own false negative.
+        batch_sampler="no_duplicates" if _uses_other_pairs(config) else "batch_sampler",
     )
     trainer = _trainer_class()(
         model=model,
@@ -107,20 +122,41 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainReport:
         evaluator=evaluator,
         data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
     )
+    trainer.remove_callback(PrinterCallback)
+    if progress is not None:
+        trainer.add_callback(_progress_callback(progress))
+    trainer.has_moved = lambda: _moved(model, pairs, before)
     if resume and not any((output / "checkpoints").glob("checkpoint-*")):
         raise ModelError(f"nothing to resume in {output / 'checkpoints'}: start without --resume.")
     result = trainer.train(resume_from_checkpoint=resume or None)
-    if not _moved(model, pairs, before):
-        raise ModelError("training changed no vector: the adapter or the heads never reached the loss.")
+    if not trainer.moved:
+        raise ModelError(
+            "training changed no vector: what is trained never reached the loss, or every step fell into the warm-up."
+        )
     metrics = evaluator(model) if evaluator else {}
     if config.use_lora:
         merge_lora(model)
+    if validation:
+        rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
+    if first and config.feature_cache:
+        model[0].write_features(config.feature_cache)
     if first:
         model.save(str(output), create_model_card=False)
         _write_json(output / CURVE, trainer.state.log_history)
+        if rows:
+            (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
     return TrainReport(
-        str(output), int(result.global_step), float(result.training_loss), metrics, pairs.skipped
+        output_dir=str(output),
+        steps=int(result.global_step),
+        final_loss=float(result.training_loss),
+        metrics=metrics,
+        skipped=pairs.skipped,
+        rows=tuple(rows),
     )
+
+
+def _uses_other_pairs(config: TrainConfig) -> bool:
+    return config.loss_type in ("infonce", "symmetric_infonce", "sigmoid")
 
 
 def dataset_of(pairs: Sequence[Pair]) -> Any:
@@ -164,6 +200,17 @@ def _cell(item: Item) -> dict[str, str | None]:
     return {"text": item.text, "image": None if item.image is None else str(item.image)}
 
 
+def _progress_callback(progress: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class Reported(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in (logs or {}):
+                progress(f"training, loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
+
+    return Reported()
+
+
 def _trainer_class() -> Any:
     """sentence-transformers' trainer, with checkpoints that hold what is trained and nothing else.
 
@@ -174,6 +221,14 @@ def _trainer_class() -> Any:
     from sentence_transformers import SentenceTransformerTrainer
 
     class Trainer(SentenceTransformerTrainer):
+        has_moved: Callable[[], bool]
+        moved = False
+
+        def train(self, *args: Any, **options: Any) -> Any:
+            result = super().train(*args, **options)
+            self.moved = self.moved or self.has_moved()
+            return result
+
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +244,7 @@ def _trainer_class() -> Any:
                     own[key].copy_(value)
 
         def _load_best_model(self) -> None:
+            self.moved = self.has_moved()  # the best may be the first, before anything moved
             if self.state.best_model_checkpoint:
                 self._load_from_checkpoint(self.state.best_model_checkpoint)
 
