@@ -36,6 +36,7 @@ PLACES = {
     ),
     "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
+    "train": Place(f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs."),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
     ),
@@ -52,7 +53,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
-    ("Answer faster", ("knowledge", "draft")),
+    ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
 )
 
