@@ -128,9 +128,9 @@ class Connection:
                 with explained(self.path):
                     db.execute("COMMIT")
             finally:
-                if db.in_transaction:
+                if self.raw.in_transaction:
                     with suppress(sqlite3.Error):
-                        db.execute("ROLLBACK")
+                        self.raw.execute("ROLLBACK")
         finally:
             self._writer.release()
 

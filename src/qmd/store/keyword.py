@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from qmd.errors import UsageError
-from qmd.store.cjk import has_cjk, index_text, query_terms
 from qmd.store.chunks import SEPARATOR, Chunks
+from qmd.store.cjk import has_cjk, index_text, query_terms
 from qmd.store.connect import Connection
 from qmd.store.documents import clean
 from qmd.store.filters import compile_filter
@@ -183,7 +183,7 @@ class Keyword:
         }
         mean = self._mean_length(count)
         db = self._tokenizer()
-        lengths = dict(
+        lengths: dict[int, bytes] = dict(
             self._db.all(
                 "SELECT k.id, k.sz FROM json_each(?) w CROSS JOIN keyword_docsize k ON k.id = w.value",
                 (json.dumps([int(i) for i in ids]),),
