@@ -118,9 +118,8 @@ def update(
     blocked: list[str] = []
     for found in run.steps.walk(where, config):
         if hasattr(found, "reason"):
-            _leave_out(run, found, blocked)
+            _leave_out(run, cast("Skip", found), blocked)
             continue
-        found = cast("Found", found)
         seen.add(found.path)
         stamp = known.get(found.path)
         if stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns):
