@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 Mode = Literal["keyword", "vector", "hybrid"]
 
 CHUNKS_PER_HIT = 5
-LEAST_CHUNKS = 200
-"""Depth of each list, in chunks: several chunks of one document are one hit."""
+LEAST_CHUNKS: Mapping[Mode, int] = {"keyword": 50, "vector": 200, "hybrid": 200}
+"""Depth of each list, in chunks: several chunks of one document are one hit. A list alone needs fewer than one
+that is fused, and is made again, deeper, where they belong to too few documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     """
     clock = _Clock()
     query = parse(request.text, request.filter)
-    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS)
+    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
     degraded: list[str] = []
     lists: dict[str, list[tuple[int, float]]] = {}
     weights: dict[str, float] = {}
@@ -70,8 +71,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     clock.lap("parse")
 
     if request.mode != "vector":
-        find = find_all_first if request.mode == "keyword" else find_best
-        words = find(store.keyword, query, depth)
+        words = _find_words(store, query, request, depth)
         lists["keyword"], weights["keyword"] = words.ranked, request.keyword_weight
         degraded += words.notes
         clock.lap("keyword")
@@ -109,6 +109,22 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     hits = _hits(store, request, order, grouped, weights, words)
     clock.lap("hits")
     return Hits(hits, tuple(dict.fromkeys(degraded)), clock.laps)
+
+
+def _find_words(store: Store, query: Query, request: Request, depth: int) -> KeywordList:
+    """The keyword list. Alone, it goes as deep as the documents asked for; to be fused, `depth` chunks."""
+    if request.mode != "keyword":
+        return find_best(store.keyword, query, depth)
+
+    def enough(ranked: Sequence[tuple[int, float]]) -> bool:
+        places = store.chunk_rows.places(chunk for chunk, _ in ranked)
+        return len({document for document, _, _ in places.values()}) >= request.limit
+
+    while True:
+        found = find_all_first(store.keyword, query, depth, enough)
+        if len(found.ranked) < depth or enough(found.ranked):
+            return found
+        depth *= 4
 
 
 def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
