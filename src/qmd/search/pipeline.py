@@ -15,18 +15,24 @@ from qmd.search.fuse import fuse_ranks
 from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
 from qmd.search.query import Query, parse
 from qmd.search.scripts import foreign_share
-from qmd.search.snippet import cut_snippet
+from qmd.search.snippet import Marker, cut_snippet, front_matter
 from qmd.types import Filter, Hit, Hits
 
 if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder
     from qmd.store import Store
+    from qmd.store.chunks import ChunkRow
 
 Mode = Literal["keyword", "vector", "hybrid"]
 
 CHUNKS_PER_HIT = 5
-LEAST_CHUNKS = 200
-"""Depth of each list, in chunks: several chunks of one document are one hit."""
+LEAST_CHUNKS: Mapping[Mode, int] = {"keyword": 50, "vector": 200, "hybrid": 200}
+"""Depth of each list, in chunks: several chunks of one document are one hit. A list alone needs fewer than one
+that is fused, and is made again, deeper, where they belong to too few documents."""
+
+FRONTED = frozenset({"markdown"})
+"""Types whose texts may open with front matter."""
+FIRST_CHARACTERS = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     """
     clock = _Clock()
     query = parse(request.text, request.filter)
-    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS)
+    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
     degraded: list[str] = []
     lists: dict[str, list[tuple[int, float]]] = {}
     weights: dict[str, float] = {}
@@ -70,8 +76,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     clock.lap("parse")
 
     if request.mode != "vector":
-        find = find_all_first if request.mode == "keyword" else find_best
-        words = find(store.keyword, query, depth)
+        words = _find_words(store, query, request, depth)
         lists["keyword"], weights["keyword"] = words.ranked, request.keyword_weight
         degraded += words.notes
         clock.lap("keyword")
@@ -109,6 +114,22 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     hits = _hits(store, request, order, grouped, weights, words)
     clock.lap("hits")
     return Hits(hits, tuple(dict.fromkeys(degraded)), clock.laps)
+
+
+def _find_words(store: Store, query: Query, request: Request, depth: int) -> KeywordList:
+    """The keyword list. Alone, it goes as deep as the documents asked for; to be fused, `depth` chunks."""
+    if request.mode != "keyword":
+        return find_best(store.keyword, query, depth)
+
+    def enough(ranked: Sequence[tuple[int, float]]) -> bool:
+        places = store.chunk_rows.places(chunk for chunk, _ in ranked)
+        return len({document for document, _, _ in places.values()}) >= request.limit
+
+    while True:
+        found = find_all_first(store.keyword, query, depth, enough)
+        if len(found.ranked) < depth or enough(found.ranked):
+            return found
+        depth *= 4
 
 
 def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
@@ -218,6 +239,7 @@ def _hits(
         )
     rows = store.chunks(shown.values())
     stems = [stem for terms in store.keyword.stem(words.words).values() for stem in terms]
+    marker = Marker(words.words, stems)
     complete = {chunk for chunk, _ in words.ranked[: words.complete]}
     contexts: dict[tuple[str, str], str | None] = {}
     hits: list[Hit] = []
@@ -225,7 +247,7 @@ def _hits(
         row = rows.get(shown[document])
         if row is None:  # deleted by another process meanwhile
             continue
-        snippet = cut_snippet(row.text, row.line, words.words, stems)
+        snippet = cut_snippet(*_shown(store, row), marker)
         folder = (row.collection, row.path)
         if folder not in contexts:
             contexts[folder] = store.context_for(*folder)
@@ -270,6 +292,23 @@ def _hits(
             )
         )
     return tuple(hits)
+
+
+def _shown(store: Store, row: ChunkRow) -> tuple[str, int]:
+    """The part of a chunk that may be shown, and its line. Front matter is found, but it is not what a reader
+    looks for: a chunk of nothing else gives the first lines after it.
+    """
+    if not row.dashed or row.type not in FRONTED:
+        return row.text, row.line
+    if row.start == 0 and (end := front_matter(row.text)) and row.text[end:].strip():
+        return row.text[end:], row.line + row.text.count("\n", 0, end)
+    document = store.document(row.document_id)
+    text = document.text or "" if document is not None else ""
+    end = front_matter(text)
+    if end <= row.start:
+        return row.text, row.line
+    stop = row.end if row.end > end and text[end : row.end].strip() else end + FIRST_CHARACTERS
+    return text[end:stop], 1 + text.count("\n", 0, end)
 
 
 class _Clock:

@@ -33,7 +33,8 @@ def embedding_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A chunk with what a hit shows of its document. `text` is read from the one stored copy."""
+    """A chunk with what a hit shows of its document. `text` is read from the one stored copy; `dashed`: the document
+    opens with `---`, as front matter does."""
 
     id: int
     document_id: int
@@ -53,6 +54,7 @@ class ChunkRow:
     text: str
     tags: tuple[str, ...]
     key: bytes
+    dashed: bool = False
 
 
 class Chunks:
@@ -93,6 +95,7 @@ class Chunks:
                 texts[row[1]][start:end],
                 tags[row[1]],
                 key,
+                texts[row[1]].startswith("---"),
             )
         return {i: found[i] for i in wanted if i in found}
 

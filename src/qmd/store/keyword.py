@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from qmd.errors import UsageError
 from qmd.store.chunks import SEPARATOR, Chunks
@@ -19,6 +20,9 @@ from qmd.store.documents import clean
 from qmd.store.filters import compile_filter
 from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
+
+if TYPE_CHECKING:
+    from qmd.store.postings import Postings
 
 K1, B = 1.2, 0.75
 NO_FILTER = Filter()
@@ -35,6 +39,8 @@ class Keyword:
         self._total = (-1, 0)
         self._stems: dict[str, list[str]] = {}
         self._local = threading.local()
+        self._postings: Postings | None = None
+        self._asked: tuple[int, set[str]] = (-1, set())
 
     def match(
         self,
@@ -93,6 +99,61 @@ class Keyword:
         )
         return [(row[0], float(row[1])) for row in self._query(sql, (expression, json.dumps(list(ids))))]
 
+    def rank(
+        self,
+        expressions: Sequence[str],
+        filter: Filter = NO_FILTER,
+        limit: int = 20,
+        *,
+        every: bool = False,
+        without: str | None = None,
+    ) -> list[tuple[int, float]]:
+        """What `match` gives for the expressions joined by OR (`every`: by AND), from postings kept in memory.
+
+        An expression that is not kept is read first, 1.5 us a posting; kept ones cost some nanoseconds each.
+        Scores equal those of `match` but for the last digits of a sum. `without`: an expression that must not match.
+        """
+        import numpy as np
+
+        from qmd.store import postings
+
+        with self._db.snapshot():
+            if self._postings is None:
+                self._postings = postings.Postings()
+            lists = self._postings.take(list(dict.fromkeys(expressions)), self._generation(), self._read)
+            ids, scores = (postings.meet if every else postings.add_up)(lists)
+            allowed = Chunks(self._db).ids(filter)
+            keep = None if allowed is None else np.isin(ids, allowed)
+            if without is not None:
+                passing = ~np.isin(ids, np.array(self.candidates(without), dtype=np.int64))
+                keep = passing if keep is None else keep & passing
+        if keep is not None:
+            ids, scores = ids[keep], scores[keep]
+        return postings.best(ids, scores, limit)
+
+    def keeps(self, expressions: Sequence[str]) -> bool:
+        """Whether the postings of all these expressions are in memory."""
+        return self._postings is not None and self._postings.holds(expressions, self._generation())
+
+    def asked_before(self, expressions: Sequence[str]) -> bool:
+        """Whether all of these were asked about since the index last changed; from now on they were."""
+        generation = self._generation()
+        if self._asked[0] != generation or len(self._asked[1]) > 10_000:
+            self._asked = (generation, set())
+        known = self._asked[1].issuperset(expressions)
+        self._asked[1].update(expressions)
+        return known
+
+    def _read(self, expression: str) -> list[tuple[int, float]]:
+        sql = (
+            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}) FROM keyword "
+            "WHERE keyword MATCH ?"
+        )
+        return [(row[0], row[1]) for row in self._query(sql, (expression,))]
+
+    def _generation(self) -> int:
+        return int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+
     def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
         try:
             return self._db.raw.execute(sql, values).fetchall()
@@ -103,7 +164,7 @@ class Keyword:
 
     def count(self) -> int:
         """Number of indexed chunks, N in BM25. Remembered until the index changes."""
-        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        generation = self._generation()
         if self._total[0] != generation:
             self._total = (generation, int(self._db.value("SELECT count(*) FROM chunks")))
         return self._total[1]
@@ -151,7 +212,7 @@ class Keyword:
         posting list.
         """
         words = list(dict.fromkeys(terms))
-        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        generation = self._generation()
         if self._frequencies[0] != generation:
             self._frequencies = (generation, {})
         known = self._frequencies[1]
