@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,10 +91,14 @@ def place_model(
         if fitting is not None:
             note = f"int8 asked for on {wanted}; {fitting} runs instead: {why}"
             return Placement(wanted, by_precision[fitting], note)
-        best = next(p for p in _CPU[card.role] if p in by_precision)
+        best = _first(_CPU[card.role], by_precision)
         note = (
             f"{card.name} has only {', '.join(by_precision)}; it runs on the CPU instead of {wanted}: {why}"
         )
         return Placement("cpu", by_precision[best], note)
     chosen: Precision = precision or fitting
     return Placement(wanted, by_precision[chosen])
+
+
+def _first(order: Sequence[Precision], there: Mapping[Precision, ModelVariant]) -> Precision:
+    return next(precision for precision in order if precision in there)
