@@ -76,15 +76,14 @@ def main() -> None:
                 first.append(answer.timings_ms["first_words"])
                 total.append(answer.timings_ms["total"])
             mark = "right" if file in cited else "WRONG"
-            print(f"{mark}  {question}  cited {cited}
-       {answer.marked()[:300]!r}", flush=True)
+            print(f"{mark}  {question}  cited {cited}\n       {answer.marked()[:300]!r}", flush=True)
         n = len(QUESTIONS)
         print(
-            f"right source cited {right}/{n}; by a claim of the answer {said}/{n}; right source first {first_source}/{n}"
+            f"right source cited {right}/{n}; by the answer itself {said}/{n}; right source first {first_source}/{n}"
         )
         print(f"first words: median {statistics.median(first):.0f} ms, worst {max(first):.0f} ms")
         print(
-            f"answer of at most {args.max_new_tokens} tokens: median {statistics.median(total):.0f} ms, worst {max(total):.0f} ms"
+            f"at most {args.max_new_tokens} tokens: median {statistics.median(total):.0f} ms, worst {max(total):.0f} ms"
         )
 
 

@@ -96,6 +96,7 @@ def small_run(samples: int, minutes: float) -> None:
             )
             report = train(draft, made, folder)
             score = report.held_out_acceptance[-1]
+            score = report.held_out_acceptance[-1]
             print(f"epoch {epoch}: loss {report.loss[-1]:.3f}, held-out acceptance {score:.3f}", flush=True)
     on, off = acceptance(draft, held), acceptance(draft, held, knowledge=False)
     print(f"knowledge on {on:.3f}, off {off:.3f} ({on / off - 1:+.1%})")
