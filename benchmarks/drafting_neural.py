@@ -55,9 +55,8 @@ def cost(hot: int, repeats: int) -> None:
     base = statistics.median(times["target"])
     for name, values in times.items():
         t = statistics.median(values)
-        print(
-            f"{name}: {1000 * t:.1f} ms ({1000 * min(values):.1f} to {1000 * max(values):.1f}), {t / base:.3f} of a step"
-        )
+        spread = f"{1000 * min(values):.1f} to {1000 * max(values):.1f}"
+        print(f"{name}: {1000 * t:.1f} ms ({spread}), {t / base:.3f} of a step")
 
 
 def small_run(samples: int, minutes: float) -> None:
