@@ -275,7 +275,7 @@ def against_llama(
     params.n_ctx, params.n_parallel = 2048, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     server = xllamacpp.Server(params)
-    work = prompts(tokenizer, "quote", 10, 900)
+    work = prompts(tokenizer, "quote", 2 * args.prompts, 900)
     fast = SpeculativeDecoder([SuffixProposer()], target, tokenizer, args.gamma, cost=table)
     heads = target.config.num_attention_heads
     manager = KnowledgeCacheManager(target.config.hidden_size, heads, 64 * heads)
@@ -304,7 +304,7 @@ def against_llama(
             total, w, c = timed(lambda n=name: sum(methods[n](p) for p in work))
             rows.setdefault(name, []).append((w, c))
             counts[name] = total
-    board.show("question to last word, 10 quoting prompts", rows, tokens=counts)
+    board.show(f"question to last word, {len(work)} quoting prompts", rows, tokens=counts)
 
 
 if __name__ == "__main__":

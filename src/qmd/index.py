@@ -8,7 +8,7 @@ vector is needed, so keyword search imports neither numpy nor a runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -39,6 +39,7 @@ every = all
 if TYPE_CHECKING:
     from qmd.ingest.run import UpdateReport
     from qmd.llm.protocols import Embedder
+    from qmd.search.answer import Answer, Writer
     from qmd.store import CleanupReport, StoredDocument
 
 NO_LIMIT = 100_000
@@ -87,6 +88,7 @@ class Index:
         self.config = config
         self.places = places
         self._embedder = embedder
+        self._writer: tuple[str | None, Writer] | None = None
 
     @property
     def embedder(self) -> Embedder:
@@ -262,6 +264,39 @@ class Index:
         )
 
     # ---- reading
+    def ask(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        writer: Writer | None = None,
+        limit: int = 3,
+        max_new_tokens: int = 120,
+        history: Sequence[tuple[str, str]] = (),
+        stream: Callable[[str], None] | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Answer:
+        """Answer from the documents, with checked citations; see `qmd.search.answer.ask`.
+
+        model: as `--model`, else the configured generation model, else SmolLM2; it stays loaded for the next question.
+        writer: an opened one, in its place. Raises MissingExtra, ModelError.
+        """
+        from qmd.search.answer import ask, open_writer
+
+        name = model or self.config.models.generation
+        if writer is None:
+            if self._writer is None or self._writer[0] != name:
+                self._writer = (name, open_writer(name, data_dir=self.places.data_dir))
+            writer = self._writer[1]
+        return ask(
+            self, question, writer=writer, limit=limit, max_new_tokens=max_new_tokens, history=history, stream=stream,
+            collections=collections, path=path, tags=tags, after=after, before=before,
+        )  # fmt: skip
+
     def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
         """The text of one document, by path, `qmd://collection/path`, `#docid` or docid; a suffix `:from` or
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.

@@ -144,3 +144,11 @@ def test_a_server_that_speaks_openai(index):
     assert seen[0]["stream"]
     with pytest.raises(ModelError, match="no answer from"):
         RemoteWriter("http://127.0.0.1:9/v1").write([("user", "x")])
+
+
+def test_the_index_answers(index):
+    answer = index.ask(
+        "when do I water tomatoes", writer=Parrot("Every second morning [1]."), collections=["notes"]
+    )
+    assert answer.claims[0].supported
+    assert answer.timings_ms["first_words"] <= answer.timings_ms["total"]
