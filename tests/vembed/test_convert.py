@@ -22,7 +22,7 @@ def test_a_product_gives_two_lines(folder: Path) -> None:
         {
             "title": "Summer dress",
             "image": "dress.png",
-            "attributes": {"colour": "red", "sleeves": "short", "size": ""},
+            "attributes": {"colour": "red", "cut": "short", "size": ""},
         },
         {"title": "Cat", "image": "cat.png", "attributes": ["grey", "small"]},
         {"title": "Plain", "image": "cat.png"},
@@ -31,7 +31,7 @@ def test_a_product_gives_two_lines(folder: Path) -> None:
     pairs = read_pairs(folder / "pairs.jsonl", retrieval_mode="i2t").pairs
     assert [pair.query.text for pair in pairs] == [
         "Summer dress",
-        "colour: red, sleeves: short",
+        "colour: red, cut: short",
         "Cat",
         "grey, small",
         "Plain",

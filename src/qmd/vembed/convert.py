@@ -15,8 +15,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 def pairs_of_products(records: Iterable[Mapping[str, object]]) -> Iterator[dict[str, str]]:
     """Two t2i lines a product: its title, and its attributes as one sentence.
 
-    A record has `title`, `image` and optionally `attributes`, a mapping such as {"colour": "red", "sleeves": "short"} or
-    a list of words. Raises DataError naming the record, from 1.
+    A record has `title`, `image` and optionally `attributes`, a mapping such as {"colour": "red", "size": "M"}
+    or a list of words. Raises DataError naming the record, from 1.
     """
     for number, record in enumerate(records, 1):
         title, image = record.get("title"), record.get("image")
@@ -39,8 +39,8 @@ def pairs_of_products(records: Iterable[Mapping[str, object]]) -> Iterator[dict[
 def pairs_of_image_folder(folder: str | Path) -> Iterator[dict[str, str]]:
     """A t2i line for every caption of every image, paths relative to `folder`.
 
-    Captions come from `metadata.jsonl` or `metadata.csv` (columns `file_name` and `text`) in the folder, else from a text
-    file beside each image (`cat.jpg`, `cat.txt`; a line, a caption). Images without a caption are left out. Raises
+    Captions come from `metadata.jsonl` or `metadata.csv` (columns `file_name` and `text`) in the folder, else from a
+    text file beside each image (`cat.jpg`, `cat.txt`; a line, a caption). Images without a caption are left out. Raises
     DataError where a caption names no file, and where there is none at all.
     """
     folder = Path(folder)
