@@ -32,7 +32,8 @@ class TextTower(nn.Module):
 
     def __init__(self, name: str, encoder: nn.Module, tokenizer: Any, max_tokens: int = 256) -> None:
         super().__init__()
-        self.name, self.encoder, self.tokenizer, self.max_tokens = name, encoder, tokenizer, max_tokens
+        self.name, self.encoder, self.tokenizer = name, encoder, tokenizer
+        self.max_tokens = min(max_tokens, int(getattr(encoder.config, "max_position_embeddings", max_tokens)))
         self.dim = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
