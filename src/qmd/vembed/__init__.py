@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from qmd.vembed.config import TrainConfig as TrainConfig
     from qmd.vembed.config import load_train_config as load_train_config
     from qmd.vembed.data import read_pairs as read_pairs
+    from qmd.vembed.export import export_onnx as export_onnx
+    from qmd.vembed.export import open_exported as open_exported
     from qmd.vembed.predictor import Predictor as Predictor
     from qmd.vembed.run import TrainReport as TrainReport
     from qmd.vembed.run import train as train
@@ -18,7 +20,9 @@ _HOMES = {
     "TrainConfig": "qmd.vembed.config",
     "TrainReport": "qmd.vembed.run",
     "train": "qmd.vembed.run",
+    "export_onnx": "qmd.vembed.export",
     "load_train_config": "qmd.vembed.config",
+    "open_exported": "qmd.vembed.export",
     "read_pairs": "qmd.vembed.data",
     "two_stage_search": "qmd.vembed.two_stage",
 }
@@ -26,7 +30,9 @@ __all__ = [
     "Predictor",
     "TrainConfig",
     "TrainReport",
+    "export_onnx",
     "load_train_config",
+    "open_exported",
     "read_pairs",
     "train",
     "two_stage_search",

