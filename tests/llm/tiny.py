@@ -45,7 +45,7 @@ def build_model(kind: str, vocab: int) -> Any:
         model = t.BertModel(t.BertConfig(**small, intermediate_size=64), add_pooling_layer=False)
     elif kind == "xlm-r":
         config = t.XLMRobertaConfig(
-            **small, intermediate_size=64, max_position_embeddings=130, pad_token_id=1
+            **small, intermediate_size=64, max_position_embeddings=130, pad_token_id=0
         )
         model = t.XLMRobertaModel(config, add_pooling_layer=False)
     elif kind == "modernbert":
