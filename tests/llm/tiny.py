@@ -1,4 +1,5 @@
-"""Tiny models with random weights of real architectures, exported to ONNX folders as a hub would hold them."""
+"""Tiny models with random weights of real architectures, exported to ONNX folders as a hub would hold
+them."""
 
 from __future__ import annotations
 
