@@ -148,7 +148,7 @@ def test_unknown_models_and_missing_files_say_what_to_do(hub: Hub) -> None:
     with pytest.raises(ModelError, match="Check the spelling"):
         open_embedder("nobody/nothing")
     del hub.files["onnx/model.onnx"]
-    with pytest.raises(ModelError, match="no file onnx/model.onnx"):
+    with pytest.raises(ModelError, match=r"no file onnx/model\.onnx"):
         open_embedder("tiny/model")
     with pytest.raises(NotFound, match="Did you mean 'all-MiniLM-L6-v2'"):
         find_card("all-MiniLM-L6-v3")

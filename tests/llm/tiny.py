@@ -1,4 +1,5 @@
-"""Tiny models with random weights of real architectures, exported to ONNX folders as a hub would hold them."""
+"""Tiny models with random weights of real architectures, exported to ONNX folders as a hub would hold
+them."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def build_model(kind: str, vocab: int) -> Any:
         model = t.BertModel(t.BertConfig(**small, intermediate_size=64), add_pooling_layer=False)
     elif kind == "xlm-r":
         config = t.XLMRobertaConfig(
-            **small, intermediate_size=64, max_position_embeddings=130, pad_token_id=1
+            **small, intermediate_size=64, max_position_embeddings=130, pad_token_id=0
         )
         model = t.XLMRobertaModel(config, add_pooling_layer=False)
     elif kind == "modernbert":
@@ -107,8 +108,8 @@ def export(kind: str, folder: Path) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            wrapper, args, str(folder / "model.onnx"), input_names=inputs, output_names=outputs,
-            dynamic_axes=axes, dynamo=False, opset_version=17,
+            wrapper.eval(), args, str(folder / "model.onnx"), input_names=inputs, output_names=outputs,
+            dynamic_axes=axes, dynamo=False, opset_version=18,
         )  # fmt: skip
     return model
 
@@ -125,9 +126,6 @@ def _Plain(model: Any) -> Any:
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             if hasattr(model.config, "use_cache"):
                 extra["use_cache"] = False
-            if model.config.model_type in {"bert", "xlm-roberta"}:
-                # transformers' own mask of indices is not traced right; an additive one is passed through
-                attention_mask = (1.0 - attention_mask[:, None, None, :].float()) * -1e9
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
 
     return Plain()

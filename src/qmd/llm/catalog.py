@@ -1,6 +1,7 @@
 """The models QMD knows by name: rows that say where the files are and how the graph is to be read.
 
-Sources: the model pages of each repository (pooling, prefixes, limits, licence) and their lists of ONNX files.
+Sources: the model pages of each repository (pooling, prefixes, limits, licence) and their lists of ONNX
+files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from qmd.types import Form, ModelCard, ModelVariant
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 
 QWEN3_RERANK = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    "Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
     "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -26,6 +28,7 @@ _BGE_QUERY = "Represent this sentence for searching relevant passages: "
 _QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 FP32 = ModelVariant("fp32", ("onnx/model.onnx",))
+FP32_FLAT = ModelVariant("fp32", ("model.onnx", "model.onnx_data"))
 FP32_LARGE = ModelVariant("fp32", ("onnx/model.onnx", "onnx/model.onnx_data"))
 FP16 = ModelVariant("fp16", ("onnx/model_fp16.onnx",))
 INT8 = ModelVariant("int8", ("onnx/model_quantized.onnx",))
@@ -136,7 +139,7 @@ _ROWS = (
         languages=("zh", "en"),
     ),
     _reranker(
-        "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", (ModelVariant("fp32", ("model.onnx", "model.onnx_data")),),
+        "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", (FP32_FLAT,),
         max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
     ),
     _reranker(
@@ -144,8 +147,9 @@ _ROWS = (
         max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
     ),
     _reranker(
-        "Qwen/Qwen3-Reranker-0.6B", (ModelVariant("fp32", ("model.onnx", "model.onnx_data")),),
-        repo="zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+        "Qwen/Qwen3-Reranker-0.6B", (FP32_FLAT,),
+        repo="zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX",
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
     ),
     _generator("onnx-community/Qwen3-0.6B-ONNX", CHATML_NO_THINKING),
     _generator(

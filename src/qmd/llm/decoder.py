@@ -58,7 +58,8 @@ class CausalModel:
     def step(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache
     ) -> tuple[NDArray[Any], Cache]:
-        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary) and the longer cache."""
+        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary) and the longer
+        cache."""
         binding = self._session.io_binding()
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         for name, value in feeds.items():

@@ -88,7 +88,8 @@ class OnnxEmbedder:
         prepare: bool = True,
         providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ) -> OnnxEmbedder:
-        """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
+        """Use the prepared graph if this machine has one; otherwise the source, until much is to be
+        embedded."""
         from qmd.llm.prepare import load_prepared
 
         tokenizer = TextTokenizer.from_file(files.tokenizer)

@@ -17,7 +17,8 @@ Mode = Literal["standalone", "server", "auto"]
 class LLMEngine:
     """The model loads at first use; a GPU is used where ONNX Runtime has one and the model has files for it.
 
-    standalone: the model lives in this process. server: in a process that owns it for all programs of this user,
+    standalone: the model lives in this process. server: in a process that owns it for all programs of
+    this user,
     started on demand. auto: there if such a process runs already, else here.
     """
 

@@ -81,7 +81,8 @@ def find_packaged(card: ModelCard) -> ModelFiles:
 
 
 def describe_folder(card: ModelCard, variant: ModelVariant, folder: Path, sha256: str) -> ModelFiles:
-    """Read what the graph rewrite needs from `config.json`; a missing or odd file only means fewer shortcuts."""
+    """Read what the graph rewrite needs from `config.json`; a missing or odd file only means fewer
+    shortcuts."""
     heads: int | None = None
     first_position = 0
     try:

@@ -1,4 +1,5 @@
-"""Text generation on a causal ONNX graph: greedy or sampled, streamed, stopped by strings, held to a grammar."""
+"""Text generation on a causal ONNX graph: greedy or sampled, streamed, stopped by strings, held to a
+grammar."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class OnnxGenerator:
     ) -> Iterator[str]:
         """Yield text as it is decoded; `prompt` is put into the model's chat template, if the card has one.
 
-        temperature 0 is greedy. The text ends before the first of `stop`. Raises UsageError for a prompt longer
+        temperature 0 is greedy. The text ends before the first of `stop`. Raises UsageError for a prompt
+        longer
         than the model reads, a bad grammar, or options out of range.
         """
         if not 0.0 < top_p <= 1.0 or temperature < 0.0:

@@ -1,7 +1,8 @@
 """Download models from a hub that speaks the Hugging Face protocol, and keep them verified.
 
 Only the files a variant needs are fetched, at one commit. The first download writes their sha256 into
-`models.lock.json` in the cache; every later opening compares. `HF_ENDPOINT` names a mirror, `HF_HUB_OFFLINE=1`
+`models.lock.json` in the cache; every later opening compares. `HF_ENDPOINT` names a mirror,
+`HF_HUB_OFFLINE=1`
 forbids the network. Interrupted downloads go on where they stopped.
 """
 
@@ -27,7 +28,8 @@ def lock_path() -> Path:
 
 
 def read_lock() -> dict[str, Any]:
-    """repository -> {"commit": ..., "files": {name: sha256}}. A damaged lock file is refused, not forgotten."""
+    """repository -> {"commit": ..., "files": {name: sha256}}. A damaged lock file is refused, not
+    forgotten."""
     try:
         tree = json.loads(lock_path().read_text())
     except FileNotFoundError:
@@ -50,7 +52,8 @@ def _write_lock(models: dict[str, Any]) -> None:
 def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True) -> ModelFiles:
     """Locate a variant in the cache, downloading what is missing, and verify every file.
 
-    Raises ModelError with the remedy: no network, no such repository, a changed or truncated file, a full disk.
+    Raises ModelError with the remedy: no network, no such repository, a changed or truncated file, a
+    full disk.
     """
     repo = card.repo or card.name
     lock = read_lock()
@@ -79,7 +82,8 @@ def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True
 
 def _changed(repo: str, name: str, found: str, expected: str) -> ModelError:
     return ModelError(
-        f"{name} of {repo} is damaged or was changed: sha256 is {found[:16]}..., expected {expected[:16]}.... "
+        f"{name} of {repo} is damaged or was changed: sha256 is {found[:16]}..., expected "
+        f"{expected[:16]}.... "
         f"Run `qmd models remove {repo}`, then `qmd models pull {repo}`."
     )
 
@@ -109,7 +113,8 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
         if optional:
             return None
         raise ModelError(
-            f"{name} of {repo} is not on this machine and cannot be downloaded. Check the network or proxy, set "
+            f"{name} of {repo} is not on this machine and cannot be downloaded. Check the network or "
+            f"proxy, set "
             f"HF_ENDPOINT to a mirror, or run `qmd models pull {repo}` where there is a network and copy the "
             "cache folder."
         ) from error

@@ -70,7 +70,8 @@ def place_model(
 ) -> Placement:
     """Choose device and variant.
 
-    An int8 file asked for on a GPU is replaced by the variant that fits, or else the model runs on the CPU, and
+    An int8 file asked for on a GPU is replaced by the variant that fits, or else the model runs on the
+    CPU, and
     `note` says so. Raises ModelError when the device or the precision is not to be had.
     """
     wanted = device or devices[0]

@@ -55,7 +55,8 @@ class RemoteEmbedder:
         self.fingerprint = f"{model}:{self.dim}:{identity[:16]}"
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """(n, d) float32, rows L2-normalised. Raises ModelError when the server does not answer as expected."""
+        """(n, d) float32, rows L2-normalised. Raises ModelError when the server does not answer as
+        expected."""
         if isinstance(texts, str):
             raise TypeError("embed_documents takes a sequence of texts, not one string.")
         out = np.zeros((len(texts), self.dim), dtype=np.float32)

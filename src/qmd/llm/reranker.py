@@ -117,7 +117,8 @@ class ClassifierReranker(PairReranker):
 
 
 class CausalReranker(PairReranker):
-    """P(yes) against P(no) at the last position. The prompt up to the text runs once and is shared by all rows."""
+    """P(yes) against P(no) at the last position. The prompt up to the text runs once and is shared by
+    all rows."""
 
     def __init__(self, files: ModelFiles, model: CausalModel, tokenizer: TextTokenizer) -> None:
         super().__init__(files, tokenizer)

@@ -1,6 +1,7 @@
 """One process owns the models for others: length-prefixed msgpack over a Unix socket.
 
-Run as `python -m qmd.llm.share`; `connect(start=True)` does so on demand. The process leaves when nobody has asked
+Run as `python -m qmd.llm.share`; `connect(start=True)` does so on demand. The process leaves when nobody
+has asked
 for `idle_s` seconds. Only the user who started it may connect (folder mode 0700).
 """
 
@@ -86,7 +87,8 @@ class ModelServer:
         self._last = time.monotonic()
 
     def serve(self) -> bool:
-        """Serve until idle or stopped. Returns False at once when another process already serves this socket."""
+        """Serve until idle or stopped. Returns False at once when another process already serves this
+        socket."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         import fcntl
 
@@ -121,7 +123,7 @@ class ModelServer:
         self._last = time.monotonic()
         if request.version != PROTOCOL_VERSION:
             return Reply(
-                error=f"the model process speaks protocol {PROTOCOL_VERSION}, this program {request.version}. "
+                error=f"the model process speaks protocol {PROTOCOL_VERSION}, not {request.version}. "
                 "Stop it with `qmd models stop`; the next command starts a new one."
             )
         try:

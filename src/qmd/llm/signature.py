@@ -37,7 +37,8 @@ def read_signature(session: onnxruntime.InferenceSession) -> Signature:
 def find_form(signature: Signature) -> Form:
     """How a graph is to be read, by the shapes it gives.
 
-    (B, T, vocabulary) named logits is causal; (B, 1) or (B, labels) logits is a classifier; (B, T, d) is an encoder,
+    (B, T, vocabulary) named logits is causal; (B, 1) or (B, labels) logits is a classifier; (B, T, d) is
+    an encoder,
     as is (B, d) already pooled.
     """
     for name, shape in signature.outputs.items():
@@ -70,5 +71,6 @@ def check_role(card: ModelCard, form: Form) -> None:
         kinds = {"encoder": "gives vectors", "seq-cls": "scores pairs", "causal": "writes text"}
         raise ModelError(
             f"model {card.name} {kinds[form]}; as {card.role} a model is needed that "
-            f"{' or '.join(kinds[s] for s in serves)}. Set `models.{card.role}` to another one (`qmd models list`)."
+            f"{' or '.join(kinds[s] for s in serves)}. Set `models.{card.role}` to another one (`qmd "
+            f"models list`)."
         )

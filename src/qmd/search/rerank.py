@@ -18,7 +18,8 @@ line: ("lex: " | "vec: " | "hyde: ") /[^\n]{2,200}/ "\n"
 """
 EXPANSION_PROMPT = (
     "Rewrite the search query in other words that documents might use. Write up to four lines, each starting "
-    "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the answer).\nQuery: {query}"
+    "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the "
+    "answer).\nQuery: {query}"
 )
 
 
@@ -45,7 +46,8 @@ class LLMReranker:
     ) -> list[dict[str, Any]]:
         """Score documents (dicts with `content` and optionally `title`) against the query.
 
-        Returns copies with `score` (a probability), best first, at most `top_k`; equal scores keep their order.
+        Returns copies with `score` (a probability), best first, at most `top_k`; equal scores keep their
+        order.
         Raises UsageError when a document has no `content`.
         """
         texts = []
