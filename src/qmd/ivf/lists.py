@@ -17,7 +17,7 @@ from qmd.ivf.codec import Codec
 from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
 
 _PAGE = 16  # capacities are multiples of this many rows
-_MAX_RUNS = 4  # a list in more pieces is moved into one
+_MAX_RUNS = 32  # a list in more pieces is moved into one
 
 
 @dataclass(slots=True)
