@@ -37,7 +37,10 @@ def environment() -> dict[str, Any]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line),
+            cpu,
+        )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -62,7 +65,9 @@ def make_data(kind: str, n: int, nq: int, d: int) -> tuple[np.ndarray, np.ndarra
     centres = torch.randn(2000, d, generator=g)
 
     def draw(m: int) -> np.ndarray:
-        picked: np.ndarray = (centres[torch.randint(0, 2000, (m,), generator=g)] + 0.6 * torch.randn(m, d, generator=g)).numpy()
+        picked: np.ndarray = (
+            centres[torch.randint(0, 2000, (m,), generator=g)] + 0.6 * torch.randn(m, d, generator=g)
+        ).numpy()
         return picked
 
     return draw(n), draw(nq)
@@ -91,7 +96,9 @@ def take_turns(work: dict[str, Callable[[], Any]], repeat: int) -> dict[str, dic
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]))
+    return float(
+        np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
+    )
 
 
 class Contest:
@@ -102,7 +109,9 @@ class Contest:
         self.x, self.q = make_data(kind, o.nb, max(o.nq), o.d)
         self.d = self.x.shape[1]
         sample = self.x[: o.train_n]
-        theirs = faiss.IndexIVFFlat(faiss.IndexFlatL2(self.d), self.d, o.nlist, faiss.METRIC_L2) if faiss else None
+        theirs = (
+            faiss.IndexIVFFlat(faiss.IndexFlatL2(self.d), self.d, o.nlist, faiss.METRIC_L2) if faiss else None
+        )
         self.ours = ivf.IndexIVFFlat(d=self.d, nlist=o.nlist, nprobe=o.nprobe)
         if theirs is not None:
             quantizer = faiss.IndexFlatL2(self.d)
@@ -189,12 +198,25 @@ def compare(o: argparse.Namespace) -> None:
             set_threads(threads)
             for nq in o.nq:
                 q = contest.q[:nq]
-                times = take_turns({n: (lambda f=f: f(q)) for n, f in contest.search.items()}, o.repeat if nq <= 4096 else 3)
+                times = take_turns(
+                    {n: (lambda f=f: f(q)) for n, f in contest.search.items()}, o.repeat if nq <= 4096 else 3
+                )
                 base = times.get("faiss IVFFlat", {}).get("wall_s")
                 for name, t in times.items():
                     ids = np.asarray(contest.search[name](contest.q[:n_truth])[1])
-                    row = {"bench": "compare", "data": kind, "d": contest.d, "threads": threads, "nq": nq, "index": name}
-                    row |= {"qps": nq / t["wall_s"], "qps_per_cpu_s": nq / t["cpu_s"], "recall": recall(ids, truth)}
+                    row = {
+                        "bench": "compare",
+                        "data": kind,
+                        "d": contest.d,
+                        "threads": threads,
+                        "nq": nq,
+                        "index": name,
+                    }
+                    row |= {
+                        "qps": nq / t["wall_s"],
+                        "qps_per_cpu_s": nq / t["cpu_s"],
+                        "recall": recall(ids, truth),
+                    }
                     if base:
                         row["times_faiss"] = base / t["wall_s"]
                     rows.append({**row, **t})
@@ -208,10 +230,14 @@ def sweep_nq(o: argparse.Namespace) -> None:
     truth = contest.truth(min(512, max(o.nq)))
     rows = []
     for nq in o.nq:
-        times = take_turns({n: (lambda f=f, nq=nq: f(contest.q[:nq])) for n, f in contest.search.items()}, o.repeat)
+        times = take_turns(
+            {n: (lambda f=f, nq=nq: f(contest.q[:nq])) for n, f in contest.search.items()}, o.repeat
+        )
         for name, t in times.items():
             r = recall(np.asarray(contest.search[name](contest.q[: len(truth)])[1]), truth)
-            rows.append({"bench": "nq", "index": name, "x": nq, "nq": nq, "qps": nq / t["wall_s"], "recall": r, **t})
+            rows.append(
+                {"bench": "nq", "index": name, "x": nq, "nq": nq, "qps": nq / t["wall_s"], "recall": r, **t}
+            )
     emit(o, rows)
     plot(o, rows, "queries in a batch")
 
@@ -226,7 +252,16 @@ def _sweep(o: argparse.Namespace, name: str, params: list[tuple[float, ivf.Searc
     for v, p in params:
         t = times[str(v)]
         r = recall(np.asarray(contest.ours.search(q, o.k, p)[1]), full)
-        rows.append({"bench": name, "index": "qmd IVFFlat", "x": v, "qps": len(q) / t["wall_s"], "recall_to_unlimited": r, **t})
+        rows.append(
+            {
+                "bench": name,
+                "index": "qmd IVFFlat",
+                "x": v,
+                "qps": len(q) / t["wall_s"],
+                "recall_to_unlimited": r,
+                **t,
+            }
+        )
     emit(o, rows)
     plot(o, rows, name)
 
@@ -237,7 +272,14 @@ def sweep_max_codes(o: argparse.Namespace) -> None:
 
 def sweep_budget(o: argparse.Namespace) -> None:
     budgets = (8192, 16384, 32768, 65536, 98304, 131072)
-    _sweep(o, "candidate_budget", [(b, ivf.SearchParams(profile="approx", candidate_budget=b, use_per_list_sizes=True)) for b in budgets])
+    _sweep(
+        o,
+        "candidate_budget",
+        [
+            (b, ivf.SearchParams(profile="approx", candidate_budget=b, use_per_list_sizes=True))
+            for b in budgets
+        ],
+    )
 
 
 def score_threshold(o: argparse.Namespace) -> None:
@@ -247,7 +289,13 @@ def score_threshold(o: argparse.Namespace) -> None:
     rows = []
     for nq in (1, 2, 4, 8, 16, 32, 64):
         q = contest.q[:nq]
-        t = take_turns({m: (lambda m=m: contest.ours.search(q, o.k, ivf.SearchParams(search_mode=m))) for m in ("matrix", "csr")}, o.repeat)
+        t = take_turns(
+            {
+                m: (lambda m=m: contest.ours.search(q, o.k, ivf.SearchParams(search_mode=m)))
+                for m in ("matrix", "csr")
+            },
+            o.repeat,
+        )
         chosen = "csr" if contest.ours._use_grouped(nq, o.nprobe, ivf.SearchParams()) else "matrix"
         best = min(t, key=lambda m: t[m]["wall_s"])
         rows.append({
@@ -270,7 +318,10 @@ def build(o: argparse.Namespace) -> None:
             quantizer = faiss.IndexFlatL2(x.shape[1])
             pairs.append(("faiss", faiss.IndexIVFFlat(quantizer, x.shape[1], o.nlist, faiss.METRIC_L2)))
         for name, index in pairs:
-            for stage, call in (("train", lambda index=index: index.train(sample)), ("add", lambda index=index: index.add(x))):
+            for stage, call in (
+                ("train", lambda index=index: index.train(sample)),
+                ("add", lambda index=index: index.add(x)),
+            ):
                 begin = time.perf_counter()
                 call()
                 row[f"{name}_{stage}_s"] = time.perf_counter() - begin
@@ -287,7 +338,16 @@ def build(o: argparse.Namespace) -> None:
         row["bytes_per_data_byte"] = ours.nbytes / (x.nbytes + 12 * len(x))
         rows.append(row)
     numbers = [k for k, v in rows[0].items() if isinstance(v, float)]
-    emit(o, [{"bench": "build", "data": o.data[0], **{k: statistics.median(r[k] for r in rows) for k in numbers}}])
+    emit(
+        o,
+        [
+            {
+                "bench": "build",
+                "data": o.data[0],
+                **{k: statistics.median(r[k] for r in rows) for k in numbers},
+            }
+        ],
+    )
 
 
 def profile(o: argparse.Namespace) -> None:

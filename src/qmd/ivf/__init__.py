@@ -7,5 +7,5 @@ try:
 except ImportError as error:
     raise MissingExtra("qmd.ivf (the vector index)", "torch") from error
 
-from qmd.ivf.index import *  # noqa: E402, F403
-from qmd.ivf.index import __all__  # noqa: E402, F401
+from qmd.ivf.index import *  # noqa: F403
+from qmd.ivf.index import __all__  # noqa: F401
