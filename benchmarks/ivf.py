@@ -74,7 +74,8 @@ def make_data(kind: str, n: int, nq: int, d: int) -> tuple[np.ndarray, np.ndarra
 
 
 def take_turns(work: dict[str, Callable[[], Any]], repeat: int) -> dict[str, dict[str, float]]:
-    """Each contender once for warm-up, then `repeat` rounds of all. Seconds: wall median and spread, CPU median."""
+    """Each contender once for warm-up, then `repeat` rounds of all. Seconds: wall median and spread, CPU
+    median."""
     wall: dict[str, list[float]] = {name: [] for name in work}
     cpu: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeat + 1):
@@ -199,7 +200,8 @@ def compare(o: argparse.Namespace) -> None:
             for nq in o.nq:
                 q = contest.q[:nq]
                 times = take_turns(
-                    {n: (lambda f=f: f(q)) for n, f in contest.search.items()}, o.repeat if nq <= 4096 else 3
+                    {n: (lambda f=f, q=q: f(q)) for n, f in contest.search.items()},
+                    o.repeat if nq <= 4096 else 3,
                 )
                 base = times.get("faiss IVFFlat", {}).get("wall_s")
                 for name, t in times.items():
@@ -291,7 +293,7 @@ def score_threshold(o: argparse.Namespace) -> None:
         q = contest.q[:nq]
         t = take_turns(
             {
-                m: (lambda m=m: contest.ours.search(q, o.k, ivf.SearchParams(search_mode=m)))
+                m: (lambda m=m, q=q: contest.ours.search(q, o.k, ivf.SearchParams(search_mode=m)))
                 for m in ("matrix", "csr")
             },
             o.repeat,
@@ -299,8 +301,8 @@ def score_threshold(o: argparse.Namespace) -> None:
         chosen = "csr" if contest.ours._use_grouped(nq, o.nprobe, ivf.SearchParams()) else "matrix"
         best = min(t, key=lambda m: t[m]["wall_s"])
         rows.append({
-            "bench": "threshold", "nq": nq, "avg_group_size": nq * o.nprobe / o.nlist, "matrix_s": t["matrix"]["wall_s"],
-            "csr_s": t["csr"]["wall_s"], "auto": chosen, "best": best, "regret": t[chosen]["wall_s"] / t[best]["wall_s"],
+            "bench": "threshold", "nq": nq, "avg_group_size": nq * o.nprobe / o.nlist, "matrix_s": t["matrix"]["wall_s"],  # noqa: E501
+            "csr_s": t["csr"]["wall_s"], "auto": chosen, "best": best, "regret": t[chosen]["wall_s"] / t[best]["wall_s"],  # noqa: E501
         })  # fmt: skip
     emit(o, rows)
 

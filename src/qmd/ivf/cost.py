@@ -11,7 +11,8 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds. each: one list for one query. touch: visiting a list in the grouped road. task: one query more in it.
+    """Seconds. each: one list for one query. touch: visiting a list in the grouped road. task: one query
+    more in it.
 
     select_each, select_grouped: choosing and rechecking, for each query. start: fixed part of a grouped pass.
     """

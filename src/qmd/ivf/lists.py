@@ -1,6 +1,7 @@
 """Rows kept by list, contiguous where they can be, growing without ever being repacked as a whole.
 
-Memory is taken in slabs. A list is a few runs of rows inside slabs (one run after a bulk add); a run has room to
+Memory is taken in slabs. A list is a few runs of rows inside slabs (one run after a bulk add); a run has
+room to
 grow, a list with too many runs is moved into one. A row's address is its place in all slabs laid end to end.
 """
 
@@ -63,7 +64,8 @@ class Run:
 
 @dataclass(slots=True)
 class Table:
-    """All runs, flat, list by list (CPU). first, runs: (nlist,); start (address), size, offset (in its list): (runs,).
+    """All runs, flat, list by list (CPU). first, runs: (nlist,); start (address), size, offset (in its
+    list): (runs,).
 
     views: of each run its rows, norms and slab number."""
 
@@ -338,7 +340,7 @@ class Lists:
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
+                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,  # noqa: E501
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0
