@@ -195,6 +195,7 @@ def compare(o: argparse.Namespace) -> None:
         contest = Contest(o, kind, o.peers)
         n_truth = min(512, max(o.nq))
         truth = contest.truth(n_truth)
+        found = {n: np.asarray(f(contest.q[:n_truth])[1]) for n, f in contest.search.items()}
         for threads in o.threads:
             set_threads(threads)
             for nq in o.nq:
@@ -205,7 +206,7 @@ def compare(o: argparse.Namespace) -> None:
                 )
                 base = times.get("faiss IVFFlat", {}).get("wall_s")
                 for name, t in times.items():
-                    ids = np.asarray(contest.search[name](contest.q[:n_truth])[1])
+                    ids = found[name]
                     row = {
                         "bench": "compare",
                         "data": kind,
