@@ -120,8 +120,8 @@ class Lists:
         return Run(slab, start, 0, capacity)
 
     def _release(self, run: Run) -> None:
+        run.slab.ids[run.start : run.start + run.size] = -1  # ids are looked through by slab: none may go stale
         if run.slab.writable:
-            run.slab.ids[run.start : run.start + run.size] = -1
             run.slab.give(run.start, run.capacity)
 
     def _grow_in_place(self, run: Run) -> bool:
@@ -146,7 +146,7 @@ class Lists:
             ):
                 return last
         held = sum(r.size for r in runs)
-        if len(runs) >= _MAX_RUNS or (runs and not runs[-1].slab.writable):
+        if len(runs) >= _MAX_RUNS:
             return self._join(list_no, held + max(need, held // 8))
         run = self._run(max(need, held // 8))
         runs.append(run)
@@ -262,6 +262,7 @@ class Lists:
         new.slab.rows[to], new.slab.ids[to] = run.slab.rows[span], run.slab.ids[span]
         new.slab.norms[to] = run.slab.norms[span]
         new.size = run.size
+        self._release(run)
         self.lists[list_no] = [new if r is run else r for r in self.lists[list_no]]
         return new
 

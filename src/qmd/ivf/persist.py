@@ -140,6 +140,8 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         rows, ids, norms = (state[n].to(target) for n in ("packed_embeddings", "list_ids", "norms"))
         if rows.dtype != lists.codec.dtype:
             rows = rows.to(lists.codec.dtype)
+        if not writable:
+            ids = ids.clone()  # small, and marked when a row moves out of the map
         slab = Slab(rows, ids, norms, 0, writable=writable or target.type != "cpu")
         lists.slabs = [slab]
         done = 0
