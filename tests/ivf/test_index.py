@@ -135,7 +135,7 @@ def test_bad_input_is_refused_with_reason():
         index.train,
         lambda v: index.add_with_ids(v, range(10)),
     ):
-        with pytest.raises(ValueError, match="NaN|holds"):
+        with pytest.raises(ValueError, match=r"NaN|holds"):
             call(bad)
     with pytest.raises(ValueError, match="shape"):
         index.add(data(3, 5))
@@ -223,7 +223,7 @@ def test_every_combination_of_search_params_works(profile, strategy, ordering, p
     for budget in (None, 300):
         for mode in ("csr", "matrix"):
             params = SearchParams(
-                profile=profile, budget_strategy=strategy, list_ordering=ordering, use_per_list_sizes=per_list,
+                profile=profile, budget_strategy=strategy, list_ordering=ordering, use_per_list_sizes=per_list,  # noqa: E501
                 candidate_budget=budget, search_mode=mode, debug_stats=True,
             )  # fmt: skip
             got = index.search(q, 5, params)
@@ -256,7 +256,7 @@ def test_max_codes_stops_early():
     index.train(x)
     index.add(x)
     index.max_codes = 300
-    d, i = index.search(q, 10, SearchParams(debug_stats=True))
+    _, i = index.search(q, 10, SearchParams(debug_stats=True))
     assert index.last_search_stats["candidates_per_query"] < 1000
     full = index.search(q, 10, SearchParams(max_codes=0))
     assert 0.1 < (i[:, :, None] == full[1][:, None]).any(-1).double().mean() < 1

@@ -1,4 +1,5 @@
-"""What every index that holds rows shares: adding, removing, reading back, moving, saving. Knows no search."""
+"""What every index that holds rows shares: adding, removing, reading back, moving, saving. Knows no
+search."""
 
 from __future__ import annotations
 
@@ -136,7 +137,8 @@ class Index:
         self._lists.append(where, torch.cat(codes), ids, torch.cat(all_norms))
 
     def _norms(self, rows: Tensor, where: Tensor) -> Tensor:
-        """||x||^2 for whole rows; ||r||^2 + 2 c.r for residuals, so that a list's distances differ by a constant."""
+        """||x||^2 for whole rows; ||r||^2 + 2 c.r for residuals, so that a list's distances differ by a
+        constant."""
         if self.metric == "ip":
             return torch.zeros(rows.shape[0], device=rows.device)
         norms = (rows * rows).sum(1)
@@ -307,7 +309,8 @@ class Index:
         mmap: bool = True,
         map_location: Any = None,
     ) -> Any:
-        """Read an index; memory-mapped rows on the CPU unless mmap=False. map_location is another name of device."""
+        """Read an index; memory-mapped rows on the CPU unless mmap=False. map_location is another name of
+        device."""
         from qmd.ivf.persist import load
 
         index = load(path, device=map_location or device, mmap=mmap)
@@ -320,10 +323,11 @@ class Index:
     def search(
         self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
     ) -> tuple[Any, Any]:
-        """The k nearest rows of each query. q (n, d) -> distances (n, k) float32, ids (n, k) int64, nearest first.
+        """The k nearest rows of each query. q (n, d) -> distances (n, k) float32, ids (n, k) int64, nearest
+        first.
 
-        L2 distances are squared and rise; inner products fall. Places without a hit have id -1 and inf (-inf).
-        filter: ids, boolean mask over ids, IDSelector or a function of an id tensor.
+        L2 distances are squared and rise; inner products fall. Places without a hit have id -1 and inf
+        (-inf). filter: ids, boolean mask over ids, IDSelector or a function of an id tensor.
         """
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1.")
@@ -352,7 +356,8 @@ class Index:
     def range_search(
         self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None
     ) -> Any:
-        """All rows nearer than `radius` (L2: squared distance below; IP: product above), as Faiss returns them.
+        """All rows nearer than `radius` (L2: squared distance below; IP: product above), as Faiss returns
+        them.
 
         -> lims (n + 1,), distances (m,), ids (m,): hits of query i are lims[i]:lims[i + 1], in no order.
         """

@@ -17,7 +17,8 @@ from qmd.ivf.wrap import merge_topk
 class DistributedIVF:
     """Wraps each process's own empty IndexIVF. All methods are collective: every process calls them alike.
 
-    List l lives in process l mod world size. Every process gives the same rows and queries and gets the same answer.
+    List l lives in process l mod world size. Every process gives the same rows and queries and gets the same
+    answer.
     The process group must be initialised; its backend must move tensors of the index's device (gloo: CPU).
     """
 

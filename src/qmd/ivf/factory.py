@@ -16,14 +16,16 @@ _CODES: dict[str, QType] = {"SQ8": "int8", "SQfp16": "fp16", "SQbf16": "bf16"}
 
 
 def index_factory(
-    d: int, description: str, metric: object = "l2", *, device: torch.device | str | None = None
+    d: int | str, description: str | int, metric: object = "l2", *, device: torch.device | str | None = None
 ) -> Any:
-    """Build an index: "Flat", "IVF512,Flat", "IVF512,SQ8", "SQfp16", "SQbf16", ",RFlat" behind, "IDMap," before.
+    """Build an index: "Flat", "IVF512,Flat", "IVF512,SQ8", "SQfp16", "SQbf16", ",RFlat" behind, "IDMap,"
+    before.
 
     Raises ValueError naming the part that is not known.
     """
-    if isinstance(d, str):  # index_factory("IVF512,SQ8,RFlat", d)
-        d, description = int(description), d
+    if isinstance(d, str):  # index_factory("IVF512,SQ8,RFlat", 128)
+        d, description = description, d
+    d, description = int(d), str(description)
     parts = [p.strip() for p in description.split(",")]
     mapped = parts[0] in ("IDMap", "IDMap2")
     if mapped:

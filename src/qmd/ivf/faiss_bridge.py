@@ -23,7 +23,8 @@ def _faiss() -> Any:
 
 
 def from_faiss(index: Any) -> Index:
-    """A Faiss IndexFlat, IndexIVFFlat or IndexIVFScalarQuantizer, or an IndexIDMap over a flat one, copied."""
+    """A Faiss IndexFlat, IndexIVFFlat or IndexIVFScalarQuantizer, or an IndexIDMap over a flat one,
+    copied."""
     faiss = _faiss()
     index = faiss.downcast_index(index)
     metric = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}.get(index.metric_type)
@@ -32,7 +33,7 @@ def from_faiss(index: Any) -> Index:
     if isinstance(index, (faiss.IndexIDMap, faiss.IndexIDMap2)):
         flat = from_faiss(index.index)
         ids = faiss.vector_to_array(index.id_map)
-        moved = type(flat)(flat.d)
+        moved = IndexFlat(flat.d, metric)
         if flat.ntotal:
             moved.add_with_ids(flat.reconstruct_n(), torch.from_numpy(ids.copy()))
         return moved
@@ -93,7 +94,8 @@ def from_faiss(index: Any) -> Index:
 
 
 def to_faiss(index: Any) -> Any:
-    """A Faiss index with the same rows, ids and lists. Flat indexes whose ids are not 0..n-1 become an IndexIDMap."""
+    """A Faiss index with the same rows, ids and lists. Flat indexes whose ids are not 0..n-1 become an
+    IndexIDMap."""
     faiss = _faiss()
     kind = faiss.METRIC_L2 if index.metric == "l2" else faiss.METRIC_INNER_PRODUCT
     if isinstance(index, IndexFlat):

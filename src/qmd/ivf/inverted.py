@@ -24,8 +24,8 @@ SearchMode = Literal["auto", "matrix", "csr"]
 class IndexIVF(Index):
     """Common to all inverted files. `nprobe`, `max_codes` and `search_mode` may be set at any time.
 
-    search_mode: "csr" groups queries by list, "matrix" goes query by query, "auto" takes the cheaper by a cost
-    model measured on this device. Setting auto_search_avg_group_threshold replaces the model by the rule
+    search_mode: "csr" groups queries by list, "matrix" goes query by query, "auto" takes the cheaper by a
+    cost model measured on this device. Setting auto_search_avg_group_threshold replaces the model by the rule
     nq * nprobe / nlist >= threshold * nlist / 512.
     """
 
@@ -94,7 +94,8 @@ class IndexIVF(Index):
         return super().to(device)
 
     def train(self, x: Array) -> None:
-        """Learn the centroids (and an int8 codec's ranges) from x (n, d), n >= nlist. Refused once rows are in."""
+        """Learn the centroids (and an int8 codec's ranges) from x (n, d), n >= nlist. Refused once rows are
+        in."""
         if self.ntotal:
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before train.")
         rows = as_rows(x, self.d, self.device, what="training data")
@@ -129,7 +130,8 @@ class IndexIVF(Index):
         return assign(x, self.centroids, self.metric)[0]
 
     def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
-        """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance; IP: -product), lists."""
+        """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance; IP: -product),
+        lists."""
         c = self.centroids
         bias = (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
         s = torch.addmm(bias, q, c.T, alpha=-2.0 if self.metric == "l2" else -1.0)
@@ -232,7 +234,8 @@ class IndexIVFFlat(IndexIVF):
     """Whole float32 rows: exact within the probed lists.
 
     IndexIVFFlat(d=128, nlist=512, nprobe=32, metric="l2") or, as in Faiss, (quantizer, d, nlist, metric): the
-    quantizer is an IndexFlat; one that holds nlist rows gives the centroids. seed, balance, niter: see `kmeans`.
+    quantizer is an IndexFlat; one that holds nlist rows gives the centroids. seed, balance, niter: see
+    `kmeans`.
     """
 
     def __init__(

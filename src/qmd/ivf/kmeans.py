@@ -44,8 +44,9 @@ def kmeans(
 ) -> Tensor:
     """Cluster x (n, d) float32 into nlist centroids (nlist, d).
 
-    metric "ip": spherical (centroids of unit length). balance: 0 = none; above it, 8 * balance rounds split the
-    longest lists at the cost of the shortest, and the most even centroids are kept. Trains on a sample of max_points_per_centroid * nlist.
+    metric "ip": spherical (centroids of unit length). balance: 0 = none; above it, 8 * balance rounds split
+    the longest lists at the cost of the shortest, and the most even centroids are kept. Trains on a sample of
+    max_points_per_centroid * nlist.
     An empty list takes half of a crowded one. Raises ValueError for fewer rows than lists.
     """
     n, d = x.shape
@@ -82,7 +83,8 @@ def kmeans(
 
 
 def _split_crowded(centroids: Tensor, counts: Tensor) -> None:
-    """Give the centroids of the shortest lists to the longest ones, while those are more than twice the mean."""
+    """Give the centroids of the shortest lists to the longest ones, while those are more than twice the
+    mean."""
     order = torch.argsort(counts)
     most = max(1, counts.shape[0] // 16)
     large = order.flip(0)[:most]
@@ -94,11 +96,13 @@ def _split_crowded(centroids: Tensor, counts: Tensor) -> None:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    unit: Tensor = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def _repair(centroids: Tensor, counts: Tensor, g: torch.Generator) -> None:
-    """Each empty list takes a crowded list's centroid; the two are pushed apart by a hair (Faiss does the same)."""
+    """Each empty list takes a crowded list's centroid; the two are pushed apart by a hair (Faiss does the
+    same)."""
     empty = (counts == 0).nonzero().reshape(-1)
     if not empty.numel():
         return

@@ -1,6 +1,7 @@
 """Rows kept by list, contiguous where they can be, growing without ever being repacked as a whole.
 
-Memory is taken in slabs. A list is a few runs of rows inside slabs (one run after a bulk add); a run has room to
+Memory is taken in slabs. A list is a few runs of rows inside slabs (one run after a bulk add); a run has
+room to
 grow, a list with too many runs is moved into one. A row's address is its place in all slabs laid end to end.
 """
 
@@ -17,7 +18,7 @@ from qmd.ivf.codec import Codec
 from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
 
 _PAGE = 16  # capacities are multiples of this many rows
-_MAX_RUNS = 4  # a list in more pieces is moved into one
+_MAX_RUNS = 32  # a list in more pieces is moved into one
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class Run:
 
 @dataclass(slots=True)
 class Table:
-    """All runs, flat, list by list (CPU). first, runs: (nlist,); start (address), size, offset (in its list): (runs,).
+    """All runs, flat, list by list (CPU). first, runs: (nlist,); start (address), size, offset (in its
+    list): (runs,).
 
     views: of each run its rows, norms and slab number."""
 
@@ -118,8 +120,8 @@ class Lists:
         return Run(slab, start, 0, capacity)
 
     def _release(self, run: Run) -> None:
+        run.slab.ids[run.start : run.start + run.size] = -1  # ids are looked through by slab: none may go stale
         if run.slab.writable:
-            run.slab.ids[run.start : run.start + run.size] = -1
             run.slab.give(run.start, run.capacity)
 
     def _grow_in_place(self, run: Run) -> bool:
@@ -144,7 +146,7 @@ class Lists:
             ):
                 return last
         held = sum(r.size for r in runs)
-        if len(runs) >= _MAX_RUNS or (runs and not runs[-1].slab.writable):
+        if len(runs) >= _MAX_RUNS:
             return self._join(list_no, held + max(need, held // 8))
         run = self._run(max(need, held // 8))
         runs.append(run)
@@ -260,6 +262,7 @@ class Lists:
         new.slab.rows[to], new.slab.ids[to] = run.slab.rows[span], run.slab.ids[span]
         new.slab.norms[to] = run.slab.norms[span]
         new.size = run.size
+        self._release(run)
         self.lists[list_no] = [new if r is run else r for r in self.lists[list_no]]
         return new
 
@@ -338,7 +341,7 @@ class Lists:
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
+                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,  # noqa: E501
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0

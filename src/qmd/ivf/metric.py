@@ -28,7 +28,8 @@ def parse_metric(metric: object) -> Metric:
 def as_rows(x: Array, d: int, device: torch.device, *, what: str = "vectors") -> Tensor:
     """`x` as a contiguous (n, d) float32 tensor on `device`; the same memory where that is possible.
 
-    Accepts (n, d) or (d,), any floating or integer dtype. Raises ValueError for another shape, NaN or infinity.
+    Accepts (n, d) or (d,), any floating or integer dtype. Raises ValueError for another shape, NaN or
+    infinity.
     """
     t = x if isinstance(x, Tensor) else torch.from_numpy(_readable(np.asarray(x)))
     if t.ndim == 1 and t.numel() == d:

@@ -1,4 +1,5 @@
-"""What a backend can do is found by trying, once for each device; what it cannot is replaced. Knows no index."""
+"""What a backend can do is found by trying, once for each device; what it cannot is replaced. Knows no
+index."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ _PROBES: dict[str, Callable[[torch.device], bool]] = {
 
 
 def has(name: str, device: torch.device) -> bool:
-    """Whether the device runs the named operation and gets a known case right; tried once, then remembered."""
+    """Whether the device runs the named operation and gets a known case right; tried once, then
+    remembered."""
     key = (name, str(device))
     if key not in _known:
         try:
@@ -95,7 +97,9 @@ def is_in(ids: Tensor, wanted: Tensor) -> Tensor:
         return torch.zeros_like(ids, dtype=torch.bool)
     if has("isin", ids.device):
         return torch.isin(ids, wanted)
-    return torch.isin(ids.cpu(), wanted.cpu()).to(ids.device)
+    edges = torch.sort(wanted).values
+    at = search_sorted(edges, ids) - 1
+    return (at >= 0) & (edges[at.clamp(min=0)] == ids)
 
 
 def search_sorted(edges: Tensor, values: Tensor) -> Tensor:

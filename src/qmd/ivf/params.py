@@ -127,14 +127,16 @@ class SearchParams:
 
     nprobe: lists looked into. max_codes: stop after the list in which so many rows were seen; 0 = no bound.
     candidate_budget: rows looked at for each query, shared among its lists. budget_strategy: equal shares, or
-    nearer lists get more. use_per_list_sizes: every list keeps its share to itself (a prefix of its rows is read);
-    without it lists are read whole, nearest first, until the budget is spent. list_ordering
+    nearer lists get more. use_per_list_sizes: every list keeps its share to itself (a prefix of its rows is
+    read); without it lists are read whole, nearest first, until the budget is spent. list_ordering
     "residual_norm_asc": rows nearest their centroid come first in a list. A preset sets candidate_budget,
     use_per_list_sizes and, for L2, list_ordering; an argument that is given wins.
-    min_codes_per_list, max_codes_cap_per_list: bounds on a list's share. strict_budget: shares are cut until their
-    sum is within the budget. dynamic_nprobe: a budget too small to give each list min_codes_per_list uses fewer
-    lists. sel or filter: only these ids. exact_below: a filter that allows at most so many rows is answered by
-    looking at all of them, whichever list they are in; None decides by cost, 0 never.
+    min_codes_per_list, max_codes_cap_per_list: bounds on a list's share. strict_budget: shares are cut until
+    their
+    sum is within the budget. dynamic_nprobe: a budget too small to give each list min_codes_per_list uses
+    fewer
+    lists. sel or filter: only these ids. exact_below: a filter that allows at most so many rows is answered
+    by looking at all of them, whichever list they are in; None decides by cost, 0 never.
     """
 
     profile: Profile = "speed"

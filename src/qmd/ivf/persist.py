@@ -114,7 +114,7 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         index = IndexFlat(header["d"], header["metric"], device=target)
     elif kind in ("IndexIVFFlat", "IndexIVFScalarQuantizer"):
         shared = {
-            "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],
+            "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],  # noqa: E501
             "device": target, "seed": header["seed"], "balance": header["balance"], "niter": header["niter"],
         }  # fmt: skip
         ivf: IndexIVF
@@ -140,6 +140,8 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         rows, ids, norms = (state[n].to(target) for n in ("packed_embeddings", "list_ids", "norms"))
         if rows.dtype != lists.codec.dtype:
             rows = rows.to(lists.codec.dtype)
+        if not writable:
+            ids = ids.clone()  # small, and marked when a row moves out of the map
         slab = Slab(rows, ids, norms, 0, writable=writable or target.type != "cpu")
         lists.slabs = [slab]
         done = 0
@@ -186,8 +188,8 @@ def save(index: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
-    """Read an index. On the CPU with mmap=True rows stay on disk until they are looked at, and are copied when
-    they are changed. Raises StoreTooNew for a later format, StoreDamaged for a file that is none."""
+    """Read an index. On the CPU with mmap=True rows stay on disk until they are looked at, and are copied
+    when they are changed. Raises StoreTooNew for a later format, StoreDamaged for a file that is none."""
     safe_open = _safetensors().safe_open
     path = Path(path)
     if not path.exists():
@@ -199,7 +201,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = T
                 raise StoreDamaged(f"{path} is no qmd.ivf index; save one with index.save(path).")
             if int(metadata["format_version"]) > FORMAT_VERSION:
                 raise StoreTooNew(
-                    f"{path} has format {metadata['format_version']}; this version reads up to {FORMAT_VERSION}. Update qmd."
+                    f"{path} has format {metadata['format_version']}; this version reads up to {FORMAT_VERSION}. Update qmd."  # noqa: E501
                 )
             state: dict[str, Any] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (OSError, ValueError, KeyError, RuntimeError, _safetensors().SafetensorError) as error:

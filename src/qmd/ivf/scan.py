@@ -1,6 +1,7 @@
 """Find the nearest rows in probed lists: two roads to the same exact answer. Knows no index class.
 
-grouped ("csr"): tasks (query, list) sorted by list; one product a list; of every group of G rows only the minimum is
+grouped ("csr"): tasks (query, list) sorted by list; one product a list; of every group of G rows only the
+minimum is
 kept. The k groups with the smallest minima hold the k nearest rows, so only their rows are looked at again.
 per query ("matrix"): one product a (query, list) into one row of scores, one top-k. Light for a few queries.
 Both end in `recheck`: distances from differences in float32, so rounding in the products decides nothing.
@@ -32,7 +33,8 @@ class Probes:
     """What to scan. lists (n, p) int64; const (n, p) added to every score of that list, or None.
 
     limits (n, p): only the first so many rows of the list, or None. centroids (nlist, d): rows are residuals
-    to them, or None. norms: one tensor for each slab, replacing the stored norms (inf = not allowed), or None.
+    to them, or None. norms: one tensor for each slab, replacing the stored norms (inf = not allowed), or
+    None.
     """
 
     lists: Tensor
@@ -52,7 +54,8 @@ def rows_at(lists: Lists, address: Tensor, centroids: Tensor | None) -> Tensor:
 def recheck(
     lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes
 ) -> tuple[Tensor, Tensor]:
-    """Exact top k among candidate addresses (n, c), -1 for none. -> scores (n, k) rising, addresses (n, k)."""
+    """Exact top k among candidate addresses (n, c), -1 for none. -> scores (n, k) rising, addresses (n,
+    k)."""
     n, c = address.shape
     d = lists.codec.d
     k_here = min(k, c)
@@ -112,7 +115,8 @@ def _norms_of(lists: Lists, table: Table, probes: Probes, seg: int) -> Tensor:
 
 
 def scan_each(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
-    """One query after the other. -> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
+    """One query after the other. -> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n,
+    k)."""
     table = lists.table()
     codec, views, size, start = lists.codec, table.views, table.size, table.start
     alpha = -2.0 if metric == "l2" else -1.0
@@ -284,7 +288,8 @@ def _fill_minima(
 ) -> None:
     """One product for each touched run; minima of its groups into `minima`.
 
-    Groups are strided (group b has rows b, b + B, b + 2B ...): a minimum over rows of a matrix is a vector operation.
+    Groups are strided (group b has rows b, b + B, b + 2B ...): a minimum over rows of a matrix is a vector
+    operation.
     """
     d, dev = lists.codec.d, coded.device
     touched = np.nonzero(counts)[0].tolist()

@@ -88,7 +88,8 @@ class _Wrapper:
 
 
 class IndexRefineFlat(_Wrapper):
-    """Search `index` for k * k_factor rows, then rank those by exact distance to the float32 rows kept here."""
+    """Search `index` for k * k_factor rows, then rank those by exact distance to the float32 rows kept
+    here."""
 
     def __init__(self, index: Any, k_factor: float = 4.0) -> None:
         if index.ntotal:
@@ -114,9 +115,9 @@ class IndexRefineFlat(_Wrapper):
             )
         self.index.add_with_ids(x, ids)
         self.refine_index.add_with_ids(x, ids)
-        self._order: tuple[Tensor, Tensor] | None = None
+        self._order = None
 
-    _order = None
+    _order: tuple[Tensor, Tensor] | None = None
 
     def remove_ids(self, ids: Array) -> int:
         self._order = None
@@ -226,7 +227,7 @@ class IndexShards(_Wrapper):
         self.shards.append(shard)
 
     @property
-    def index(self) -> Any:  # type: ignore[override]
+    def index(self) -> Any:
         if not self.shards:
             raise ValueError("IndexShards holds no shard; call add_shard first.")
         return self.shards[0]
