@@ -26,7 +26,7 @@ LINES_PER_COMMAND = 9
 
 COMMANDS = [
     ["add", "examples/vault"],
-    ["vsearch", "my leg hurts when I walk downhill", "-n", "1"],
+    ["vsearch", "my bread comes out heavy and wet inside", "-n", "1"],
     ["search", "如何设置文件权限", "-n", "1"],
     ["query", "花粉の薬はいつから飲むか", "-n", "1"],
 ]

@@ -15,8 +15,9 @@ EXPECTED = [
     "garden/tomatoes.md",
     "linux/文件权限.md",
     "linux/ファイルの権限.md",
-    "health/knee.md",
     "kitchen/sourdough.md",
+    "travel/京都三日.md",
+    "books/読書メモ.md",
     "work/2026-04-22 ingest outage.md",
     "health/睡眠记录.md",
     "health/花粉症.md",
@@ -49,7 +50,8 @@ def test_demo_finds_the_notes_it_should(python: Path, tmp_path: Path) -> None:
     assert len(parts) == len(EXPECTED)
     for part, expected in zip(parts, EXPECTED, strict=True):
         assert f"qmd://vault/{expected}:" in part, part
-    assert "degraded" not in done.stdout + done.stderr
+    reasons = [line for line in done.stderr.splitlines() if "degraded" in line]
+    assert all("reads en" in reason for reason in reasons), reasons
 
 
 def test_demo_without_an_installation_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Python door: `qmd.open(path)` gives an Index; everything the command line can do, it asks here.
 
-Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the first
+Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the
+first
 vector is needed, so keyword search imports neither numpy nor a runtime.
 """
 
@@ -56,7 +57,8 @@ def open(
 ) -> Index:
     """Open an index, making it where there is none (`create=False`: NotFound instead).
 
-    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where `index`
+    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where
+    `index`
     names one of several. `embedder` replaces the configured embedding model.
     """
     places = places or find_places()
@@ -150,7 +152,8 @@ class Index:
     def embed(self, *, model_changed: bool = False, progress: Progress | None = None) -> EmbedReport:
         """Make the vectors that are missing, newest document first, committed batch by batch.
 
-        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees to vectors
+        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees
+        to vectors
         of another model than the index has (they replace the old ones); without it, ModelMismatch.
         """
         from qmd.ingest.embed import embed
@@ -211,7 +214,9 @@ class Index:
         full: bool = False,
         explain: bool = False,
     ) -> Hits:
-        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a model."""
+        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a
+        model.
+        """
         return self._search(
             "vector",
             query,
@@ -419,7 +424,9 @@ class Index:
         self.store.set_include(name, False)
 
     def add_context(self, path: str, text: str) -> Context:
-        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or `collection/folder`."""
+        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or
+        `collection/folder`.
+        """
         collection, prefix = self._place(path)
         if not text.strip():
             raise UsageError("the context is empty.")

@@ -39,18 +39,33 @@ def sandbox_env(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], di
 
 
 @pytest.fixture(scope="session")
-def indexed_home(
+def fresh_home(
     tmp_path_factory: pytest.TempPathFactory, sandbox_env: Callable[[Path], dict[str, str]]
-) -> Path:
-    """A home folder after `qmd add ~/notes --name vault`; the vault is also at work/examples/vault."""
-    home = tmp_path_factory.mktemp("docs") / "home"
-    shutil.copytree(REPO / "examples", home / "work" / "examples")
-    shutil.copytree(REPO / "examples" / "vault", home / "notes")
-    subprocess.run(
-        ["qmd", "add", str(home / "notes"), "--name", "vault"],
-        env=sandbox_env(home),
-        cwd=home / "work",
-        check=True,
-        timeout=120,
-    )
-    return home
+) -> Callable[[str], Path]:
+    """Put the home folder back to its first state: the vault at ~/notes and ~/work/examples/vault.
+
+    With "vault", `qmd add ~/notes --name vault` has been run; with "none" there is no index. It is the same
+    folder every time, because an index knows where its notes lie.
+    """
+    root = tmp_path_factory.mktemp("docs")
+    home, plain, indexed = root / "home", root / "plain", root / "indexed"
+    shutil.copytree(REPO / "examples", plain / "work" / "examples")
+    shutil.copytree(REPO / "examples" / "vault", plain / "notes")
+
+    def restore(index: str) -> Path:
+        if index == "vault" and not indexed.exists():
+            restore("none")
+            subprocess.run(
+                ["qmd", "add", str(home / "notes"), "--name", "vault"],
+                env=sandbox_env(home),
+                cwd=home / "work",
+                check=True,
+                timeout=120,
+            )
+            shutil.copytree(home, indexed)
+        if home.exists():
+            shutil.rmtree(home)
+        shutil.copytree(indexed if index == "vault" else plain, home)
+        return home
+
+    return restore

@@ -10,11 +10,11 @@ def test_words_phrases_and_exclusions():
     query = parse('memory "page fault" -kernel -"hot path" alloc* e-mail')
     assert query.terms == (
         Term(("memory",)),
-        Term(("page", "fault"), phrase=True),
+        Term(("page", "fault"), quoted=True),
         Term(("alloc",), prefix=True),
-        Term(("e", "mail"), phrase=True),
+        Term(("e", "mail")),
     )
-    assert query.excluded == (Term(("kernel",)), Term(("hot", "path"), phrase=True))
+    assert query.excluded == (Term(("kernel",)), Term(("hot", "path"), quoted=True))
     assert query.plain == "memory page fault alloc e-mail"
 
 

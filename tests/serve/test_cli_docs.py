@@ -33,7 +33,7 @@ def commands(group: LazyGroup = root, name: str = "qmd") -> Iterator[tuple[str, 
 
 
 COMMANDS = dict(commands())
-FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][a-z_-]*")
 
 
 def told(name: str) -> str:

@@ -27,7 +27,7 @@ NOTES = {
     "work/権限.md": "# 権限\n\nファイルの権限を変更する方法は chmod です。\n",
     "code/sort.py": "def quick_sort(items):\n    return sorted(items)\n",
     "evil.md": "# Evil\n\nsteering \x1b[31mred\x1b[0m \u202etext\n",
-    "long.md": "# Long\n\n" + "".join(f"Paragraph {n} of many paragraphs.\n\n" for n in range(3000)),
+    "long.md": "# Long\n\n" + "".join(f"Paragraph {n} of many paragraphs.\n\n" for n in range(300)),
     "secret/id_rsa": "private",
 }
 
@@ -154,7 +154,10 @@ def test_conditions(qmd_in: Call) -> None:
     assert "travel/kyoto.md" in files()
     assert files("--path", "work/*") == ["work/passport.md"]
     assert files("--tag", "japan") == ["travel/kyoto.md"]
-    assert files("--lang", "python") == ["code/sort.py"]
+    assert files("--type", "code") == ["code/sort.py"]
+    japanese = qmd_in("search", "権限", "--lang", "ja", "--files").stdout
+    assert "qmd://notes/work/権限.md" in japanese
+    assert qmd_in("search", "権限", "--lang", "en", "--json").stdout == "[]\n"
     assert files("--before", "1990-01-01") == []
 
 
@@ -180,6 +183,16 @@ def test_check(qmd_in: Call) -> None:
     results = json.loads(qmd_in("check", "--json").stdout)
     assert results
     assert not [r for r in results if r["state"] == "problem"]
+
+
+def test_check_on_a_bare_machine_makes_no_index(fresh: tuple[Path, Call]) -> None:
+    home, qmd = fresh
+    said = qmd("check", "--json")
+    assert said.returncode == 0, said.stderr
+    states = {r["name"]: r for r in json.loads(said.stdout)}
+    assert states["database"]["state"] == "warning"
+    assert "qmd add" in states["database"]["remedy"]
+    assert not (home / ".local").exists()
 
 
 def test_life_of_an_index(fresh: tuple[Path, Call]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from qmd.serve.cli.app import ALIASES, PLACES, SECTIONS, root
 from qmd.serve.cli.escape import code_block, code_span, csv_text, numbered, xml
-from qmd.serve.cli.format_hits import query_words
+from qmd.serve.cli.format_hits import View, query_words, show_hits
 from qmd.serve.cli.options import split_patterns
 from qmd.serve.cli.progress import ProgressLine, duration
 from qmd.serve.cli.records import plain, to_json
-from qmd.serve.cli.screen import clean, encodable, likely_links, wants_colour
+from qmd.serve.cli.screen import Style, clean, encodable, likely_links, wants_colour
+from qmd.types import Hit, Hits
 
 
 class Terminal(io.StringIO):
@@ -212,3 +214,18 @@ def test_help_command(runner: CliRunner) -> None:
     words = ["help", "collection", "add"]
     assert runner.invoke(root, words).output == runner.invoke(root, ["collection", "add", "--help"]).output
     assert runner.invoke(root, ["help", "nonsense"]).exit_code == 2
+
+
+def test_matches_are_bright_where_the_search_marked_them() -> None:
+    hit = Hit(
+        "abc123", 0.5, "qmd://n/a.md", 7, 8, "T", "n", "a.md", snippet="running\x1b[31m\nran", marks=((0, 7),)
+    )
+    bright, plain_ = Style(True), Style(False)
+    view = View(line_numbers=True)
+    shown = show_hits(Hits((hit,)), "ran", bright, view)
+    assert shown.endswith(f"\n7: {bright.found('running')}\n8: ran\n")
+    unmarked = dataclasses.replace(hit, marks=())
+    assert show_hits(Hits((unmarked,)), "ran", bright, view).endswith(
+        f"\n7: running\n8: {bright.found('ran')}\n"
+    )
+    assert "\x1b" not in show_hits(Hits((hit,)), "ran", plain_, view)

@@ -108,10 +108,10 @@ def test_every_flag_reaches_the_door_under_its_own_name(fake: Any, qmd: Any) -> 
             "all": True,
             "full": True,
             "explain": True,
-            "type": "markdown",
-            "lang": "en",
         }
-        assert [args for name, args, _ in fake.calls if name == way][-1] == ("two words",)
+        assert [args for name, args, _ in fake.calls if name == way][-1] == (
+            'two words type:"markdown" lang:"en"',
+        )
 
 
 def test_what_was_not_said_is_left_to_the_door(fake: Any, qmd: Any) -> None:
@@ -137,7 +137,7 @@ def test_line_numbers_count_from_the_place(fake: Any, qmd: Any) -> None:
 
 def test_context_lines_are_read_around_the_place(fake: Any, qmd: Any) -> None:
     fake.hits = Hits((fake.hits[0], dataclasses.replace(fake.hits[0], line=2)))
-    hits = json.loads(qmd("search", "x", "--context-lines", "3", "--json", "--line-numbers").out)
+    hits = json.loads(qmd("search", "x", "-C", "3", "--json", "--line-numbers").out)
     assert [line.split(":")[0] for line in hits[0]["snippet"].splitlines()] == [str(n) for n in range(9, 16)]
     assert [line.split(":")[0] for line in hits[1]["snippet"].splitlines()] == [str(n) for n in range(1, 6)]
     assert hits[0]["line"] == 12

@@ -15,20 +15,27 @@ from qmd.llm.batches import pad_rows, plan_batches
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
+from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard
 
 if TYPE_CHECKING:
     import onnxruntime
 
+    from qmd.llm.prepare import Prepared
+
 SLAB_CHARACTERS = 1 << 20
-"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of texts."""
+"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
+texts."""
 TOKEN_BUDGET = 4096
 """Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
+PREPARE_AFTER_TOKENS = 30_000
+"""Documents' tokens after which preparing the model pays for itself."""
 
 
 def space_fingerprint(card: ModelCard, dim: int, sha256: str) -> str:
-    """Name the vector space: equal for every prepared form of one source file, different for anything else."""
+    """Name the vector space: equal for every prepared form of one source file, different for anything
+    else."""
     identity = {
         "format": 1,
         "source": sha256,
@@ -52,20 +59,59 @@ class OnnxEmbedder:
         tokenizer: TextTokenizer,
         *,
         dim: int | None = None,
+        threads: int | None = None,
+        prepare: bool = False,
     ) -> None:
         self.card = files.card
         self.dim = dim or files.card.dim
         self.max_tokens = files.card.max_tokens
         self.fingerprint = space_fingerprint(files.card, self.dim, files.sha256)
-        self._session = session
+        self.threads = threads
+        self._files = files
         self._tokenizer = tokenizer
+        self._prepare = prepare
+        self._tokens_seen = 0
+        self._use(session)
+
+    def _use(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
         self._inputs = {i.name for i in session.get_inputs()}
         self._output = session.get_outputs()[0].name
 
     @classmethod
-    def open(cls, files: ModelFiles, *, threads: int | None = None, dim: int | None = None) -> OnnxEmbedder:
+    def open(
+        cls,
+        files: ModelFiles,
+        *,
+        threads: int | None = None,
+        dim: int | None = None,
+        prepare: bool = True,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    ) -> OnnxEmbedder:
+        """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
+        from qmd.llm.prepare import load_prepared
+
         tokenizer = TextTokenizer.from_file(files.tokenizer)
-        return cls(files, open_session(files.graph, threads=threads), tokenizer, dim=dim)
+        prepare = prepare and providers[0] == "CPUExecutionProvider"
+        ready = load_prepared(files) if prepare else None
+        graph = ready[0] if ready is not None and ready[0] else files.graph
+        session = open_session(graph, threads=threads, providers=providers)
+        check_role(files.card, find_form(read_signature(session)))
+        return cls(files, session, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+
+    def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
+        """Go on with a prepared graph; None keeps the one in use."""
+        self._prepare = False
+        if session is not None:
+            self._use(session)
+
+    def prepare(self) -> Prepared | None:
+        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster
+        form."""
+        from qmd.llm.prepare import prepare_model
+
+        self._prepare = False
+        return prepare_model(self._files, self, self._tokenizer)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """texts: n strings. Returns (n, d) float32, rows L2-normalised; n = 0 gives (0, d)."""
@@ -95,6 +141,9 @@ class OnnxEmbedder:
                 rows.append(window)
                 owners.append(owner)
         lengths = [len(row) for row in rows]
+        self._tokens_seen += sum(lengths)
+        if self._prepare and self._tokens_seen > PREPARE_AFTER_TOKENS:
+            self.prepare()
         pooled = np.empty((len(rows), self.card.dim), dtype=np.float32)
         for batch in plan_batches(lengths, token_budget=TOKEN_BUDGET):
             pooled[batch] = self._forward([rows[i] for i in batch])
@@ -107,6 +156,8 @@ class OnnxEmbedder:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
         hidden = self._session.run([self._output], feeds)[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)
@@ -116,9 +167,11 @@ class OnnxEmbedder:
 def pool(hidden: Vectors, mask: NDArray[np.int64], card: ModelCard) -> Vectors:
     """hidden (B, T, d), right-padded mask (B, T) -> (B, d)."""
     if card.pooling == "cls":
-        return hidden[:, 0]
+        first: Vectors = hidden[:, 0]
+        return first
     if card.pooling == "last_token":
-        return hidden[np.arange(len(hidden)), mask.sum(axis=1) - 1]
+        last: Vectors = hidden[np.arange(len(hidden)), mask.sum(axis=1) - 1]
+        return last
     weights = mask.astype(np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
     mean: Vectors = np.matmul(weights[:, None, :], hidden)[:, 0]

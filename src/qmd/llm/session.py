@@ -21,14 +21,25 @@ def default_threads() -> int:
 
 
 def open_session(
-    graph: Path | bytes, *, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int | None = None
+    graph: Path | bytes,
+    *,
+    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    threads: int | None = None,
+    spin: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Load a graph. Raises ModelError when ONNX Runtime refuses it."""
+    """Load a graph. Raises ModelError when ONNX Runtime refuses it.
+
+    `spin` keeps threads busy between operators: faster for many tiny operators on an idle machine,
+    wasteful on a
+    shared one.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.log_severity_level = 3
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph), options, providers=list(providers)

@@ -3,7 +3,8 @@
     words "exact phrase" -word -"phrase" begin* path:notes/* tag:work title:plan lang:zh type:markdown
     after:2024-05 before:2025
 
-A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain character:
+A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain
+character:
 whatever does not parse as an operator is a word.
 """
 
@@ -33,11 +34,18 @@ _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\Z")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A word as typed, or several that stand together (`phrase`, `a-b`, `x.y`). `prefix`: the last goes on."""
+    """A word as typed, or several that stand together: `quoted`, or written as one (`a-b`, `x.y`).
+
+    `prefix`: the last word may go on.
+    """
 
     words: tuple[str, ...]
-    phrase: bool = False
+    quoted: bool = False
     prefix: bool = False
+
+    @property
+    def phrase(self) -> bool:
+        return self.quoted or len(self.words) > 1
 
     @property
     def text(self) -> str:
@@ -80,7 +88,7 @@ def parse(text: str, given: Filter | None = None) -> Query:
         if not words:
             continue
         prefix = piece["word"] is not None and written.endswith("*") and len(written) > 1
-        term = Term(words, phrase=piece["word"] is None or len(words) > 1, prefix=prefix)
+        term = Term(words, quoted=piece["word"] is None, prefix=prefix)
         if piece["minus"]:
             excluded.append(term)
         else:

@@ -33,7 +33,8 @@ def embedding_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A chunk with what a hit shows of its document. `text` is read from the one stored copy."""
+    """A chunk with what a hit shows of its document. `text` is read from the one stored copy; `dashed`: the document
+    opens with `---`, as front matter does."""
 
     id: int
     document_id: int
@@ -53,6 +54,7 @@ class ChunkRow:
     text: str
     tags: tuple[str, ...]
     key: bytes
+    dashed: bool = False
 
 
 class Chunks:
@@ -67,7 +69,8 @@ class Chunks:
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():
             rows = self._db.all(
-                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
+                d.mtime_ns,
                           c.line, c.end_line, c.start, c.end, c.headings, c.key
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
@@ -84,7 +87,7 @@ class Chunks:
                     )
         for row in rows:
             start, end, headings, key = row[12:]
-            found[row[0]] = ChunkRow(
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy does not count starred slices
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],
@@ -92,6 +95,7 @@ class Chunks:
                 texts[row[1]][start:end],
                 tags[row[1]],
                 key,
+                texts[row[1]].startswith("---"),
             )
         return {i: found[i] for i in wanted if i in found}
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Store:
     """An open index. Usable from several threads; each has its own connection.
 
-    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on the way.
+    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on
+    the way.
     """
 
     def __init__(self, db: Connection, *, warn: Callable[[str], None] | None = None) -> None:

@@ -36,6 +36,7 @@ PLACES = {
     ),
     "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
+    "train": Place(f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs."),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
     ),
@@ -52,7 +53,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
-    ("Answer faster", ("knowledge", "draft")),
+    ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "completion", "help")),
 )
 
@@ -111,14 +112,16 @@ def run(arguments: Sequence[str]) -> int:
     from qmd.serve.cli.screen import OutputClosed
 
     as_json = as_json_wanted(arguments)
+    stdout = sys.stdout
     try:
         code = root.main(args=list(arguments), prog_name="qmd", standalone_mode=False, obj=Session())
         sys.stdout.flush()
     except click.Abort:
         return exits.INTERRUPTED
     except SystemExit as end:  # how click ends a completion, and a run whose output was closed under its help
-        closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
-        return exits.OUTPUT_CLOSED if closed else end.code if isinstance(end.code, int) else exits.FOUND
+        if sys.stdout is not stdout:  # replaced by one that swallows what comes after
+            return exits.OUTPUT_CLOSED
+        return end.code if isinstance(end.code, int) else exits.FOUND
     except (OutputClosed, BrokenPipeError):
         import os
 
@@ -131,6 +134,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The entry point of `qmd` and `python -m qmd`."""
+    import gc
+
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a short run makes little garbage: 5% of a cold search went into looking
     from qmd.serve.cli.failures import as_json_wanted, hide_traceback
 
     hide_traceback(as_json_wanted(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         raise click.UsageError(
             "--full and --context-lines exclude each other: one shows all, the other a part."
         )
+    fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
     asked = {name: value for name, value in options.items() if value not in (None, (), False)}
     starts: dict[tuple[str, int], int] = {}
     with session.open() as index:
-        hits: Hits = getattr(index, way)(text, **asked)
+        hits: Hits = getattr(index, way)(text + fields, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
             hits = replace(hits, hits=tuple(_around(index, h, starts, around) for h in hits))
@@ -39,7 +40,7 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         names, links = _places(index, hits, full_path=full_path, linked=linked)
     view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
     if not hits and session.format not in ("json", "jsonl"):
-        say(_nothing(text, way, asked))
+        say(_nothing(text, way, [*asked, *(f.split(":")[0] for f in fields.split())]))
     if hits.degraded and (session.format == "cli" or not hits):
         for reason in hits.degraded:
             say(f"Note: degraded: {reason}")
@@ -53,7 +54,7 @@ def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines
     """The hit with the lines around its place as the snippet."""
     first = starts[hit.file, hit.line]
     text = index.get(hit.docid, from_line=first, max_lines=hit.line + lines - first + 1).text
-    return replace(hit, snippet=text.removesuffix("\n"), body=None)
+    return replace(hit, snippet=text.removesuffix("\n"), body=None, marks=())
 
 
 def _places(
@@ -75,7 +76,7 @@ def _places(
     return names, {file: link_target(path) for file, path in paths.items()} if linked else {}
 
 
-def _nothing(text: str, way: str, asked: Mapping[str, Any]) -> str:
+def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
     narrowing = [
         "--" + {"tags": "tag", "collections": "collection"}.get(name, name).replace("_", "-")
         for name in asked
@@ -106,7 +107,8 @@ def search(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
     """Find by keyword.
 
     Words that all occur come first, then those that occur in part. "phrases" in double quotes, -word to leave
-    out, begin* for a beginning; path:, tag: and title: look into one field. Quote the query for the shell.
+    out, begin* for a beginning; path:, tag:, title:, lang: and type: are conditions. Quote the query for the
+    shell.
     """
     _answer(session, "search", query, options)
 

@@ -200,6 +200,28 @@ def status(session: Session) -> None:
     answer(session, state, _status_lines(state))
 
 
+def _check(session: Session) -> list[CheckResult]:
+    """The checks of the index in force. Where there is none, all but those of the database; none is made."""
+    from tempfile import TemporaryDirectory
+
+    import qmd.index
+    from qmd.errors import NotFound
+    from qmd.reports import CheckResult
+
+    try:
+        with session.open() as index:
+            return index.check()
+    except NotFound as missing:
+        places, config = session.settings()
+        with (
+            TemporaryDirectory() as scratch,
+            qmd.index.open(f"{scratch}/index.sqlite", config=config, places=places) as index,
+        ):
+            rest = [r for r in index.check() if r.name not in ("database", "collections", "vectors")]
+        message, _, remedy = str(missing).partition(". ")
+        return [*rest, CheckResult("database", "warning", message, remedy or None)]
+
+
 def _check_lines(results: Sequence[CheckResult]) -> Iterator[str]:
     from qmd.serve.cli.screen import clean_line, style
 
@@ -227,8 +249,7 @@ def check(session: Session) -> None:
     """
     from qmd.serve.cli.answer import answer
 
-    with session.open(create=True) as index:
-        results = index.check()
+    results = _check(session)
     answer(session, results, _check_lines(results))
     if any(one.state == "problem" for one in results):
         click.get_current_context().exit(exits.FAILED)

@@ -5,8 +5,9 @@ original.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qmd.serve.cli.escape import code_span, csv_cell, csv_text, numbered
@@ -38,13 +39,13 @@ class View:
     def name(self, hit: Hit) -> str:
         return self.names.get(hit.file, hit.file)
 
-    def text(self, hit: Hit) -> str:
-        """Body or snippet, numbered from the line on which it starts."""
-        text = hit.snippet or "" if hit.body is None else hit.body
-        if not self.line_numbers or not text:
-            return text
+    def text(self, hit: Hit, paint: Callable[[str], str] = str) -> str:
+        """Body or snippet, painted, and numbered from the line on which it starts."""
+        raw = hit.snippet or "" if hit.body is None else hit.body
+        if not self.line_numbers or not raw:
+            return paint(raw)
         first = 1 if hit.body is not None else self.starts.get((hit.file, hit.line), hit.line)
-        return numbered(text.removesuffix("\n"), first)
+        return numbered(paint(raw.removesuffix("\n")), first)
 
 
 def hit_record(hit: Hit, view: View, degraded: Sequence[str] = ()) -> dict[str, Any]:
@@ -130,13 +131,27 @@ def query_words(query: str) -> re.Pattern[str] | None:
     names.
     """
     wanted = re.sub(r'(?:^|\s)-(?:"[^"]*"?|\S+)', " ", query)
-    wanted = re.sub(r"(?:^|(?<=\s))(?:path|tag|title):\S+", " ", wanted)
+    wanted = re.sub(r"(?:^|(?<=\s))(?:path|tag|title|lang|type|after|before):\S+", " ", wanted)
     words = sorted(
         {w for w in re.findall(r"\w+", wanted) if len(w) > 1 or not w.isascii()}, key=len, reverse=True
     )
     if not words:
         return None
     return re.compile("|".join(rf"\b{re.escape(w)}" if w.isascii() else re.escape(w) for w in words), re.I)
+
+
+def _painted(marks: Sequence[tuple[int, int]], words: re.Pattern[str] | None, paint: Style, text: str) -> str:
+    """Cleaned, with the matches bright: where the search marked them, else where words of the query stand."""
+    if not paint.colour:
+        return clean(text)
+    if not marks:
+        shown = clean(text)
+        return shown if words is None else words.sub(lambda m: paint.found(m.group()), shown)
+    pieces, at = [], 0
+    for start, end in marks:
+        pieces += [clean(text[at:start]), paint.found(clean(text[start:end]))]
+        at = end
+    return "".join([*pieces, clean(text[at:])])
 
 
 def show_hits(hits: Hits, query: str, paint: Style, view: View) -> str:
@@ -157,8 +172,6 @@ def show_hits(hits: Hits, query: str, paint: Style, view: View) -> str:
         lines.append(f"Score: {paint.bold(f'{hit.score:.4g}')}")
         if hit.explain is not None:
             lines.append(paint.dim(f"Explain: {clean_line(_explanation(hit.explain))}"))
-        text = clean(view.text(hit)).rstrip("\n")
-        if words is not None and paint.colour:
-            text = words.sub(lambda m: paint.found(m.group()), text)
+        text = view.text(hit, partial(_painted, hit.marks, words, paint)).rstrip("\n")
         blocks.append("\n".join([*lines, "", text]))
     return "\n\n\n".join(blocks) + "\n" if blocks else ""

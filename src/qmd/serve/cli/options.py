@@ -114,12 +114,16 @@ _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option(
         "--type", "type", metavar="TYPE", help="Only documents of this type: markdown, code, html ..."
     ),
-    click.option("--lang", metavar="LANG", help="Only in this language: en, zh, ja, python ..."),
+    click.option("--lang", metavar="LANG", help="Only in this language: en, zh, ja ..."),
     click.option("--after", metavar="DATE", help="Only from this day on (2024-05-01)."),
     click.option("--before", metavar="DATE", help="Only before this day."),
     click.option("--full", is_flag=True, help="The whole document in place of a snippet."),
     click.option(
-        "--context-lines", type=_line_count(0), metavar="N", help="N lines around the match as the snippet."
+        "-C",
+        "--context-lines",
+        type=_line_count(0),
+        metavar="N",
+        help="N lines around the match as the snippet.",
     ),
     click.option("--line-numbers", is_flag=True, help="Number the lines of the text."),
     click.option("--full-path", is_flag=True, help="The path on disk in place of qmd://collection/path."),

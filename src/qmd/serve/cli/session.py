@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from qmd.config import Config, Places
     from qmd.index import Index
 
 FORMATS = ("cli", "json", "jsonl", "csv", "md", "xml", "files")
@@ -24,13 +25,18 @@ class Session:
     format: str = "cli"
     links: bool | None = None
 
-    def open(self, *, create: bool = False) -> Index:
-        """Open the index in force. Raises NotFound where there is none, unless `create`."""
-        import qmd.index
+    def settings(self) -> tuple[Places, Config]:
+        """The folders and the configuration in force."""
         from qmd.config import CONFIG_NAME, find_places, load_config
 
         places = find_places(self.config_dir, self.data_dir)
-        config = load_config(places.config_dir / CONFIG_NAME)
+        return places, load_config(places.config_dir / CONFIG_NAME)
+
+    def open(self, *, create: bool = False) -> Index:
+        """Open the index in force. Raises NotFound where there is none, unless `create`."""
+        import qmd.index
+
+        places, config = self.settings()
         return qmd.index.open(index=self.index, config=config, places=places, create=create)
 
 

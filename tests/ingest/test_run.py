@@ -1,0 +1,169 @@
+"""Updates: only what changed is read, nothing is lost, nothing is wiped by accident."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+
+import standin
+
+from qmd.config import Config
+from qmd.errors import UsageError
+from qmd.ingest.embed import embed
+from qmd.ingest.run import LeftOut, update
+from qmd.store import Store
+from qmd.types import Collection
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "notes"
+    (root / "sub").mkdir(parents=True)
+    (root / "a.md").write_text("apples grow on trees")
+    (root / "b.md").write_text("bread is baked")
+    (root / "sub" / "c.md").write_text("cheese ages")
+    return root
+
+
+@pytest.fixture
+def store(tmp_path, folder):
+    with Store.open(tmp_path / "index.sqlite") as opened:
+        opened.add_collection(Collection("notes", str(folder)))
+        yield opened
+
+
+def run(store, steps=standin.STEPS, **more):
+    return update(store, "notes", Config(), steps=steps, **more)
+
+
+def paths(store, word):
+    return {c.path for c in store.chunks([i for i, _ in store.keyword.match(word)]).values()}
+
+
+def test_first_update_then_nothing_to_do(store):
+    seen = []
+    report = run(store, progress=lambda *state: seen.append(state))
+    assert (report.added, report.unchanged, report.skipped) == (3, 0, ())
+    assert seen[-1] == ("index", 3, 3)
+    generation = store.generation
+    assert run(store).unchanged == 3
+    assert store.generation == generation
+    assert paths(store, "cheese") == {"sub/c.md"}
+
+
+def test_change_touch_delete_and_rename(store, folder):
+    run(store)
+    embedder = standin.FakeEmbedder()
+    embed(store, embedder)
+    (folder / "a.md").write_text("avocados instead of fruit")
+    os.utime(folder / "b.md", ns=(1, 5 * 10**17))
+    (folder / "sub" / "c.md").rename(folder / "moved.md")
+    docid = store.find_document("notes", "sub/c.md").docid
+    report = run(store)
+    assert (report.changed, report.unchanged, report.moved, report.removed, report.added) == (1, 1, 1, 0, 0)
+    assert paths(store, "apples") == set()
+    assert paths(store, "avocados") == {"a.md"}
+    assert store.find_docid(docid).path == "moved.md"
+    assert store.find_document("notes", "moved.md").title == "moved"
+    embedder.texts.clear()
+    embed(store, embedder)
+    assert [t.split("\n")[1] for t in embedder.texts] == ["avocados instead of fruit"]
+    (folder / "moved.md").unlink()
+    assert run(store).removed == 1
+    assert paths(store, "cheese") == set()
+    assert store.integrity() == []
+
+
+def test_a_missing_or_emptied_folder_wipes_nothing(store, folder):
+    run(store)
+    shutil.rmtree(folder)
+    with pytest.raises(UsageError, match="missing"):
+        run(store)
+    folder.mkdir()
+    with pytest.raises(UsageError, match="--force"):
+        run(store)
+    assert store.counts().documents == 3
+    assert run(store, force=True).removed == 3
+    assert store.counts().chunks == 0
+    assert run(store).removed == 0
+
+
+def test_an_unreadable_folder_keeps_its_documents_and_is_reported(store, folder):
+    run(store)
+
+    def walk(where, config):
+        yield from (f for f in standin.walk(where, config) if not f.path.startswith("sub/"))
+        yield LeftOut("sub/", "cannot be listed: Permission denied")
+
+    report = run(store, steps=replace(standin.STEPS, walk=walk))
+    assert report.removed == 0
+    assert report.errors == (LeftOut("sub/", "cannot be listed: Permission denied"),)
+    assert paths(store, "cheese") == {"sub/c.md"}
+
+    def read(found, config):
+        return LeftOut(found.path, "cannot be opened: I/O error")
+
+    (folder / "a.md").write_text("new but unreadable")
+    report = run(store, steps=replace(standin.STEPS, read=read))
+    assert [e.path for e in report.errors] == ["a.md"]
+    assert paths(store, "apples") == {"a.md"}
+
+
+def test_skipped_files_are_reported_every_time_but_read_once(store, folder):
+    run(store)
+    (folder / "a.md").write_bytes(b"\0binary")
+    reads = []
+
+    def read(found, config):
+        reads.append(found.path)
+        return standin.read(found, config)
+
+    for _ in range(2):
+        report = run(store, steps=replace(standin.STEPS, read=read))
+        assert report.skipped == (LeftOut("a.md", "binary: NUL bytes"),)
+    assert reads == ["a.md"]
+    assert paths(store, "apples") == set()
+    (folder / "a.md").write_text("apples again")
+    assert run(store).skipped == ()
+    assert paths(store, "apples") == {"a.md"}
+
+
+def test_names_that_are_no_utf8_are_stored_and_found(store, folder):
+    name = os.fsdecode(b"caf\xe9.md")
+    (folder / name).write_text("latin name")
+    assert run(store).added == 4
+    assert paths(store, "latin") == {name}
+    assert run(store).unchanged == 4
+    (folder / name).unlink()
+    assert run(store).removed == 1
+    assert store.integrity() == []
+
+
+def test_equal_files_have_different_docids(store, folder):
+    (folder / "copy.md").write_text("apples grow on trees")
+    run(store)
+    docids = [d.docid for d in store.list_documents()]
+    assert len(set(docids)) == 4
+    for document in store.list_documents():
+        assert store.find_docid("#" + document.docid).path == document.path
+
+
+def test_the_real_stages(store, folder):
+    (folder / "z.md").write_text(
+        "---\ntags: [area/work]\n---\n# Zebra\n\nSee [[a]].\n\n## Stripes\n\nblack and white\n"
+    )
+    report = update(store, "notes", Config())
+    assert report.added == 4
+    (hit,) = store.chunks([i for i, _ in store.keyword.match("white")][:1]).values()
+    assert (hit.path, hit.title) == ("z.md", "Zebra")
+    assert "black and white" in hit.text
+    assert store.documents.linked_from("a")
+    assert update(store, "notes", Config()).unchanged == 4
+    assert store.integrity() == []

@@ -1,0 +1,155 @@
+"""Files, versions, creation: what opening does and refuses to do."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from qmd.errors import StoreBusy, StoreDamaged, StoreError, StoreTooNew
+from qmd.store import Store, schema
+from qmd.store.connect import open_database
+from qmd.types import Collection
+
+
+def test_new_index_is_private_and_carries_its_identity(tmp_path):
+    path = tmp_path / "data" / "index.sqlite"
+    Store.open(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION_ID
+    assert db.execute("PRAGMA user_version").fetchone()[0] == schema.FORMAT_VERSION
+    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    db.close()
+    assert [p.name for p in path.parent.iterdir()] == ["index.sqlite"]
+
+
+def test_opening_and_reading_changes_no_byte(store, put, tmp_path):
+    put("a.md", "water boils")
+    store.close()
+    path = tmp_path / "data" / "index.sqlite"
+    before = hashlib.sha256(path.read_bytes()).digest()
+    with Store.open(path) as again:
+        assert again.keyword.match("water")
+        assert again.integrity() == []
+    assert hashlib.sha256(path.read_bytes()).digest() == before
+
+
+def test_missing_index_is_not_made_unless_asked(tmp_path):
+    with pytest.raises(StoreError, match="qmd add"):
+        Store.open(tmp_path / "index.sqlite", create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_newer_version_is_refused(store, tmp_path):
+    store.db.run(f"PRAGMA user_version = {schema.FORMAT_VERSION + 1}")
+    store.close()
+    with pytest.raises(StoreTooNew, match="upgrade"):
+        Store.open(tmp_path / "data" / "index.sqlite")
+
+
+def test_other_databases_and_other_files_are_refused_untouched(tmp_path):
+    other = tmp_path / "other.sqlite"
+    db = sqlite3.connect(other)
+    db.execute("CREATE TABLE precious (x)")
+    db.close()
+    text = tmp_path / "text.sqlite"
+    text.write_bytes(b"These are my notes, not a database. " * 50)
+    for path, error in ((other, StoreError), (text, StoreDamaged)):
+        before = path.read_bytes()
+        with pytest.raises(error):
+            Store.open(path)
+        assert path.read_bytes() == before
+
+
+def test_an_older_version_is_migrated_and_keeps_its_documents(tmp_path):
+    """Version 1 had no table of skipped files."""
+    path = tmp_path / "old.sqlite"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("BEGIN")
+    schema.MIGRATIONS[0](db)
+    db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    db.execute("PRAGMA user_version = 1")
+    db.execute("INSERT INTO collections VALUES (1, 'old', '/old', '[]', '[]', 1)")
+    db.execute(
+        "INSERT INTO documents VALUES (1, 1, 'a.md', 5, 1, x'00', 'abc123', 'T', 'text', 'en', NULL, '2020', "
+        "'[]', '{}', 907060870)"
+    )
+    db.execute("INSERT INTO bodies VALUES (1, CAST('hello' AS BLOB))")
+    db.execute("INSERT INTO chunks VALUES (1, 1, 0, 5, 1, 1, 2, '', x'00')")
+    db.execute("INSERT INTO keyword(rowid, title, headings, body, path) VALUES (1, 'T', '', 'hello', 'a.md')")
+    db.execute("COMMIT")
+    db.close()
+    with Store.open(path) as store:
+        assert store.db.value("PRAGMA user_version") == schema.FORMAT_VERSION
+        assert store.chunks([i for i, _ in store.keyword.match("hello")])[1].text == "hello"
+        with store.writing() as writer:
+            writer.note_skipped("old", "b.bin", size=1, mtime_ns=1, reason="binary")
+        assert store.documents.known_skips("old") == {"b.bin": (1, 1, "binary")}
+        assert store.integrity() == []
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from qmd.store import Store
+with Store.open(Path(sys.argv[1])) as store:
+    with store.writing() as writer:
+        writer._db.run("INSERT INTO contexts VALUES ('/', ?, 'x')", (sys.argv[2],))
+    print(store.db.value("SELECT value FROM meta WHERE key = 'database'"))
+"""
+
+
+def test_eight_processes_open_a_new_index_at_once(tmp_path):
+    path = tmp_path / "new" / "index.sqlite"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(path), str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": "src", "PATH": "/usr/bin"},
+        )
+        for i in range(8)
+    ]
+    answers = [run.communicate(timeout=60) for run in runs]
+    assert [a[1] for a in answers] == [""] * 8
+    assert len({a[0] for a in answers}) == 1, "two processes made two databases"
+    with Store.open(path) as store:
+        assert len(store.contexts()) == 8
+        assert store.integrity() == []
+    assert [p.name for p in path.parent.iterdir()] == ["index.sqlite"]
+
+
+def test_a_writer_waits_for_the_other_then_says_busy(store, tmp_path):
+    other = open_database(tmp_path / "data" / "index.sqlite", create=False)
+    with other.transaction(), pytest.raises(StoreBusy, match="Wait for"), store.writing(wait_s=0.2):
+        pass
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with other.transaction():
+            held.set()
+            done.wait(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    store.add_collection(Collection("second", "/x"))
+    thread.join()
+    other.close()
+    assert {c.name for c in store.collections()} == {"notes", "second"}
+
+
+def test_a_failed_transaction_leaves_nothing(store, put):
+    with pytest.raises(RuntimeError, match="stop"), store.writing() as writer:  # noqa: PT012
+        writer.note_skipped("notes", "x", size=1, mtime_ns=1, reason="r")
+        raise RuntimeError("stop")
+    assert store.documents.known_skips("notes") == {}
