@@ -285,9 +285,11 @@ def against_llama(
 
     def llama(prompt: list[int]) -> int:
         body = {"prompt": prompt, "n_predict": args.tokens, "temperature": 0, "cache_prompt": False}
-        got = server.handle_completions(json.dumps(body))
-        got = json.loads(got) if isinstance(got, str) else got
-        return int(got.get("tokens_predicted", got.get("usage", {}).get("completion_tokens", 0)))
+        got: Any = server.handle_completions(body)
+        got = json.loads(got) if isinstance(got, str | bytes) else got
+        return int(
+            got["tokens_predicted"] if "tokens_predicted" in got else got["usage"]["completion_tokens"]
+        )
 
     def ours(prompt: list[int], stored: bool) -> int:
         cache = manager.start(target, prompt) if stored else None
