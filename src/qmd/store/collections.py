@@ -28,6 +28,12 @@ class Collections:
             for r in rows
         ]
 
+    def included(self) -> dict[str, bool]:
+        """name -> whether searches that name no collection look into it. Counts nothing, unlike `list`."""
+        return {
+            name: bool(include) for name, include in self._db.all("SELECT name, include FROM collections")
+        }
+
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""
         for collection in self.list():
