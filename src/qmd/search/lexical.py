@@ -113,7 +113,7 @@ def find_all_first(
     ranked = _rank_all(index, needed, exclusion, query.filter, limit)
     complete, pruned = len(ranked), False
     satisfied = len(ranked) >= limit or (enough is not None and enough(ranked))
-    if not satisfied and loose and loose != needed:
+    if not satisfied and loose and not (len(needed) == 1 and loose == needed):
         rest, pruned = _rank_any(index, loose, exclusion, query.filter, limit)
         seen = {chunk for chunk, _ in ranked}
         quoted = required(index, query)
