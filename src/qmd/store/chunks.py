@@ -109,7 +109,7 @@ class Chunks:
                 texts[row[1]][start:end],
                 tuple(tags.get(row[1], ())),
                 key,
-                texts[row[1]].startswith("---"),
+                dashed=texts[row[1]].startswith("---"),
             )
         return {i: found[i] for i in wanted if i in found}
 
