@@ -478,8 +478,10 @@ class Index:
         limit = self.config.search.limit if limit is None else limit
         if limit < 1:
             raise UsageError(f"limit is {limit}; it must be 1 or more.")
+        included = self.store.included() if collections else {}
         for name in collections:
-            self.store.collection(name)
+            if name not in included:
+                self.store.collection(name)  # raises with the known names
         request = Request(
             text=query,
             mode=mode,
@@ -502,11 +504,11 @@ class Index:
 
     def _included(self) -> tuple[str, ...]:
         """The collections that a search looks into when it names none; empty when that is all of them."""
-        collections = self.store.collections()
-        if every(collection.include for collection in collections):
+        included = self.store.included()
+        if every(included.values()):
             return ()
         # No name can be empty: where everything is excluded, nothing is searched.
-        return tuple(collection.name for collection in collections if collection.include) or ("",)
+        return tuple(name for name, include in included.items() if include) or ("",)
 
     def _same_collection(self, folder: str | Path, name: str | None) -> Collection | None:
         """The collection that `folder` is already, if it is one (and is not asked to have another name)."""

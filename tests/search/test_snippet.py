@@ -71,7 +71,9 @@ def fronted(tmp_path_factory):
     (folder / "short.md").write_text(
         "---\ntitle: Zebra plan\ntags: [garden, wildlife]\n---\n\nFirst body line.\n\nAbout water, second.\n"
     )
-    lines = "".join(f"  line {i} of a front matter that fills several passages by itself\n" for i in range(80))
+    lines = "".join(
+        f"  line {i} of a front matter that fills several passages by itself\n" for i in range(80)
+    )
     (folder / "long.md").write_text(f"---\ntags: [giraffe]\nnotes: |\n{lines}---\n\n# Heading\n\nThe body.\n")
     (folder / "only.md").write_text("---\ntags: [okapi]\n---\n")
     with qmd.open(folder.parent / "fronted.sqlite") as index:

@@ -4,9 +4,9 @@ Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion
 chunks with every word (AND) before those with some, what a person who typed three words wants. Neither dead-ends:
 a word that the index does not have is replaced by its nearest spellings, and `notes` says so.
 
-Words with many postings are ranked from memory (`KeywordIndex.rank`), with the same scores. Of a long question the
-words that stand in a fifth of all chunks are left out of the sum: the choice follows document frequency; there is
-no stop list.
+Words with many postings are ranked from memory (`KeywordIndex.rank`), with the same scores. Of a long question, words
+that stand in more than half of all chunks are left out of the sum, where BM25 gives them no weight; there is no stop
+list.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ POSTINGS = 4_000
 """Up to so many postings FTS5 ranks any of the words itself; beyond, they are ranked from memory."""
 KEPT_WHEN_ASKED_TWICE = 30_000
 """Words that must all be there are ranked from memory from the second time on, if their postings are no more."""
-LIGHT_SHARE = 0.2
-"""Words in more than this share of all chunks (BM25 gives them at most 3 of some 20) are not summed up."""
+WEIGHTLESS_SHARE = 0.5
+"""Words in more than this share of all chunks are not summed up: BM25 gives them no weight (log((N - n) / n) < 0)."""
 HEAVY_WORDS = 3
 """So many words are summed up however common they are."""
 COMMON_SHARE = 0.25
@@ -113,7 +113,7 @@ def find_all_first(
     ranked = _rank_all(index, needed, exclusion, query.filter, limit)
     complete, pruned = len(ranked), False
     satisfied = len(ranked) >= limit or (enough is not None and enough(ranked))
-    if not satisfied and (len(loose) > 1 or any(term.phrase for term in query.terms)):
+    if not satisfied and loose and not (len(needed) == 1 and loose == needed):
         rest, pruned = _rank_any(index, loose, exclusion, query.filter, limit)
         seen = {chunk for chunk, _ in ranked}
         quoted = required(index, query)
@@ -248,7 +248,7 @@ def _rank_any(
             return [], False
         everything = " OR ".join(atom.expression for atom in atoms)
         return index.match(f"({everything}){exclusion}", filter, limit), False
-    light = index.count() * LIGHT_SHARE
-    heavy = [atom for i, atom in enumerate(atoms) if i < HEAVY_WORDS or atom.frequency <= light]
+    weightless = index.count() * WEIGHTLESS_SHARE
+    heavy = [atom for i, atom in enumerate(atoms) if i < HEAVY_WORDS or atom.frequency <= weightless]
     pieces = [atom.expression for atom in heavy]
     return index.rank(pieces, filter, limit, without=_unsigned(exclusion)), len(heavy) < len(atoms)

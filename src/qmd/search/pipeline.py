@@ -241,16 +241,13 @@ def _hits(
     stems = [stem for terms in store.keyword.stem(words.words).values() for stem in terms]
     marker = Marker(words.words, stems)
     complete = {chunk for chunk, _ in words.ranked[: words.complete]}
-    contexts: dict[tuple[str, str], str | None] = {}
+    contexts = bool(store.contexts())
     hits: list[Hit] = []
     for document, score in order:
         row = rows.get(shown[document])
         if row is None:  # deleted by another process meanwhile
             continue
         snippet = cut_snippet(*_shown(store, row), marker)
-        folder = (row.collection, row.path)
-        if folder not in contexts:
-            contexts[folder] = store.context_for(*folder)
         body = None
         if request.full:
             stored = store.document(document)
@@ -284,7 +281,7 @@ def _hits(
                 collection=row.collection,
                 path=row.path,
                 heading_path=row.heading_path,
-                context=contexts[folder],
+                context=store.context_for(row.collection, row.path) if contexts else None,
                 snippet=None if request.full else snippet.text,
                 body=body,
                 marks=() if request.full else snippet.marks,

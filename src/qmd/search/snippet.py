@@ -36,9 +36,13 @@ class Marker:
         self._stems = [(stem, stem.removesuffix("i"), len(stem) + 5) for stem in stems if len(stem) > 2]
         self._cjk = [word for word in words if has_cjk(word)]
         self._kinds: dict[str, str | None] = {}
+        starts = {*(word for word in self._plain), *(start for _, start, _ in self._stems)} - {""}
+        self._hint = re.compile("|".join(map(re.escape, sorted(starts)))) if starts else None
 
     def find(self, line: str) -> list[tuple[int, int, str]]:
         """(start, end, which word) of every match, by start."""
+        if line.isascii() and (self._hint is None or not self._hint.search(line.lower())):
+            return []
         out: list[tuple[int, int, str]] = []
         kinds = self._kinds
         for match in _WORD.finditer(line) if line else ():

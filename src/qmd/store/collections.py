@@ -17,6 +17,12 @@ class Collections:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
+    def included(self) -> dict[str, bool]:
+        """name -> whether searches that name no collection look into it. Counts nothing, unlike `list`."""
+        return {
+            name: bool(include) for name, include in self._db.all("SELECT name, include FROM collections")
+        }
+
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""
         for collection in self.list():

@@ -69,7 +69,9 @@ def add_up(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:
         ids = np.flatnonzero(sums)
         return ids, sums[ids]
     unique, place = np.unique(np.concatenate([ids for ids, _ in lists]), return_inverse=True)
-    return unique, np.bincount(place, np.concatenate([scores for _, scores in lists]))
+    total: Scores = np.zeros(unique.shape[0])
+    np.add.at(total, place, np.concatenate([scores for _, scores in lists]))
+    return unique, total
 
 
 def meet(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:

@@ -97,6 +97,10 @@ class Store:
     def remove_context(self, collection: str, path: str) -> None:
         self._collections.remove_context(collection, path)
 
+    def included(self) -> dict[str, bool]:
+        """name -> whether searches that name no collection look into it; cheaper than `collections`."""
+        return self._collections.included()
+
     def context_for(self, collection: str, path: str) -> str | None:
         """All contexts that hold for a path, outermost first, joined by blank lines."""
         return self._collections.context_for(collection, path)
