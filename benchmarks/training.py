@@ -126,7 +126,8 @@ def compare(work: Path, pairs: int, repeats: int) -> None:
         )
     ratios = [theirs_cpu / ours_cpu for (_, ours_cpu), (_, theirs_cpu) in zip(*runs.values(), strict=True)]
     print(
-        f"pairs per CPU second, ours / theirs: median {statistics.median(ratios):.2f}, {min(ratios):.2f}-{max(ratios):.2f}"
+        f"pairs per CPU second, ours / theirs: median {statistics.median(ratios):.2f}, "
+        f"{min(ratios):.2f}-{max(ratios):.2f}"
     )
 
 

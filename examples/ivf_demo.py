@@ -39,7 +39,7 @@ def main() -> None:
         f"search  {took:7.3f} s  {o.nq / took:,.0f} queries a second, {index.ntotal:,} rows, {index.nbytes / 1e6:.0f} MB"  # noqa: E501
     )
     print(
-        f"first query: ids {ids[0, :5].tolist()}, squared distances {[round(v, 2) for v in distances[0, :5].tolist()]}"  # noqa: E501
+        f"first query: ids {ids[0, :5].tolist()}, squared distances {[round(v, 2) for v in distances[0, :5].tolist()]}"
     )
     if o.verify:
         flat = ivf.IndexFlatL2(o.d).to(o.device)

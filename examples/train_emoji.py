@@ -85,7 +85,9 @@ def read_concepts(assets: Path, cache: Path) -> list[Concept]:
         )
         for skin in row.get("skins", []):
             if isinstance(skin["tone"], int) and (toned := find_pictures(assets, cache, skin["hexcode"])):
-                concept.toned[TONES[skin["tone"] - 1]] = toned[:1]  # a second drawing costs time and adds little
+                concept.toned[TONES[skin["tone"] - 1]] = toned[
+                    :1
+                ]  # a second drawing costs time and adds little
         concepts.append(concept)
     return concepts
 

@@ -223,7 +223,7 @@ def test_every_combination_of_search_params_works(profile, strategy, ordering, p
     for budget in (None, 300):
         for mode in ("csr", "matrix"):
             params = SearchParams(
-                profile=profile, budget_strategy=strategy, list_ordering=ordering, use_per_list_sizes=per_list,  # noqa: E501
+                profile=profile, budget_strategy=strategy, list_ordering=ordering, use_per_list_sizes=per_list,
                 candidate_budget=budget, search_mode=mode, debug_stats=True,
             )  # fmt: skip
             got = index.search(q, 5, params)

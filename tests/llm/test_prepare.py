@@ -36,7 +36,7 @@ def test_the_float_rewrite_gives_the_vectors_of_the_source() -> None:
     assert weights is not None
     assert (weights.layers, weights.hidden) == (6, 384)
     graph = write_bert(weights, products="float", pooling="mean")
-    rewritten = OnnxEmbedder(files, open_session(graph), TextTokenizer.from_file(files.tokenizer))
+    rewritten = OnnxEmbedder(files, lambda: open_session(graph), TextTokenizer.from_file(files.tokenizer))
     np.testing.assert_allclose(rewritten.embed_documents(TEXTS), source.embed_documents(TEXTS), atol=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_wrong_heads_give_other_vectors() -> None:
     assert weights is not None
     rewritten = OnnxEmbedder(
         files,
-        open_session(write_bert(weights, products="float", pooling="mean")),
+        lambda: open_session(write_bert(weights, products="float", pooling="mean")),
         TextTokenizer.from_file(files.tokenizer),
     )
     source = OnnxEmbedder.open(files, prepare=False)

@@ -120,7 +120,9 @@ class Lists:
         return Run(slab, start, 0, capacity)
 
     def _release(self, run: Run) -> None:
-        run.slab.ids[run.start : run.start + run.size] = -1  # ids are looked through by slab: none may go stale
+        run.slab.ids[
+            run.start : run.start + run.size
+        ] = -1  # ids are looked through by slab: none may go stale
         if run.slab.writable:
             run.slab.give(run.start, run.capacity)
 
@@ -341,7 +343,7 @@ class Lists:
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,  # noqa: E501
+                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0

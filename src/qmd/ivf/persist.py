@@ -114,7 +114,7 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         index = IndexFlat(header["d"], header["metric"], device=target)
     elif kind in ("IndexIVFFlat", "IndexIVFScalarQuantizer"):
         shared = {
-            "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],  # noqa: E501
+            "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],
             "device": target, "seed": header["seed"], "balance": header["balance"], "niter": header["niter"],
         }  # fmt: skip
         ivf: IndexIVF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ class OnnxEmbedder:
     def __init__(
         self,
         files: ModelFiles,
-        session: onnxruntime.InferenceSession,
+        load: Callable[[], onnxruntime.InferenceSession],
         tokenizer: TextTokenizer,
         *,
         dim: int | None = None,
@@ -71,12 +71,17 @@ class OnnxEmbedder:
         self._tokenizer = tokenizer
         self._prepare = prepare
         self._tokens_seen = 0
-        self._use(session)
+        self._load = load
+        self._loaded: tuple[onnxruntime.InferenceSession, frozenset[str], str] | None = None
 
-    def _use(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self._inputs = {i.name for i in session.get_inputs()}
-        self._output = session.get_outputs()[0].name
+    def _session(self) -> tuple[onnxruntime.InferenceSession, frozenset[str], str]:
+        """The session with its input names and first output, loaded by the first text: a run that finds nothing to
+        embed, or leaves the vectors out, does not pay for the model."""
+        if self._loaded is None:
+            session = self._load()
+            names = frozenset(i.name for i in session.get_inputs())
+            self._loaded = (session, names, session.get_outputs()[0].name)
+        return self._loaded
 
     @classmethod
     def open(
@@ -96,15 +101,22 @@ class OnnxEmbedder:
         prepare = prepare and providers[0] == "CPUExecutionProvider"
         ready = load_prepared(files) if prepare else None
         graph = ready[0] if ready is not None and ready[0] else files.graph
-        session = open_session(graph, threads=threads, providers=providers)
-        check_role(files.card, find_form(read_signature(session)))
-        return cls(files, session, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+
+        def load() -> onnxruntime.InferenceSession:
+            session = open_session(graph, threads=threads, providers=providers)
+            check_role(files.card, find_form(read_signature(session)))
+            return session
+
+        embedder = cls(files, load, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+        if not any(variant.sha256 for variant in files.card.variants):
+            embedder._session()  # a model nobody has checked shows its form at the door
+        return embedder
 
     def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
         """Go on with a prepared graph; None keeps the one in use."""
         self._prepare = False
         if session is not None:
-            self._use(session)
+            self._load, self._loaded = (lambda: session), None
 
     def prepare(self) -> Prepared | None:
         """Prepare the model for this machine now (a few seconds). None when its architecture has no faster
@@ -154,12 +166,13 @@ class OnnxEmbedder:
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Vectors:
         ids, mask = pad_rows(rows, self._tokenizer.pad_id)
+        session, inputs, output = self._session()
         feeds = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
-        if "position_ids" in self._inputs:
+        if "position_ids" in inputs:
             feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
-        hidden = self._session.run([self._output], feeds)[0]
+        hidden = session.run([output], feeds)[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)
         return pool(np.asarray(hidden, dtype=np.float32), mask, self.card)

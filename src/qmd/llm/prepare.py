@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from qmd.llm.files import ModelFiles, cache_root, write_atomically
 from qmd.llm.session import open_session
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
@@ -108,9 +111,8 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     for candidate in CANDIDATES:
         try:
             graph = write_bert(weights, products=candidate, pooling=files.card.pooling, ranges=ranges)
-            runner = OnnxEmbedder(
-                files, open_session(graph, threads=source.threads), tokenizer, dim=source.dim
-            )
+            session = open_session(graph, threads=source.threads)
+            runner = OnnxEmbedder(files, partial(_same, session), tokenizer, dim=source.dim)
             cosine = (runner.embed_documents(texts) * wanted).sum(axis=1)
         except (KeyError, ValueError, ModelError):
             continue
@@ -144,6 +146,10 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         write_atomically(path.with_suffix(".json"), json.dumps(asdict(record)).encode())
     source.adopt(open_session(graph, threads=source.threads) if graph else None)
     return record
+
+
+def _same(session: onnxruntime.InferenceSession) -> onnxruntime.InferenceSession:
+    return session
 
 
 def calibration_texts() -> Sequence[str]:
