@@ -101,7 +101,7 @@ class Chunks:
                 tags.setdefault(document, []).append(tag)
         for row in rows:
             start, end, headings, key = row[12:]
-            found[row[0]] = ChunkRow(
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy lets each slice fill any number
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],
