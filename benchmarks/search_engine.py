@@ -139,8 +139,9 @@ def measure_peer(corpus: Path, peer: Path, home: Path) -> dict[str, object]:
 
 
 def measure_warm(data: Path, repeats: int) -> dict[str, object]:
-    """In one process, after two passes to warm caches (`first`: the first pass). Vectors are random unit rows: their ranking means
-    nothing, the work is that of real ones."""
+    """In one process, after two passes to warm caches (`first`: the first pass).
+
+    Vectors are random unit rows: their ranking means nothing, the work is that of real ones."""
     figures: dict[str, object] = {}
     with qmd.open(data / "index.sqlite") as index:
         for name, queries in (("short", SHORT), ("question", QUESTIONS), ("cjk", CJK)):

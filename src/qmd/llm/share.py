@@ -124,7 +124,7 @@ class ModelServer:
         if request.version != PROTOCOL_VERSION:
             return Reply(
                 error=f"the model process speaks protocol {PROTOCOL_VERSION}, not {request.version}. "
-                "Stop it with `qmd models stop`; the next command starts a new one."
+                "It ends by itself when it is idle; the next command then starts a new one."
             )
         try:
             with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -109,8 +109,9 @@ class Chunks:
                 texts[row[1]][start:end],
                 tuple(tags.get(row[1], ())),
                 key,
-                dashed=texts[row[1]].startswith("---"),
             )
+            if texts[row[1]].startswith("---"):
+                found[row[0]] = replace(found[row[0]], dashed=True)
         return {i: found[i] for i in wanted if i in found}
 
     def places(self, ids: Iterable[int]) -> dict[int, tuple[int, str, int]]:

@@ -42,6 +42,7 @@ PLACES = {
     ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
+    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch and remove models."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
     "help": Place(f"{_HERE}.commands_completion:help_", "Show the help of a command."),
 }
@@ -54,7 +55,7 @@ SECTIONS = (
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
     ("Teach", ("train", "knowledge", "draft")),
-    ("Look after", ("status", "check", "cleanup", "completion", "help")),
+    ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )
 
 FIRST_STEPS = """\
