@@ -105,7 +105,7 @@ def peers(sample: list[str], threads: int) -> dict[str, Callable[[], Any]]:
     fast = PooledNormalizedEmbedding(
         "sentence-transformers/all-MiniLM-L6-v2", threads=threads, specific_model_path=str(local)
     )
-    fast.model.tokenizer.enable_truncation(256)
+    fast.tokenizer.enable_truncation(256)
     return {
         "sentence-transformers": lambda: sentence.encode(sample, batch_size=32),
         "fastembed": lambda: list(fast.embed(sample)),
