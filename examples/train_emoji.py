@@ -128,7 +128,7 @@ def write_data(concepts: list[Concept], out: Path, seed: int) -> tuple[Path, Pat
         near = [other for other in by_subgroup[concept.subgroup] if other is not concept] or taught
         for picture in concept.pictures:
             for text in texts_of(concept, draw):
-                rows.append(pair(text, picture, [draw.choice(draw.choice(near).pictures) for _ in range(2)]))
+                rows.append(pair(text, picture, [draw.choice(draw.choice(near).pictures)]))
         rows += tone_pairs(concept, draw)
     validation = [pair(concept.label, concept.pictures[0]) for concept in held]
     for concept in held:
@@ -163,11 +163,11 @@ def tone_pairs(concept: Concept, draw: random.Random) -> list[dict[str, object]]
             others = [
                 p for t, ps in concept.toned.items() if t != tone for p in ps if p.parent == picture.parent
             ]
-            if base is None or len(others) < 2:
+            if base is None or not others:
                 continue
-            row = pair(f"{tone} skin tone", picture, draw.sample(others, 2))
+            row = pair(f"{tone} skin tone", picture, draw.sample(others, 1))
             rows.append(row | {"mode": "m2i", "query_image": str(base.resolve())})
-            rows.append(pair(f"{concept.label}: {tone} skin tone", picture, draw.sample(others, 2)))
+            rows.append(pair(f"{concept.label}: {tone} skin tone", picture, draw.sample(others, 1)))
     return rows
 
 
@@ -247,6 +247,7 @@ def main() -> None:
     for seed in given.seeds:
         for name, value in run_seed(concepts, given.out, seed, given.set).items():
             results.setdefault(name, []).append(value)
+            print(f"seed {seed}: {name} {value:.1f}", file=sys.stderr, flush=True)
     print(f"| figure | mean of {len(given.seeds)} seeds | 95% +- |\n| --- | ---: | ---: |")
     for name, values in results.items():
         mean, half = interval(values)

@@ -137,6 +137,20 @@ def test_training_that_moves_nothing_is_an_error(configure: Callable[..., TrainC
         train(configure("text", "t2t", epochs=1, warmup_ratio=0.9))
 
 
+def test_no_query_or_positive_twice_in_a_batch() -> None:
+    from qmd.vembed.data import Pair
+    from qmd.vembed.run import dataset_of, distinct_batches
+
+    shared = (Item("wrong"),)
+    pairs = [Pair(Item(f"q{n // 2}"), Item(f"p{n}"), shared, "t2t", n) for n in range(40)]
+    pairs += [Pair(Item(f"x{n}"), Item("p0"), shared, "t2t", n) for n in range(3)]
+    batches = list(distinct_batches(dataset_of(pairs), batch_size=8, drop_last=False, seed=0))
+    assert sorted(index for batch in batches for index in batch) == list(range(43))
+    for batch in batches:
+        assert len({pairs[i].query for i in batch}) == len({pairs[i].positive for i in batch}) == len(batch)
+    assert np.mean([len(batch) for batch in batches]) > 5  # the negative that all share does not part them
+
+
 def test_nothing_to_resume_is_said(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ModelError, match="nothing to resume"):
         train(configure("text", "t2t"), resume=True)

@@ -112,7 +112,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         disable_tqdm=True,
         remove_unused_columns=False,
         # A query or positive that occurs twice in a batch would be its own false negative.
-        batch_sampler="no_duplicates" if _uses_other_pairs(config) else "batch_sampler",
+        batch_sampler=distinct_batches if _uses_other_pairs(config) else "batch_sampler",
     )
     trainer = _trainer_class()(
         model=model,
@@ -153,6 +153,33 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         skipped=pairs.skipped,
         rows=tuple(rows),
     )
+
+
+def distinct_batches(dataset: Any, **options: Any) -> Any:
+    """Batches in which no query and no positive occurs twice. Negatives may: they are wrong for every query anyway."""
+    from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+
+    return NoDuplicatesBatchSampler(_Sides(dataset), **options)
+
+
+class _Sides:
+    """A data set of short names, equal where cells are equal: comparing these is quick."""
+
+    column_names = ("query", "positive")
+
+    def __init__(self, dataset: Any) -> None:
+        known: dict[tuple[str, str | None, str | None], str] = {}
+        sides = [
+            [known.setdefault((side, cell["text"], cell["image"]), str(len(known))) for cell in dataset[side]]
+            for side in self.column_names
+        ]
+        self.rows = list(zip(*sides, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return dict(zip(self.column_names, self.rows[index], strict=True))
 
 
 def _uses_other_pairs(config: TrainConfig) -> bool:

@@ -180,11 +180,16 @@ class ComposedBackbone(InputModule):
             image = text.new_zeros(len(text), self.image_tower.dim)
             if bool(has_image.any()):
                 image[has_image] = self.image_tower(features["pixel_values"])
-        only_text = (has_text & ~has_image).unsqueeze(1)
-        only_image = (has_image & ~has_text).unsqueeze(1)
-        projected_text, projected_image = self.text_head(text), self.image_head(image)
-        fused = projected_text + projected_image + self.fuse_head(torch.cat([text, image], dim=1))
-        vector = torch.where(only_text, projected_text, torch.where(only_image, projected_image, fused))
+        only_text, only_image, both = has_text & ~has_image, has_image & ~has_text, has_text & has_image
+        vector = text.new_zeros(len(text), self.projection_dim)
+        if bool(only_text.any()):
+            vector[only_text] = self.text_head(text[only_text])
+        if bool(only_image.any()):
+            vector[only_image] = self.image_head(image[only_image])
+        if bool(both.any()):
+            words, picture = text[both], image[both]
+            fused = self.fuse_head(torch.cat([words, picture], dim=1))
+            vector[both] = self.text_head(words) + self.image_head(picture) + fused
         features["sentence_embedding"] = vector  # (B, projection_dim), normalised by the module that follows
         return features
 
