@@ -125,15 +125,8 @@ def compare(work: Path, pairs: int, repeats: int) -> None:
             f"| {name} | {statistics.median(rates):.1f} | {min(rates):.1f} | {max(rates):.1f} | {cpu:.2f} |"
         )
     ratios = [theirs_cpu / ours_cpu for (_, ours_cpu), (_, theirs_cpu) in zip(*runs.values(), strict=True)]
-<<<<<<< HEAD
-    print(
-        f"pairs per CPU second, ours / theirs: median {statistics.median(ratios):.2f}, "
-        f"{min(ratios):.2f}-{max(ratios):.2f}"
-    )
-=======
     middle = statistics.median(ratios)
     print(f"pairs per CPU second, ours over theirs: {middle:.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
->>>>>>> vembed
 
 
 class LiveTensors(torch.utils._python_dispatch.TorchDispatchMode):
