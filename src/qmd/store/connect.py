@@ -17,6 +17,7 @@ from qmd.store.schema import APPLICATION_ID, FORMAT_VERSION, PAGE_SIZE, migrate
 
 BUSY_TIMEOUT_S = 30.0
 Row = tuple[Any, ...]
+_NO_SPACE = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
             f"{path} is being written by another process and stayed locked for {BUSY_TIMEOUT_S:.0f} s. "
             "Wait for that `qmd update` or `qmd embed` to finish, then run this again."
         )
-    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and "WRITE" in _name(error)):
+    if code == sqlite3.SQLITE_FULL or _name(error) in _NO_SPACE:
         return StoreFull(
             f"no space left to write {path} ({error}). What was committed before still answers. "
             "Free some disk space, then run the same command again; it resumes."
