@@ -11,11 +11,14 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 $(VENV)/base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "QMD needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV), about a minute the first time ..."
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/dev: $(VENV)/base
+$(VENV)/dev: $(VENV)/base requirements-dev.txt
 	$(PIP) torch
 	$(PIP) --editable '.[all]'
 	$(PIP) --requirement requirements-dev.txt
@@ -35,6 +38,7 @@ check: $(VENV)/dev  ## linter, types, import rules, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/docs -k "not blocks_run"
 
 bench: $(VENV)/dev  ## search engine figures beside its peer
 	$(BIN)/python benchmarks/search_engine.py

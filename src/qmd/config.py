@@ -1,7 +1,7 @@
 """Configuration: one frozen tree, read from YAML. Unknown keys are refused; every field has a default.
 
-Where it is looked for, first found wins for each: the argument or flag, `QMD_CONFIG_DIR` / `QMD_DATA_DIR`, a project-local
-`.qmd/` folder in the working directory or above it, then `$XDG_CONFIG_HOME/qmd` and `$XDG_DATA_HOME/qmd`.
+Where it is looked for, first found wins for each: the argument or flag, `QMD_CONFIG_DIR` / `QMD_DATA_DIR`,
+a project-local `.qmd/` in the working directory or above it, `$XDG_CONFIG_HOME/qmd` and `$XDG_DATA_HOME/qmd`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A part of the configuration tree."""
 
 
-class Memory(Section):
+class Memory(Section, frozen=True):
     backend: Literal["builtin"] = "builtin"
     citations: Literal["auto", "on", "off"] = "auto"
 
 
-class Models(Section):
+class Models(Section, frozen=True):
     """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server."""
 
     embedding: str = "all-MiniLM-L6-v2"
@@ -37,7 +37,7 @@ class Models(Section):
     generation: str | None = None
 
 
-class Search(Section):
+class Search(Section, frozen=True):
     """Defaults of every search; a flag or an argument of the same name overrides."""
 
     limit: int = 10
@@ -47,16 +47,16 @@ class Search(Section):
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 
-class Ingest(Section):
+class Ingest(Section, frozen=True):
     """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model."""
 
     max_file_bytes: int = 16 * 1024 * 1024
-    chunk_tokens: int = 220
+    chunk_tokens: int = 240
     chunk_overlap: float = 0.0
     follow_symlinks: bool = False
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     memory: Memory = Memory()
     models: Models = Models()
     search: Search = Search()

@@ -8,7 +8,7 @@ class QmdError(Exception):
 
 
 class UsageError(QmdError):
-    """The request itself is wrong: an unknown collection, a malformed reference, options that exclude each other."""
+    """The request itself is wrong: a malformed reference, options that exclude each other."""
 
     exit_code = 2
 

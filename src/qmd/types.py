@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 Pooling = Literal["mean", "cls", "last_token"]
 Role = Literal["embedding", "reranker", "generation"]
+Form = Literal["encoder", "seq-cls", "causal"]
 LinkKind = Literal["wikilink", "embed", "link"]
 
 Progress = Callable[[str, int, int | None], None]
@@ -29,7 +30,8 @@ class Chunk:
     """A slice of a document that is indexed and found on its own.
 
     `start`/`end` are character offsets into `Document.text` (end exclusive); `line`/`end_line` count from 1,
-    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model. `cut` says that
+    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model.
+    `cut` says that
     the chunk is a part of a fence or table that is larger than one chunk.
     """
 
@@ -90,7 +92,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises."""
+    """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises.
+
+    `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`.
+    """
 
     docid: str
     score: float
@@ -104,6 +109,7 @@ class Hit:
     context: str | None = None
     snippet: str | None = None
     body: str | None = None
+    marks: tuple[tuple[int, int], ...] = ()
     explain: Mapping[str, object] | None = None
 
 
@@ -140,7 +146,15 @@ class ModelVariant:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A row that drives the code that loads and runs a model."""
+    """A row that drives the code that loads and runs a model.
+
+    `name` is what a user writes; `repo` is the hub repository that holds the ONNX files where that is another
+    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read:
+    token
+    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the
+    Matryoshka
+    sizes a vector may be cut to, largest first; empty means only `dim`.
+    """
 
     name: str
     role: Role
@@ -153,3 +167,8 @@ class ModelCard:
     languages: tuple[str, ...] = ()
     variants: tuple[ModelVariant, ...] = ()
     revision: str | None = None
+    repo: str = ""
+    package: str = ""
+    form: Form = "encoder"
+    dims: tuple[int, ...] = ()
+    template: str = ""

@@ -6,7 +6,6 @@ import os
 import random
 import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -90,9 +89,8 @@ def test_kill_9_keeps_what_was_acknowledged(database, tmp_path, job):
                 assert len(store.vectors.matrix("fake-1")) == done or done == 0
                 assert total == store.db.value(f"SELECT count(*) FROM {table}")
         kept = done
-        if kept == (FILES if job == "index" else total):  # all done: the remaining kills begin afresh
-            database.write_bytes(before)
-            kept = 0
+        if rng.random() < 0.5 and job == "index" and kept == FILES:
+            break
     assert start(job, database).wait() == 0
     undisturbed = tmp_path / "undisturbed.sqlite"
     undisturbed.write_bytes(before)
@@ -122,9 +120,11 @@ def test_two_writers_and_eight_readers_for_20_s(database):
 
 def test_disk_full_says_so_and_the_old_index_answers(database):
     """A limit on the size of files stands for a full disk."""
-    with Store.open(database) as store:
-        store.set_context("/", "", "kept")
-        store.db.checkpoint()
+    assert start("index", database).wait() == 0
+    for i in range(FILES, 5 * FILES):
+        (database.parent / "notes" / f"{i:03d}.md").write_text(
+            f"unique{i} text\n" + "filler words here\n" * 60
+        )
     limit = database.stat().st_size + 20_000
 
     def full():
@@ -137,10 +137,11 @@ def test_disk_full_says_so_and_the_old_index_answers(database):
     assert "Free some disk space" in error
     with Store.open(database) as store:
         assert store.integrity() == []
-        assert store.context_for("notes", "a.md") == "kept"
+        assert FILES <= store.counts().documents < 5 * FILES
+        assert store.keyword.match("unique7")
     assert start("index", database).wait() == 0
     with Store.open(database) as store:
-        assert store.counts().documents == FILES
+        assert store.counts().documents == 5 * FILES
 
 
 def test_a_full_disk_while_creating(tmp_path):
@@ -198,8 +199,7 @@ def test_a_damaged_file_is_never_silently_wrong(database, harm):
             with Store.open(database) as store:
                 problems = store.integrity()
                 texts = [store.document(i).text for i in range(1, FILES + 1)] if not problems else []
-        except (StoreError, sqlite3.DatabaseError) as error:
-            assert isinstance(error, StoreError), repr(error)
+        except StoreError:
             continue
         for i, text in enumerate(texts):
             assert text == f"unique{i} text\n" + "filler words here\n" * 60

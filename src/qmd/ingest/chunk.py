@@ -1,8 +1,8 @@
 """Cut a text into chunks along its structure. Knows lines, headings and atoms, and no file format.
 
-A section that fits the limit is one chunk; neighbouring small sections under one parent share a chunk; a section that is
-too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never inside a fence or a table
-that fits. A line that is too long by itself is cut behind a sentence.
+A section that fits is one chunk; neighbouring small sections under one parent share a chunk; a section
+that is too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never
+inside a fence or a table that fits. A line that is too long by itself is cut behind a sentence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 
-from qmd.ingest.outline import Outline
+from qmd.ingest.outline import Heading, Outline
 from qmd.ingest.tokens import UNIT, measure_lines, running_sum
 from qmd.types import Chunk
 
@@ -25,8 +25,8 @@ _PAUSE = re.compile(r"[，、：,;:)\]}>](?!\d)|\s+")
 def cut(text: str, outline: Outline, limit: int, overlap: float = 0.0) -> tuple[Chunk, ...]:
     """Cut `text` into chunks of at most `limit` estimated tokens.
 
-    overlap: share of the limit (0 to 0.5) that a chunk repeats of the one before it, within one section; 0 means that no
-    character is in two chunks. Every character that is not blank is in a chunk.
+    overlap: share of the limit (0 to 0.5) that a chunk repeats of the one before it, within one section; 0 means that
+    no character is in two chunks. Every character that is not blank is in a chunk.
     """
     if limit < 8:
         raise ValueError(f"chunk_tokens is {limit}; expected at least 8.")
@@ -157,18 +157,23 @@ class _Cutter:
         ideal = sums[at] + rest / pieces
         low = max(at + 1, bisect_left(sums, sums[at] + self.limit // 3, at, fits))
         best, best_score = fits, -1.0
+        scale, has_atoms = 0.7 / (self.limit * self.limit), bool(self.atom_first)
+        here, weight = starts[fits], sums[fits]
         for line in range(fits, low - 1, -1):
-            here = starts[line]
             previous = starts[line - 1]
-            if here - previous <= 1 or text[previous:here].isspace():
-                score = 20.0 if not text[here : here + 1].isspace() else 12.0
+            if here - previous <= 1 or (here - previous < 80 and text[previous:here].isspace()):
+                score = 12.0 if text[here : here + 1].isspace() else 20.0
+            elif best_score > 6.0:
+                here, weight = previous, sums[line - 1]
+                continue
             elif text[here : here + 2] in _ITEMS:
                 score = 6.0
             else:
                 score = 2.0 if text[here - 2 : here - 1] in _ENDS else 1.0
-            score *= 1.0 - 0.7 * min(1.0, abs(sums[line] - ideal) / self.limit) ** 2
-            if score > best_score and not self._inside(line):
+            score *= 1.0 - scale * (weight - ideal) ** 2
+            if score > best_score and not (has_atoms and self._inside(line)):
                 best, best_score = line, score
+            here, weight = previous, sums[line - 1]
         return best
 
     def _split_line(self, line: int, path: tuple[str, ...]) -> None:
@@ -202,7 +207,7 @@ _ENDS = frozenset(".!?:;。！？；：")
 
 
 def _break_in(window: str, most: int) -> int:
-    """Length of the piece to take from a window of one line: at most `most` characters, behind a sentence if there is one."""
+    """Length of the piece to take from a window of one line: at most `most`, behind a sentence if there is one."""
     low = most // 3
     for pattern in (_SENTENCE, _PAUSE):
         best = 0
@@ -227,7 +232,7 @@ def _joins(char: str) -> bool:
     )
 
 
-def _section_ends(headings: list[tuple[int, int, str]] | list) -> list[int]:  # type: ignore[type-arg]
+def _section_ends(headings: list[Heading]) -> list[int]:
     """For every heading the index of the next one at the same or a higher place in the tree."""
     ends = [len(headings)] * len(headings)
     open_: list[int] = []

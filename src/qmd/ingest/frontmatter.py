@@ -52,7 +52,7 @@ def load_fields(source: str) -> dict[str, Any]:
     tree: object = None
     if not _too_deep(source):
         try:
-            tree = yaml.load(source, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+            tree = yaml.load(source, Loader=_Loader)
         except (yaml.YAMLError, ValueError, RecursionError, TypeError):
             tree = None
     if not isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""What a format parser hands to the chunker: structure over the lines of a text, and what it learned about the document."""
+"""What a format parser hands to the chunker: structure over lines, and what it learned about the document."""
 
 from __future__ import annotations
 

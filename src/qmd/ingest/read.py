@@ -113,7 +113,7 @@ def _decode_utf16(data: bytes) -> str:
 
 
 def _decode_legacy(data: bytes) -> tuple[str, str]:
-    """Text that is not UTF-8: a few broken bytes are replaced; else the encoding is detected, or the file is left out."""
+    """Text that is not UTF-8: replace a few broken bytes, else detect the encoding, else leave the file out."""
     high = len(data.translate(None, _HIGH))
     text = data.decode("utf-8", "replace")
     broken = text.count("�")

@@ -1,7 +1,7 @@
 """Estimate how many WordPiece tokens a text has, from classes of neighbouring characters. Knows no vocabulary.
 
-The tokenizer of the embedding model would cost more time than all the rest of reading. An upper estimate is enough to cut
-by: every pair of neighbouring characters adds the weight of its two classes, so the estimate of any slice is a
+The tokenizer of the embedding model would cost more time than all the rest of reading. An upper estimate is enough to
+cut by: every pair of neighbouring characters adds the weight of its two classes, so the estimate of any slice is a
 difference of two running sums. The weights were fitted by quantile regression (benchmarks/ingest_tokens.py).
 """
 
@@ -143,8 +143,8 @@ def estimate_tokens(text: str) -> int:
 def measure_lines(text: str) -> tuple[list[int], list[int]]:
     """Where lines start, and the running estimate there.
 
-    Returns two lists of n + 1 entries for n lines: character offsets (the last is len(text)) and 1/UNIT tokens. Lines end
-    at "\\n" only. Works through windows, so that a huge text costs its lines and not its characters.
+    Returns two lists of n + 1 entries for n lines: character offsets (the last is len(text)) and 1/UNIT tokens. Lines
+    end at "\\n" only. Works through windows, so that a huge text costs its lines and not its characters.
     """
     starts = [0]
     sums = [0]

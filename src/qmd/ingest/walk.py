@@ -18,15 +18,130 @@ from qmd.ingest.read import MAX_FILE_BYTES, CannotRead, read_file
 IGNORE_FILES = (".gitignore", ".qmdignore")
 MAX_IGNORE_BYTES = 1 << 20
 SKIPPED_FOLDERS = frozenset(
-    "node_modules __pycache__ bower_components __pypackages__ site-packages venv CVS lost+found $RECYCLE.BIN".split()
+    [
+        "node_modules",
+        "__pycache__",
+        "bower_components",
+        "__pypackages__",
+        "site-packages",
+        "venv",
+        "CVS",
+        "lost+found",
+        "$RECYCLE.BIN",
+    ]
 )
 _BINARY = frozenset(
-    (
-        "png jpg jpeg gif bmp ico webp tif tiff heic avif psd ai eps mp3 wav ogg flac m4a aac mid mp4 mkv avi mov webm wmv flv zip gz bz2 xz zst "
-        "lz4 7z rar tar tgz jar war whl egg deb rpm apk dmg iso img exe dll so dylib a o obj lib class pyc pyo pyd wasm bin dat db sqlite "
-        "sqlite3 mdb parquet feather arrow npy npz pkl pickle h5 hdf5 onnx pt pth gguf safetensors ckpt ttf otf woff woff2 eot pdf doc docx "
-        "xls xlsx ppt pptx odt ods odp epub mobi azw3 swf fla blend stl glb mo gmo pack idx"
-    ).split()
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "bmp",
+        "ico",
+        "webp",
+        "tif",
+        "tiff",
+        "heic",
+        "avif",
+        "psd",
+        "ai",
+        "eps",
+        "mp3",
+        "wav",
+        "ogg",
+        "flac",
+        "m4a",
+        "aac",
+        "mid",
+        "mp4",
+        "mkv",
+        "avi",
+        "mov",
+        "webm",
+        "wmv",
+        "flv",
+        "zip",
+        "gz",
+        "bz2",
+        "xz",
+        "zst",
+        "lz4",
+        "7z",
+        "rar",
+        "tar",
+        "tgz",
+        "jar",
+        "war",
+        "whl",
+        "egg",
+        "deb",
+        "rpm",
+        "apk",
+        "dmg",
+        "iso",
+        "img",
+        "exe",
+        "dll",
+        "so",
+        "dylib",
+        "a",
+        "o",
+        "obj",
+        "lib",
+        "class",
+        "pyc",
+        "pyo",
+        "pyd",
+        "wasm",
+        "bin",
+        "dat",
+        "db",
+        "sqlite",
+        "sqlite3",
+        "mdb",
+        "parquet",
+        "feather",
+        "arrow",
+        "npy",
+        "npz",
+        "pkl",
+        "pickle",
+        "h5",
+        "hdf5",
+        "onnx",
+        "pt",
+        "pth",
+        "gguf",
+        "safetensors",
+        "ckpt",
+        "ttf",
+        "otf",
+        "woff",
+        "woff2",
+        "eot",
+        "pdf",
+        "doc",
+        "docx",
+        "xls",
+        "xlsx",
+        "ppt",
+        "pptx",
+        "odt",
+        "ods",
+        "odp",
+        "epub",
+        "mobi",
+        "azw3",
+        "swf",
+        "fla",
+        "blend",
+        "stl",
+        "glb",
+        "mo",
+        "gmo",
+        "pack",
+        "idx",
+    ]
 )
 _SECRET = re.compile(
     r"""\.env(?:\.(?!example\Z|sample\Z|template\Z|dist\Z).*)?\Z | .*\.env\Z | id_[^.]+(?:\.(?:pub|key|pem|bak|old))?\Z
@@ -40,8 +155,8 @@ _SECRET = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A regular file. `path` is posix, relative to the root, always valid Unicode: a byte of a file name that is not UTF-8
-    shows as `\\xE9`; `absolute` is the real name.
+    """A regular file. `path` is posix, relative to the root, always valid Unicode: a byte of a file name that is
+    not UTF-8 shows as `\\xE9`; `absolute` is the real name.
     """
 
     path: str
@@ -106,6 +221,7 @@ def walk(
             path = prefix + name
             shown = path if path.isascii() else readable(path)
             real = entry.path
+            status: os.stat_result | None
             try:
                 if entry.is_symlink():
                     target = os.path.realpath(real) if follow_symlinks else ""
@@ -247,7 +363,7 @@ def _load(path: str) -> GitIgnoreSpec | None:
 
 
 def _compile(lines: Sequence[str]) -> GitIgnoreSpec | None:
-    """Patterns in .gitignore syntax; lines that are not valid, or that could match slowly, are left out, as git does."""
+    """Patterns in .gitignore syntax; lines that are not valid or could match slowly are left out."""
     good = []
     for line in lines:
         if len(line) > 500 or line.count("*") > 12:
@@ -262,7 +378,8 @@ def _compile(lines: Sequence[str]) -> GitIgnoreSpec | None:
 
 def expand_braces(pattern: str, limit: int = 64) -> list[str]:
     """`*.{md,txt}` -> `*.md`, `*.txt`."""
-    done, todo = [], [pattern]
+    done: list[str] = []
+    todo = [pattern]
     while todo and len(done) + len(todo) <= limit:
         one = todo.pop(0)
         match = re.search(r"\{([^{}]*,[^{}]*)\}", one)

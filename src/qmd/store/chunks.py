@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qmd.store.connect import Connection
 from qmd.store.documents import body_of, stored_path
 from qmd.store.filters import compile_filter
 from qmd.types import Filter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SEPARATOR = "\x1f"
 
@@ -31,7 +33,8 @@ def embedding_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A chunk with what a hit shows of its document. `text` is read from the one stored copy."""
+    """A chunk with what a hit shows of its document. `text` is read from the one stored copy; `dashed`: the document
+    opens with `---`, as front matter does."""
 
     id: int
     document_id: int
@@ -51,6 +54,7 @@ class ChunkRow:
     text: str
     tags: tuple[str, ...]
     key: bytes
+    dashed: bool = False
 
 
 class Chunks:
@@ -65,7 +69,8 @@ class Chunks:
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():
             rows = self._db.all(
-                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
+                d.mtime_ns,
                           c.line, c.end_line, c.start, c.end, c.headings, c.key
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
@@ -82,7 +87,7 @@ class Chunks:
                     )
         for row in rows:
             start, end, headings, key = row[12:]
-            found[row[0]] = ChunkRow(
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy does not count starred slices
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],
@@ -90,8 +95,18 @@ class Chunks:
                 texts[row[1]][start:end],
                 tags[row[1]],
                 key,
+                texts[row[1]].startswith("---"),
             )
         return {i: found[i] for i in wanted if i in found}
+
+    def places(self, ids: Iterable[int]) -> dict[int, tuple[int, str, int]]:
+        """id -> (document id, docid, line): what grouping needs, without reading any text."""
+        rows = self._db.all(
+            "SELECT c.id, c.document_id, d.docid, c.line FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value "
+            "JOIN documents d ON d.id = c.document_id",
+            (json.dumps([int(i) for i in ids]),),
+        )
+        return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
     def ids(self, wanted: Filter) -> NDArray[np.int64] | None:
         """Sorted ids of the chunks that pass the filter; None when it has no condition."""
@@ -101,6 +116,8 @@ class Chunks:
         rows = self._db.all(
             f"SELECT id FROM chunks WHERE document_id IN ({condition.documents})", condition.parameters
         )
+        import numpy as np
+
         return np.sort(np.fromiter((r[0] for r in rows), np.int64, len(rows)))
 
     def of_document(self, document_id: int) -> list[int]:

@@ -17,17 +17,6 @@ class Collections:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def list(self) -> list[Collection]:
-        rows = self._db.all(
-            """SELECT n.name, n.root, n.patterns, n.ignore, n.include,
-                      (SELECT count(*) FROM documents d WHERE d.collection_id = n.id)
-               FROM collections n ORDER BY n.name"""
-        )
-        return [
-            Collection(r[0], r[1], tuple(json.loads(r[2])), tuple(json.loads(r[3])), bool(r[4]), r[5])
-            for r in rows
-        ]
-
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""
         for collection in self.list():
@@ -123,3 +112,14 @@ class Collections:
             if not r[1] or path == r[1] or path.startswith(f"{r[1]}/")
         ]
         return "\n\n".join(text for _, text in sorted(holding, key=lambda h: h[0])) or None
+
+    def list(self) -> list[Collection]:
+        rows = self._db.all(
+            """SELECT n.name, n.root, n.patterns, n.ignore, n.include,
+                      (SELECT count(*) FROM documents d WHERE d.collection_id = n.id)
+               FROM collections n ORDER BY n.name"""
+        )
+        return [
+            Collection(r[0], r[1], tuple(json.loads(r[2])), tuple(json.loads(r[3])), bool(r[4]), r[5])
+            for r in rows
+        ]

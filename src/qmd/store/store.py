@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from qmd.store.chunks import ChunkRow, Chunks
 from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
-from qmd.store.repair import CleanupReport, Counts, Problem, cleanup, counts, integrity
-from qmd.store.vectors import Vectors
 from qmd.types import Collection, Filter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qmd.store.repair import CleanupReport, Counts, Problem
+    from qmd.store.vectors import Vectors
 
 
 class Store:
     """An open index. Usable from several threads; each has its own connection.
 
-    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on the way.
+    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on
+    the way.
     """
 
     def __init__(self, db: Connection, *, warn: Callable[[str], None] | None = None) -> None:
@@ -33,8 +37,15 @@ class Store:
         self.documents = Documents(db)
         self.chunk_rows = Chunks(db)
         self.keyword = Keyword(db)
-        self.vectors = Vectors(db, warn)
+        self._warn = warn
         self._collections = Collections(db)
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Loaded when first asked for: keyword search alone needs no numpy."""
+        from qmd.store.vectors import Vectors
+
+        return Vectors(self.db, self._warn)
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True, warn: Callable[[str], None] | None = None) -> Self:
@@ -138,12 +149,18 @@ class Store:
     # health
 
     def counts(self) -> Counts:
+        from qmd.store.repair import counts
+
         return counts(self.db)
 
     def integrity(self) -> list[Problem]:
         """Everything that is wrong, each with its remedy; empty when healthy. Reads the whole index."""
+        from qmd.store.repair import integrity
+
         return integrity(self.db, self.vectors)
 
     def cleanup(self) -> CleanupReport:
         """Repair what can be derived, drop what nothing uses, shrink the file."""
+        from qmd.store.repair import cleanup
+
         return cleanup(self.db, self.vectors)

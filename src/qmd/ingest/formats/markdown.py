@@ -74,7 +74,8 @@ def _read_events(outline: Outline, body: str, shift: int) -> None:
     code: list[tuple[int, int]] = []  # byte ranges that hold no tags
     heading: list[str] | None = None
     atom_end = -1
-    for event, span in pyromark.events_with_range(body, options=_OPTIONS):
+    events: Any = pyromark.events_with_range(body, options=_OPTIONS)
+    for event, span in events:
         if type(event) is str:
             continue
         kind, value = next(iter(event.items()))

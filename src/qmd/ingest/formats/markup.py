@@ -9,9 +9,10 @@ from qmd.ingest.outline import Atom, Heading, Outline
 from qmd.types import Link
 
 MAX_TITLE = 200
-_UNDERLINE = re.compile(r"^([=\-`:'\"~^_*+#<>.])\1{2,}[ \t]*$", re.M)
+_UNDERLINE = re.compile(r"\n([=\-`:'\"~^_*+#<>.])\1{2,}[ \t]*(?=\n|\Z)")
 _REST_BLOCK = re.compile(
-    r"^([ ]*)\.\. (?:code-block|code|sourcecode|highlight|literalinclude|parsed-literal|math|table|list-table|csv-table)::"
+    r"^([ ]*)\.\. (?:code-block|code|sourcecode|highlight|literalinclude|parsed-literal|math|"
+    r"table|list-table|csv-table)::"
     r"[^\n]*\n(?:[ \t]*\n|\1[ \t]+[^\n]*\n)*",
     re.M,
 )
@@ -85,14 +86,14 @@ def underlined(text: str) -> list[Heading]:
     levels: dict[str, int] = {}
     lines = _Lines(text)
     for match in _UNDERLINE.finditer(text):
-        begin = match.start()
+        begin = match.start() + 1
         if begin < 2:
             continue
         before = text.rfind("\n", 0, begin - 1) + 1
         if begin - before > MAX_TITLE:
             continue
         title = text[before : begin - 1].strip()
-        if not title or len(match[0]) < 0.6 * len(title) or title[0] == title[-1] == match[1]:
+        if not title or len(match[0]) - 1 < 0.6 * len(title) or title[0] == title[-1] == match[1]:
             continue
         style = match[1]
         over = text.rfind("\n", 0, max(0, before - 1)) + 1
@@ -138,15 +139,15 @@ def read_org(text: str) -> Outline:
         outline.headings.append(Heading(lines.of(match.start()), min(len(match[1]), 32), title[:MAX_TITLE]))
     atoms: list[Atom] = []
     lines, at = _Lines(text), 0
-    while match := _ORG_BLOCK.search(text, at):
-        end = re.compile(rf"^[ \t]*#\+END_{match[1]}[ \t]*$", re.M | re.I).search(text, match.end())
+    while block := _ORG_BLOCK.search(text, at):
+        end = re.compile(rf"^[ \t]*#\+END_{block[1]}[ \t]*$", re.M | re.I).search(text, block.end())
         if end is None:
-            at = match.end()
+            at = block.end()
             if len(atoms) > 1000:
                 break
             continue
-        first = lines.of(match.start())
-        atoms.append(Atom(first, first + text.count("\n", match.start(), end.end()) + 1))
+        first = lines.of(block.start())
+        atoms.append(Atom(first, first + text.count("\n", block.start(), end.end()) + 1))
         at = end.end()
     lines = _Lines(text)
     for match in _ORG_TABLE.finditer(text):

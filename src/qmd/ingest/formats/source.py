@@ -7,13 +7,21 @@ import re
 from qmd.ingest.outline import Heading, Outline
 
 _C_LIKE = (
-    r"^(?P<i>[ \t]{0,8})(?P<t>(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|pub(?:\([a-z]+\))?|"
+    r"^(?P<i>[ \t]{0,8})(?P<t>(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|"
+    r"pub(?:\([a-z]+\))?|"
     r"unsafe|sealed|override|data|open|partial|inline|virtual|extern|const|declare)[ \t]+){0,6}"
-    r"(?:class|interface|enum|struct|trait|impl|fn|func|function|type|namespace|module|mod|object|record|union|protocol|extension)\b"
+    r"(?:class|interface|enum|struct|trait|impl|fn|func|function|type|namespace|module|mod|object|record|union|"
+    r"protocol|extension)\b"
     r"[^\n{;=]{1,160})"
 )
-_C_FUNCTION = r"|^(?P<f>(?!(?:if|for|while|switch|return|else|do|typedef|using)\b)[A-Za-z_][\w:<>,*& \t]{0,120}[ \t*&]~?[\w:~]{1,80}\([^;\n]{0,160}\)?)[ \t]*(?:\{|\n\{|\n[ \t]*\{|,\n)"
-_JS_CONST = r"|^(?P<c>(?:export[ \t]+)?(?:const|let|var)[ \t]+[\w$]{1,80})[ \t]*=[ \t]*(?:async[ \t]*)?(?:function|\([^\n]{0,120}=>|class)"
+_C_FUNCTION = (
+    r"|^(?P<f>(?!(?:if|for|while|switch|return|else|do|typedef|using)\b)"
+    r"[A-Za-z_][\w:<>,*& \t]{0,120}[ \t*&]~?[\w:~]{1,80}\([^;\n]{0,160}\)?)[ \t]*(?:\{|\n\{|\n[ \t]*\{|,\n)"
+)
+_JS_CONST = (
+    r"|^(?P<c>(?:export[ \t]+)?(?:const|let|var)[ \t]+[\w$]{1,80})[ \t]*=[ \t]*"
+    r"(?:async[ \t]*)?(?:function|\([^\n]{0,120}=>|class)"
+)
 _OUTLINES = {
     "python": r"^(?P<i>[ \t]{0,8})(?P<t>(?:async[ \t]+)?(?:def|class)[ \t]+\w[^\n:(]{0,120})",
     "ruby": r"^(?P<i>[ \t]{0,8})(?P<t>(?:def|class|module)[ \t]+[^\n;(]{1,120})",

@@ -1,0 +1,151 @@
+"""Retrieval quality on a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv): keyword, vector and hybrid
+search.
+
+    python benchmarks/quality.py FOLDER [FOLDER ...] [--queries N] [--losses N] [--json FILE] [--keep DIR]
+
+Every document is written as a Markdown file, indexed and searched through the public Python API with the
+default
+configuration. Prints nDCG@10, Recall@100, MRR@10 (binary relevance) and the median time of a query;
+`--losses` lists
+the queries where hybrid loses most against keyword.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import qmd
+from qmd.config import Config, Search
+
+MODES = ("keyword", "vector", "hybrid")
+
+
+def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, set[str]]]:
+    """(document id -> title and text, query id -> text, query id -> relevant document ids)."""
+    documents = {row["_id"]: row for row in map(json.loads, (folder / "corpus.jsonl").open(encoding="utf-8"))}
+    queries = {
+        row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open(encoding="utf-8"))
+    }
+    qrels = folder / "qrels.tsv"
+    qrels = qrels if qrels.exists() else folder / "qrels" / "test.tsv"
+    relevant: dict[str, set[str]] = defaultdict(set)
+    for line in qrels.read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, score = line.split("\t")
+        if int(score) > 0:
+            relevant[query].add(document)
+    return documents, {q: text for q, text in queries.items() if relevant[q]}, dict(relevant)
+
+
+def build(
+    documents: dict[str, dict[str, str]], place: Path, config: Config
+) -> tuple[qmd.Index, dict[str, str]]:
+    """An index over the documents written as files, and path -> document id."""
+    files = place / "documents"
+    ids: dict[str, str] = {}
+    if not files.exists():
+        files.mkdir(parents=True)
+    for number, (document, row) in enumerate(documents.items()):
+        name = f"{number:06d}.md"
+        ids[name] = document
+        title = (row.get("title") or "").strip()
+        text = f"# {title}\n\n{row['text']}\n" if title else f"{row['text']}\n"
+        if not (files / name).exists():
+            (files / name).write_text(text, encoding="utf-8")
+    index = qmd.open(place / "index.sqlite", config=config)
+    index.add(
+        files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr)
+    )
+    print(file=sys.stderr)
+    return index, ids
+
+
+def measure(ranked: list[str], relevant: set[str]) -> dict[str, float]:
+    gains = [1.0 / math.log2(rank + 2) for rank, document in enumerate(ranked[:10]) if document in relevant]
+    ideal = sum(1.0 / math.log2(rank + 2) for rank in range(min(10, len(relevant))))
+    first = next((rank for rank, document in enumerate(ranked[:10], start=1) if document in relevant), 0)
+    return {
+        "ndcg10": sum(gains) / ideal,
+        "recall100": len(relevant & {*ranked[:100]}) / len(relevant),
+        "mrr10": 1.0 / first if first else 0.0,
+    }
+
+
+def run(
+    index: qmd.Index, ids: dict[str, str], queries: dict[str, str], relevant: dict[str, set[str]], mode: str
+) -> tuple[dict[str, dict[str, float]], float]:
+    """(query id -> measures, median milliseconds)."""
+    ask = {"keyword": index.search, "vector": index.vsearch, "hybrid": index.query}[mode]
+    out: dict[str, dict[str, float]] = {}
+    times: list[float] = []
+    for query, text in queries.items():
+        begin = time.perf_counter()
+        hits = ask(text, limit=100)
+        times.append((time.perf_counter() - begin) * 1000)
+        out[query] = measure([ids[hit.path] for hit in hits], relevant[query])
+    return out, statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--queries", type=int, help="only the first N queries")
+    parser.add_argument("--losses", type=int, default=0, help="show the N queries that hybrid loses most")
+    parser.add_argument("--json", type=Path, help="append one line for each folder and mode")
+    parser.add_argument("--keep", type=Path, help="keep the indexes below this folder and use them again")
+    parser.add_argument("--keyword-weight", type=float, default=Search().keyword_weight)
+    parser.add_argument("--vector-weight", type=float, default=Search().vector_weight)
+    parser.add_argument("--rrf-k", type=int, default=Search().rrf_k)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    options = parser.parse_args()
+    config = Config(
+        search=Search(
+            keyword_weight=options.keyword_weight, vector_weight=options.vector_weight, rrf_k=options.rrf_k
+        )
+    )
+    for folder in options.folders:
+        documents, queries, relevant = read_beir(folder)
+        queries = dict(list(queries.items())[: options.queries])
+        with tempfile.TemporaryDirectory() as scratch:
+            place = options.keep / folder.name if options.keep else Path(scratch)
+            index, ids = build(documents, place, config)
+            print(f"{folder.name}: {len(documents)} documents, {len(queries)} queries")
+            results = {}
+            for mode in options.modes:
+                results[mode], median_ms = run(index, ids, queries, relevant, mode)
+                row = {
+                    name: round(100 * statistics.fmean(r[name] for r in results[mode].values()), 2)
+                    for name in ("ndcg10", "recall100", "mrr10")
+                }
+                print(
+                    f"  {mode:8} nDCG@10 {row['ndcg10']:6.2f}  Recall@100 {row['recall100']:6.2f}  "
+                    f"MRR@10 {row['mrr10']:6.2f}  median {median_ms:6.1f} ms"
+                )
+                if options.json:
+                    line = {
+                        "set": folder.name,
+                        "mode": mode,
+                        "queries": len(queries),
+                        **row,
+                        "median_ms": median_ms,
+                    }
+                    with options.json.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+            if options.losses and {"keyword", "hybrid"} <= results.keys():
+                lost = {q: results["hybrid"][q]["ndcg10"] - results["keyword"][q]["ndcg10"] for q in queries}
+                for query in sorted(lost, key=lost.__getitem__)[: options.losses]:
+                    print(f"    {100 * lost[query]:+6.1f}  {query}  {queries[query][:90]}")
+            index.close()
+
+
+if __name__ == "__main__":
+    main()

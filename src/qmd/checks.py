@@ -1,0 +1,100 @@
+"""What `qmd check` looks at: configuration, folders, database, model, vectors, languages. Repairs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmd.errors import QmdError
+from qmd.reports import CheckResult
+
+if TYPE_CHECKING:
+    from qmd.config import Config, Places
+    from qmd.llm.protocols import Embedder
+    from qmd.store import Store
+
+FOREIGN_SHARE = 0.3
+"""Share of documents in languages that the model does not read from which `check` says so."""
+
+
+def run_checks(
+    store: Store, config: Config, places: Places, open_embedder: Callable[[], Embedder]
+) -> list[CheckResult]:
+    """All checks, in the order a person would ask."""
+    return [
+        CheckResult("configuration", "ok", f"{places.config_dir}"),
+        *_folders(store),
+        *_database(store),
+        *_vectors(store, config, open_embedder),
+    ]
+
+
+def _folders(store: Store) -> Iterator[CheckResult]:
+    collections = store.collections()
+    if not collections:
+        yield CheckResult("collections", "warning", "there are none", "Run `qmd add PATH`.")
+    for collection in collections:
+        if Path(collection.root).is_dir():
+            message = f"{collection.root}, {collection.documents} documents"
+            yield CheckResult(f"collection {collection.name}", "ok", message)
+        else:
+            yield CheckResult(
+                f"collection {collection.name}",
+                "warning",
+                f"the folder {collection.root} is missing; the index still answers from what it holds",
+                f"Mount or restore it, or run `qmd collection remove {collection.name}`.",
+            )
+
+
+def _database(store: Store) -> Iterator[CheckResult]:
+    problems = store.integrity()
+    for problem in problems:
+        yield CheckResult("database", "problem", problem.what, problem.remedy)
+    if not problems:
+        counts = store.counts()
+        message = f"{store.path}: {counts.documents} documents, {counts.chunks} passages, whole"
+        yield CheckResult("database", "ok", message)
+
+
+def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]) -> Iterator[CheckResult]:
+    try:
+        embedder = open_embedder()
+    except QmdError as error:
+        yield CheckResult("embedding model", "problem", str(error), "Keyword search works without it.")
+        return
+    card = embedder.card
+    yield CheckResult("embedding model", "ok", f"{card.name}, {embedder.dim} dimensions")
+    for model in store.vectors.models():
+        if model.fingerprint != embedder.fingerprint and model.count:
+            yield CheckResult(
+                "vectors",
+                "problem",
+                f"the index holds {model.count} vectors of {model.name}, "
+                f"the configuration asks for {card.name}",
+                "Run `qmd embed --model-changed`, or restore the old model in the configuration.",
+            )
+    done, total = store.vectors.count(embedder.fingerprint)
+    if done < total:
+        yield CheckResult("vectors", "warning", f"{done} of {total} passages have one", "Run `qmd embed`.")
+    elif total:
+        yield CheckResult("vectors", "ok", f"all {total} passages have one")
+    yield from _languages(store, embedder)
+
+
+def _languages(store: Store, embedder: Embedder) -> Iterator[CheckResult]:
+    known = set(embedder.card.languages)
+    languages = {name: n for name, n in store.documents.languages().items() if name and name != "und"}
+    total = sum(languages.values())
+    foreign = {name: n for name, n in languages.items() if known and name not in known}
+    if total and "multilingual" not in known and sum(foreign.values()) > FOREIGN_SHARE * total:
+        named = ", ".join(f"{name} {n}" for name, n in foreign.items())
+        yield CheckResult(
+            "languages",
+            "warning",
+            f"{sum(foreign.values())} of {total} documents are in languages that "
+            f"{embedder.card.name} does not read ({named}); keyword search finds them, search by meaning "
+            f"hardly",
+            "Set `models.embedding` to a model of many languages, for example BAAI/bge-m3 or "
+            "Qwen/Qwen3-Embedding-0.6B, and run `qmd embed --model-changed`.",
+        )

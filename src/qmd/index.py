@@ -1,0 +1,586 @@
+"""The Python door: `qmd.open(path)` gives an Index; everything the command line can do, it asks here.
+
+Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the
+first
+vector is needed, so keyword search imports neither numpy nor a runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config
+from qmd.errors import NotFound, QmdError, UsageError
+from qmd.reports import (
+    AddReport,
+    CheckResult,
+    CollectionStatus,
+    Context,
+    DocumentText,
+    EmbedReport,
+    Entry,
+    ModelVectors,
+    NotShown,
+    Status,
+)
+from qmd.search import reference
+from qmd.search.pipeline import Mode, Request
+from qmd.search.pipeline import search as run_search
+from qmd.search.query import read_date
+from qmd.store.store import Store
+from qmd.types import Collection, Filter, Hits, Progress
+
+every = all
+
+if TYPE_CHECKING:
+    from qmd.ingest.run import UpdateReport
+    from qmd.llm.protocols import Embedder
+    from qmd.search.answer import Answer, Writer
+    from qmd.store import CleanupReport, StoredDocument
+
+NO_LIMIT = 100_000
+"""What `all` means in hits: more than a person or a program reads."""
+
+
+def open(
+    path: str | Path | None = None,
+    *,
+    index: str = "index",
+    config: Config | None = None,
+    places: Places | None = None,
+    embedder: Embedder | None = None,
+    create: bool = True,
+) -> Index:
+    """Open an index, making it where there is none (`create=False`: NotFound instead).
+
+    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where
+    `index`
+    names one of several. `embedder` replaces the configured embedding model.
+    """
+    places = places or find_places()
+    if config is None:
+        config = load_config(places.config_dir / CONFIG_NAME)
+    database = places.database(index) if path is None else Path(path).expanduser()
+    if database.is_dir() or (path is not None and not database.suffix and not database.exists()):
+        database = database / f"{index}.sqlite"
+    if not database.exists():
+        if not create:
+            raise NotFound(f"there is no index at {database}. Run `qmd add PATH` to make one.")
+        database.parent.mkdir(parents=True, exist_ok=True)
+    return Index(Store.open(database, create=create), config, places, embedder)
+
+
+class Index:
+    """One index: collections, their documents, and the searches over them. Also a context manager."""
+
+    config: Config
+    places: Places
+    store: Store
+
+    def __init__(
+        self, store: Store, config: Config, places: Places, embedder: Embedder | None = None
+    ) -> None:
+        self.store = store
+        self.config = config
+        self.places = places
+        self._embedder = embedder
+        self._writer: tuple[str | None, Writer] | None = None
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
+        if self._embedder is None:
+            from qmd.llm import open_embedder
+
+            self._embedder = open_embedder(self.config.models.embedding)
+        return self._embedder
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- what is in it
+    def add(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        patterns: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        embed: bool = True,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Make `folder` a collection (named after it), index it, and embed it. Adding it again updates it.
+
+        Raises UsageError where the name is taken by another folder, NotFound where the folder does not exist.
+        """
+        collection = self._same_collection(folder, name)
+        if collection is None:
+            collection = self.add_collection(folder, name=name, patterns=patterns, ignore=ignore)
+        report = self.update([collection.name], progress=progress)[collection.name]
+        if not embed:
+            return AddReport(collection.name, collection.root, report)
+        try:
+            embedded = self.embed(progress=progress)
+        except QmdError as error:
+            return AddReport(collection.name, collection.root, report, degraded=(f"embed: {error}",))
+        return AddReport(collection.name, collection.root, report, embedded)
+
+    def update(
+        self, collections: Sequence[str] = (), *, force: bool = False, progress: Progress | None = None
+    ) -> dict[str, UpdateReport]:
+        """Bring collections (default: all) up to date with their folders. Returns collection name -> report.
+
+        A folder that lost every file is left as it is unless `force`.
+        """
+        from qmd.ingest.run import update
+
+        names = list(collections) or [collection.name for collection in self.store.collections()]
+        return {name: update(self.store, name, self.config, progress, force) for name in names}
+
+    def embed(self, *, model_changed: bool = False, progress: Progress | None = None) -> EmbedReport:
+        """Make the vectors that are missing, newest document first, committed batch by batch.
+
+        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees
+        to vectors
+        of another model than the index has (they replace the old ones); without it, ModelMismatch.
+        """
+        from qmd.ingest.embed import embed
+
+        report = embed(self.store, self.embedder, progress, model_changed=model_changed)
+        return EmbedReport(
+            model=self.embedder.card.name,
+            embedded=report.embedded,
+            remaining=report.total - report.done,
+            seconds=report.seconds,
+            interrupted=report.interrupted,
+        )
+
+    # ---- searches
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+    ) -> Hits:
+        """Find by keyword (BM25). `all` lifts the limit; `full` gives `body` in place of `snippet`."""
+        return self._search(
+            "keyword",
+            query,
+            limit=limit,
+            collections=collections,
+            path=path,
+            tags=tags,
+            after=after,
+            before=before,
+            min_score=min_score,
+            all=all,
+            full=full,
+            explain=explain,
+        )
+
+    def vsearch(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+    ) -> Hits:
+        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a
+        model.
+        """
+        return self._search(
+            "vector",
+            query,
+            limit=limit,
+            collections=collections,
+            path=path,
+            tags=tags,
+            after=after,
+            before=before,
+            min_score=min_score,
+            all=all,
+            full=full,
+            explain=explain,
+        )
+
+    def query(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+    ) -> Hits:
+        """Find by both, fused. Without a model or vectors it answers by keyword and says so in `degraded`."""
+        return self._search(
+            "hybrid",
+            query,
+            limit=limit,
+            collections=collections,
+            path=path,
+            tags=tags,
+            after=after,
+            before=before,
+            min_score=min_score,
+            all=all,
+            full=full,
+            explain=explain,
+        )
+
+    # ---- reading
+    def ask(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        writer: Writer | None = None,
+        limit: int = 3,
+        max_new_tokens: int = 120,
+        history: Sequence[tuple[str, str]] = (),
+        stream: Callable[[str], None] | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Answer:
+        """Answer from the documents, with checked citations; see `qmd.search.answer.ask`.
+
+        model: as `--model`, else the configured generation model, else SmolLM2; it stays loaded for the next question.
+        writer: an opened one, in its place. Raises MissingExtra, ModelError.
+        """
+        from qmd.search.answer import ask, open_writer
+
+        name = model or self.config.models.generation
+        if writer is None:
+            if self._writer is None or self._writer[0] != name:
+                self._writer = (name, open_writer(name, data_dir=self.places.data_dir))
+            writer = self._writer[1]
+        return ask(
+            self, question, writer=writer, limit=limit, max_new_tokens=max_new_tokens, history=history, stream=stream,
+            collections=collections, path=path, tags=tags, after=after, before=before,
+        )  # fmt: skip
+
+    def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
+        """The text of one document, by path, `qmd://collection/path`, `#docid` or docid; a suffix `:from` or
+        `:from:count` picks lines. Raises NotFound, naming the nearest documents.
+        """
+        document, first, count = reference.resolve(self.store, ref)
+        return self._lines(document, from_line or first or 1, max_lines if max_lines is not None else count)
+
+    def multi_get(
+        self, pattern: str, *, max_lines: int | None = None, max_bytes: int | None = 10_240
+    ) -> list[DocumentText | NotShown]:
+        """Several documents: a glob over `collection/path`, or a comma-separated list of references."""
+        shown: list[DocumentText | NotShown] = []
+        for document in self._named(pattern):
+            if isinstance(document, NotShown):
+                shown.append(document)
+                continue
+            size = len((document.text or "").encode())
+            if max_bytes is not None and size > max_bytes and max_lines is None:
+                reason = f"{size} bytes, more than {max_bytes}; read it with `qmd get` or raise max_bytes"
+                shown.append(NotShown(reference.uri(document), reason))
+            else:
+                shown.append(self._lines(document, 1, max_lines))
+        return shown
+
+    def ls(self, path: str | None = None) -> list[Entry]:
+        """Documents below `collection`, `collection/folder` or a glob; all of them without a path."""
+        documents = self.store.list_documents() if path is None else reference.match(self.store, path)
+        return [
+            Entry(
+                docid=document.docid,
+                file=reference.uri(document),
+                collection=document.collection,
+                path=document.path,
+                title=document.title,
+                size_bytes=document.size,
+                modified=document.mtime_ns / 1e9,
+            )
+            for document in documents
+        ]
+
+    # ---- state
+    def status(self) -> Status:
+        """What the index holds, where it lies and what is still to do. Opens no model."""
+        counts = self.store.counts()
+        wanted = self.config.models.embedding
+        vectors = []
+        for model in self.store.vectors.models():
+            done, total = self.store.vectors.count(model.fingerprint)
+            vectors.append(
+                ModelVectors(model.name, model.fingerprint, model.dim, done, total, model.name == wanted)
+            )
+        return Status(
+            database=str(self.store.path),
+            size_bytes=counts.size_bytes,
+            config_dir=str(self.places.config_dir),
+            data_dir=str(self.places.data_dir),
+            collections=tuple(self.list_collections()),
+            documents=counts.documents,
+            chunks=counts.chunks,
+            model=wanted,
+            pending=min((v.total - v.done for v in vectors if v.configured), default=counts.chunks),
+            vectors=tuple(vectors),
+            contexts=tuple(self.list_contexts()),
+            languages=self.store.documents.languages(),
+        )
+
+    def check(self) -> list[CheckResult]:
+        """Look at the configuration, the models, the database and the folders; repair nothing."""
+        from qmd.checks import run_checks
+
+        return run_checks(self.store, self.config, self.places, lambda: self.embedder)
+
+    def cleanup(self) -> CleanupReport:
+        """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back."""
+        return self.store.cleanup()
+
+    # ---- collections and contexts
+    def list_collections(self) -> list[CollectionStatus]:
+        """Every collection, with whether its folder is there."""
+        return [
+            CollectionStatus(
+                name=row.name,
+                root=row.root,
+                documents=row.documents,
+                include=row.include,
+                missing=not Path(row.root).is_dir(),
+                patterns=row.patterns,
+                ignore=row.ignore,
+            )
+            for row in self.store.collections()
+        ]
+
+    def add_collection(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        patterns: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Collection:
+        """Register a folder without reading it; `update` does."""
+        root = Path(folder).expanduser().absolute()
+        if not root.is_dir():
+            raise NotFound(f"there is no folder {root}.")
+        name = name or re.sub(r"[^\w.-]+", "-", root.name).strip("-.") or "root"
+        for taken in self.store.collections():
+            if taken.name == name:
+                raise UsageError(f"collection {name!r} is {taken.root}. Choose another name with `--name`.")
+        collection = Collection(name, str(root), tuple(patterns), tuple(ignore))
+        self.store.add_collection(collection)
+        return self.store.collection(name)
+
+    def remove_collection(self, name: str) -> None:
+        self.store.remove_collection(name)
+
+    def rename_collection(self, old: str, new: str) -> None:
+        self.store.rename_collection(old, new)
+
+    def include_collection(self, name: str) -> None:
+        """Let searches that name no collection look into this one (the default)."""
+        self.store.set_include(name, True)
+
+    def exclude_collection(self, name: str) -> None:
+        """Leave this collection out of searches that name none."""
+        self.store.set_include(name, False)
+
+    def add_context(self, path: str, text: str) -> Context:
+        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or
+        `collection/folder`.
+        """
+        collection, prefix = self._place(path)
+        if not text.strip():
+            raise UsageError("the context is empty.")
+        self.store.set_context(collection, prefix, text)
+        return Context(collection, prefix, text)
+
+    def list_contexts(self) -> list[Context]:
+        return [Context(*row) for row in self.store.contexts()]
+
+    def remove_context(self, path: str) -> None:
+        self.store.remove_context(*self._place(path))
+
+    def import_original(self, index_yml: str | Path | None = None) -> list[str]:
+        """Take over collections and contexts of the TypeScript original (`~/.config/qmd/index.yml`).
+
+        Returns the names of the collections added; `update` then reads them. Existing names are left alone.
+        """
+        from qmd.original import read_original
+
+        original = read_original(Path(index_yml or "~/.config/qmd/index.yml").expanduser())
+        taken = {collection.name for collection in self.store.collections()}
+        added = [collection for collection in original.collections if collection.name not in taken]
+        for collection in added:
+            self.store.add_collection(collection)
+        names = [collection.name for collection in added]
+        held = {(collection, path) for collection, path, _ in self.store.contexts()}
+        for context in original.contexts:
+            if context.collection in names or (context.collection == "/" and ("/", "") not in held):
+                self.store.set_context(context.collection, context.path, context.text)
+        return names
+
+    # ---- shared by the above
+    def _search(
+        self,
+        mode: Mode,
+        query: str,
+        *,
+        limit: int | None,
+        collections: Sequence[str],
+        path: str | None,
+        tags: Sequence[str],
+        after: str | None,
+        before: str | None,
+        min_score: float | None,
+        all: bool,
+        full: bool,
+        explain: bool,
+    ) -> Hits:
+        limit = self.config.search.limit if limit is None else limit
+        if limit < 1:
+            raise UsageError(f"limit is {limit}; it must be 1 or more.")
+        for name in collections:
+            self.store.collection(name)
+        request = Request(
+            text=query,
+            mode=mode,
+            limit=NO_LIMIT if all else limit,
+            filter=Filter(
+                collections=tuple(collections) or self._included(),
+                path=path,
+                tags=tuple(tags),
+                after=_date(after),
+                before=_date(before),
+            ),
+            min_score=min_score,
+            full=full,
+            explain=explain,
+            keyword_weight=self.config.search.keyword_weight,
+            vector_weight=self.config.search.vector_weight,
+            rrf_k=self.config.search.rrf_k,
+        )
+        return run_search(self.store, request, lambda: self.embedder)
+
+    def _included(self) -> tuple[str, ...]:
+        """The collections that a search looks into when it names none; empty when that is all of them."""
+        collections = self.store.collections()
+        if every(collection.include for collection in collections):
+            return ()
+        # No name can be empty: where everything is excluded, nothing is searched.
+        return tuple(collection.name for collection in collections if collection.include) or ("",)
+
+    def _same_collection(self, folder: str | Path, name: str | None) -> Collection | None:
+        """The collection that `folder` is already, if it is one (and is not asked to have another name)."""
+        root = str(Path(folder).expanduser().absolute())
+        return next(
+            (row for row in self.store.collections() if row.root == root and name in (None, row.name)), None
+        )
+
+    def _place(self, path: str) -> tuple[str, str]:
+        """(collection, or "/" for all; path prefix) that a context is attached to."""
+        written = path.removeprefix(reference.SCHEME).strip("/")
+        if not written:
+            return "/", ""
+        head, _, tail = written.partition("/")
+        if any(collection.name == head for collection in self.store.collections()):
+            return head, tail
+        on_disk = Path(path).expanduser().absolute()
+        for collection in self.store.collections():
+            if on_disk.is_relative_to(collection.root):
+                inside = on_disk.relative_to(collection.root).as_posix()
+                return collection.name, "" if inside == "." else inside
+        self.store.collection(head)  # raises with the known names
+        raise NotFound(f"{path!r} lies in no collection.")
+
+    def _named(self, pattern: str) -> list[StoredDocument | NotShown]:
+        """Documents with their texts: of a list of references, or of a glob."""
+        parts = [part.strip() for part in pattern.split(",") if part.strip()]
+        named: dict[object, StoredDocument | NotShown] = {}
+        for part in parts if len(parts) > 1 and reference.find(self.store, pattern) is None else [pattern]:
+            if not any(mark in part for mark in "*?[") or reference.find(self.store, part) is not None:
+                try:
+                    document = reference.resolve(self.store, part)[0]
+                    named.setdefault(document.id, document)
+                    continue
+                except NotFound as error:
+                    found = reference.match(self.store, part)
+                    if not found:
+                        named[part] = NotShown(part, str(error))
+            else:
+                found = reference.match(self.store, part)
+                if not found:
+                    named[part] = NotShown(part, "no document matches")
+            for listed in found:
+                full = self.store.document(listed.id)
+                if full is not None:
+                    named.setdefault(full.id, full)
+        return list(named.values())
+
+    def _lines(self, document: StoredDocument, first: int, count: int | None) -> DocumentText:
+        if first < 1 or (count is not None and count < 1):
+            raise UsageError("lines count from 1, and at least one line must be asked for.")
+        lines = (document.text or "").split("\n")
+        if len(lines) > 1 and not lines[-1]:
+            lines.pop()
+        shown = lines[first - 1 :] if count is None else lines[first - 1 : first - 1 + count]
+        return DocumentText(
+            docid=document.docid,
+            file=reference.uri(document),
+            collection=document.collection,
+            path=document.path,
+            title=document.title,
+            text="\n".join(shown),
+            line=first,
+            end_line=first + len(shown) - 1,
+            lines=len(lines),
+            context=self.store.context_for(document.collection, document.path),
+        )
+
+
+def _date(value: str | None) -> str | None:
+    """An ISO date from `2024`, `2024-5` or `2024-05-31`. Raises UsageError."""
+    if value is None:
+        return None
+    date = read_date(value)
+    if date is None:
+        raise UsageError(f"{value!r} is not a date. Write 2026, 2026-01 or 2026-01-31.")
+    return date

@@ -1,0 +1,43 @@
+"""Group token rows into batches of bounded cost. Knows nothing about models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int = 256) -> Iterator[list[int]]:
+    """Yield row numbers, longest rows first, so that rows x longest row <= token_budget in each batch.
+
+    Rows of like length share a batch, so little is padded; the longest come first, so the first batch
+    shows the
+    peak memory.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batch: list[int] = []
+    longest = 0
+    for row in order:
+        if batch and (len(batch) >= max_rows or (len(batch) + 1) * longest > token_budget):
+            yield batch
+            batch = []
+        if not batch:
+            longest = max(1, lengths[row])
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> tuple[Ids, Ids]:
+    """ids (B, T) and attention mask (B, T), both int64, padded to the longest row."""
+    width = max(map(len, rows))
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, span] = row
+        mask[i, span] = 1
+    return ids, mask

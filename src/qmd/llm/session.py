@@ -1,0 +1,49 @@
+"""Open an ONNX Runtime session. The one module of the encoder path that imports onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmd.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def default_threads() -> int:
+    """Processors this process may use; `QMD_THREADS` overrides."""
+    wanted = os.environ.get("QMD_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(
+    graph: Path | bytes,
+    *,
+    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    threads: int | None = None,
+    spin: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Load a graph. Raises ModelError when ONNX Runtime refuses it.
+
+    `spin` keeps threads busy between operators: faster for many tiny operators on an idle machine,
+    wasteful on a
+    shared one.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.log_severity_level = 3
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(
+            graph if isinstance(graph, bytes) else str(graph), options, providers=list(providers)
+        )
+    except Exception as error:
+        name = "graph" if isinstance(graph, bytes) else str(graph)
+        raise ModelError(f"ONNX Runtime cannot load {name}: {str(error).splitlines()[0]}") from error

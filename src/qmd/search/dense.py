@@ -1,0 +1,127 @@
+"""Nearest vectors by scanning all of them. Knows rows and their ids; nothing of documents.
+
+Exact scoring always decides. From `PRESCAN_ROWS` rows on, a cheap pass over int8 codes picks the candidates
+that are
+scored exactly, where `numkong` is installed. Without that package every search scans exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+numkong: Any
+try:
+    import numkong
+except ImportError:  # an optional accelerator: the exact scan needs nothing
+    numkong = None
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Method = Literal["auto", "exact", "int8"]
+
+PRESCAN_ROWS = 20_000
+CANDIDATES_PER_HIT = 8
+LEAST_CANDIDATES = 200
+"""Rows rescored exactly: int8 keeps the order but for near-ties."""
+SUBSET_SHARE = 0.2
+"""Below this share of allowed rows, gathering them is cheaper than scanning all."""
+
+
+class Scan:
+    """A matrix ready to be searched.
+
+    rows: (n, d) float32, L2-normalised, may be memory-mapped; ids: (n,) int64, negative where a row is gone;
+    codes: (n, d) int8 and scales: (n,) float32 with rows ~ codes * scales[:, None]; made when needed if not
+    given.
+    """
+
+    def __init__(
+        self,
+        rows: Floats,
+        ids: Ids,
+        codes: NDArray[np.int8] | None = None,
+        scales: Floats | None = None,
+    ) -> None:
+        if rows.ndim != 2 or ids.shape != (rows.shape[0],):
+            raise ValueError(f"rows {rows.shape} and ids {ids.shape} do not belong together")
+        self.rows = rows
+        self.ids = ids
+        self._live = None if rows.shape[0] == 0 or ids.min() >= 0 else ids >= 0
+        self._codes = None if codes is None or scales is None else (codes, scales)
+
+    def search(
+        self, query: Floats, k: int, *, allowed: Ids | None = None, method: Method = "auto"
+    ) -> tuple[Ids, Floats]:
+        """The k best rows by inner product. query: (d,). Returns ids and scores, best first, equal scores
+        by id.
+
+        allowed: only rows with these ids take part; fewer than k rows give fewer results.
+        Raises ValueError if d differs.
+        """
+        n, d = self.rows.shape
+        if query.shape != (d,):
+            raise ValueError(f"the query has shape {query.shape}, the rows have {d} dimensions")
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        mask = self._live if allowed is None else np.isin(self.ids, allowed)
+        live = n if mask is None else int(mask.sum())
+        if live == 0 or k <= 0:
+            return self.ids[:0], np.empty(0, np.float32)
+        if method == "auto":
+            method = "int8" if numkong is not None and n >= PRESCAN_ROWS else "exact"
+        if mask is not None and live < n * SUBSET_SHARE:
+            places = np.flatnonzero(mask)
+        elif method == "exact":
+            return self._best(self.rows @ query, k, mask)
+        else:
+            rough = self._rough_scores(query)
+            if mask is not None:
+                rough = np.where(mask, rough, -np.inf)
+            places = _top(rough, min(max(k * CANDIDATES_PER_HIT, LEAST_CANDIDATES), live))
+        scores = self.rows[np.sort(places)] @ query
+        return _ordered(self.ids[np.sort(places)], scores, k)
+
+    def _best(self, scores: Floats, k: int, mask: NDArray[np.bool_] | None) -> tuple[Ids, Floats]:
+        live = scores.shape[0]
+        if mask is not None:
+            scores = np.where(mask, scores, np.float32(-np.inf))
+            live = int(mask.sum())
+        places = _top(scores, min(k, live))
+        # Rows that tie with the last one are let in before the ids decide.
+        worst = scores[places].min()
+        tied = np.flatnonzero(scores == worst)
+        if tied.shape[0] > 1:
+            places = np.union1d(places, tied)
+        return _ordered(self.ids[places], scores[places], k)
+
+    def _rough_scores(self, query: Floats) -> NDArray[np.float64]:
+        """(n,) scores that order rows nearly as the inner product does; only their order means something."""
+        if self._codes is None:
+            self._codes = quantise(self.rows)
+        codes, scales = self._codes
+        query_codes = quantise(query[None])[0][0]
+        return np.asarray(numkong.dot(codes, query_codes, "int8")) * scales
+
+
+def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    n = scores.shape[0]
+    return np.argpartition(scores, n - k)[n - k :] if k < n else np.arange(n)
+
+
+def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
+    order = np.lexsort((ids, -scores))[:k]
+    return ids[order], scores[order]
+
+
+def quantise(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """(n, d) -> symmetric int8 codes (n, d) and one scale for each row (n,)."""
+    codes = np.empty(rows.shape, np.int8)
+    scales = np.empty(rows.shape[0], np.float32)
+    for start in range(0, rows.shape[0], 8192):
+        block = rows[start : start + 8192]
+        step = np.maximum(np.abs(block).max(axis=1), 1e-12) / np.float32(127)
+        scales[start : start + 8192] = step
+        codes[start : start + 8192] = np.rint(block / step[:, None])
+    return codes, scales

@@ -1,0 +1,34 @@
+"""Fuse ranked lists. Knows nothing about where the lists came from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+def fuse_ranks(
+    rankings: Mapping[str, Sequence[K]], weights: Mapping[str, float], *, k: int = 60
+) -> list[tuple[K, float]]:
+    """Weighted reciprocal-rank fusion (Cormack et al. 2009): score(id) = sum of weight / (k + rank), rank
+    from 1.
+
+    Returns (id, score), best first. The score is divided by that of an id that leads every list, so it lies
+    in (0, 1]. Equal scores are ordered by best rank, then as first seen. Raises ValueError for a negative
+    weight.
+    """
+    if any(weights[name] < 0 for name in rankings):
+        raise ValueError("a fusion weight is negative")
+    scores: dict[K, float] = {}
+    best: dict[K, int] = {}
+    for name, ranking in rankings.items():
+        if weights[name] == 0:
+            continue
+        for rank, key in enumerate(ranking, start=1):
+            scores[key] = scores.get(key, 0.0) + weights[name] / (k + rank)
+            best[key] = min(best.get(key, rank), rank)
+    top = sum(weights[name] for name in rankings) / (k + 1)
+    return sorted(
+        ((key, score / top) for key, score in scores.items()), key=lambda item: (-item[1], best[item[0]])
+    )

@@ -1,0 +1,132 @@
+"""The query language: any string becomes a Query. Knows nothing of indexes.
+
+    words "exact phrase" -word -"phrase" begin* path:notes/* tag:work title:plan lang:zh type:markdown
+    after:2024-05 before:2025
+
+A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain
+character:
+whatever does not parse as an operator is a word.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+
+from qmd.types import Filter
+
+_PIECE = re.compile(
+    r"""
+    (?P<minus>-(?=[^\s\-]))?
+    (?:
+        (?P<field>path|tag|title|lang|type|before|after):(?:"(?P<quoted>[^"]+)"|(?P<value>[^\s"]+))(?=\s|$)
+      | "(?P<phrase>[^"]+)"
+      | (?P<word>[^\s"]+|")
+    )
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W_]+(?:[\u0300-\u036f\u3099\u309a]+[^\W_]*)*")
+_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A word as typed, or several that stand together: `quoted`, or written as one (`a-b`, `x.y`).
+
+    `prefix`: the last word may go on.
+    """
+
+    words: tuple[str, ...]
+    quoted: bool = False
+    prefix: bool = False
+
+    @property
+    def phrase(self) -> bool:
+        return self.quoted or len(self.words) > 1
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words) + ("*" if self.prefix else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`text` is what was asked, `plain` what a model reads: no operators, fields or exclusions."""
+
+    text: str
+    plain: str
+    terms: tuple[Term, ...]
+    excluded: tuple[Term, ...]
+    filter: Filter
+
+    def __bool__(self) -> bool:
+        return bool(self.terms)
+
+
+def parse(text: str, given: Filter | None = None) -> Query:
+    """Read a query. Never raises: every string, whatever its characters, is legal.
+
+    given: conditions from outside (flags); a field in the text replaces the same condition, tags add up.
+    """
+    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8").replace("\0", " "))
+    terms: list[Term] = []
+    excluded: list[Term] = []
+    plain: list[str] = []
+    kept = given or Filter()
+    for piece in _PIECE.finditer(text):
+        name, value = piece["field"], piece["quoted"] or piece["value"]
+        if name and not piece["minus"]:
+            narrowed = _narrow(kept, name.lower(), value)
+            if narrowed is not None:
+                kept = narrowed
+                continue
+        written = piece["phrase"] or piece["word"] or f"{name} {value}"
+        words = tuple(_WORD.findall(written))
+        if not words:
+            continue
+        prefix = piece["word"] is not None and written.endswith("*") and len(written) > 1
+        term = Term(words, quoted=piece["word"] is None, prefix=prefix)
+        if piece["minus"]:
+            excluded.append(term)
+        else:
+            terms.append(term)
+            plain.append(written.removesuffix("*") if prefix else written)
+    return Query(text, " ".join(plain), tuple(dict.fromkeys(terms)), tuple(dict.fromkeys(excluded)), kept)
+
+
+def read_date(value: str) -> str | None:
+    """`2024`, `2024-5`, `2024-05-31` as an ISO date, its first day; None where it is no date."""
+    found = _DATE.match(value)
+    if not found:
+        return None
+    year, month, day = (int(part) if part else 1 for part in found.groups())
+    try:
+        return datetime.date(year, month, day).isoformat()
+    except ValueError:
+        return None
+
+
+def _narrow(kept: Filter, name: str, value: str) -> Filter | None:
+    """The filter with one more condition; None where the value cannot be one."""
+    match name:
+        case "tag":
+            return (
+                replace(kept, tags=tuple(dict.fromkeys((*kept.tags, value.lstrip("#")))))
+                if value.strip("#")
+                else None
+            )
+        case "path":
+            return replace(kept, path=value)
+        case "title":
+            return replace(kept, title=value)
+        case "lang":
+            return replace(kept, lang=value.lower())
+        case "type":
+            return replace(kept, type=value.lower())
+    date = read_date(value)
+    if date is None:
+        return None
+    return replace(kept, after=date) if name == "after" else replace(kept, before=date)

@@ -1,0 +1,111 @@
+"""From what a person calls a document to the document: path, URI, docid, glob, list."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from qmd.errors import NotFound
+from qmd.store import Store, StoredDocument
+
+SCHEME = "qmd://"
+_LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOTALL)
+
+
+def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | None]:
+    """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or
+    docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on
+    the disk.
+
+    Raises NotFound, naming the nearest documents.
+    """
+    wanted = ref.strip()
+    document = find(store, wanted)
+    if document is not None:
+        return document, None, None
+    lines = _LINES.match(wanted)
+    if lines is not None:
+        document = find(store, lines["ref"])
+        if document is not None:
+            return document, int(lines["start"]), int(lines["count"]) if lines["count"] else None
+        wanted = lines["ref"]
+    raise NotFound(f"no document is called {ref!r}.{_near(store, wanted)}")
+
+
+def find(store: Store, ref: str) -> StoredDocument | None:
+    """The document of a reference without line numbers; None where there is none."""
+    if not ref:
+        return None
+    if ref.startswith("#"):
+        return store.find_docid(ref)
+    collections = store.collections()
+    path = ref.removeprefix(SCHEME).lstrip("/") if ref.startswith(SCHEME) else ref
+    head, _, tail = path.partition("/")
+    if tail and any(collection.name == head for collection in collections):
+        document = store.find_document(head, tail)
+        if document is not None:
+            return document
+    if ref.startswith(SCHEME):
+        return None
+    relative = os.path.normpath(path) if path.startswith("./") else path
+    for collection in collections:
+        document = store.find_document(collection.name, relative)
+        if document is not None:
+            return document
+    on_disk = Path(path).expanduser().absolute()
+    for collection in collections:
+        root = Path(collection.root)
+        if on_disk.is_relative_to(root):
+            document = store.find_document(collection.name, on_disk.relative_to(root).as_posix())
+            if document is not None:
+                return document
+    return store.find_docid(ref)
+
+
+def match(store: Store, pattern: str) -> list[StoredDocument]:
+    """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
+    folder it
+    names; without their texts, by collection and path."""
+    pattern = pattern.removeprefix(SCHEME).removeprefix("./").strip("/")
+    documents = store.list_documents()
+    if not pattern:
+        return documents
+    globs = {pattern, pattern.replace("**/", ""), f"{pattern}/*"}
+    return [
+        document
+        for document in documents
+        if any(
+            fnmatchcase(name, glob)
+            for name in (f"{document.collection}/{document.path}", document.path)
+            for glob in globs
+        )
+    ]
+
+
+def uri(document: StoredDocument) -> str:
+    return f"{SCHEME}{document.collection}/{document.path}"
+
+
+def _near(store: Store, wanted: str) -> str:
+    """A sentence that names up to three documents with a similar name, or where to look."""
+    documents = store.list_documents()
+    if not documents:
+        return " The index is empty: run `qmd add PATH`."
+    name = PurePosixPath(wanted.removeprefix(SCHEME)).name.casefold()
+    by_name = _closest(name, ((PurePosixPath(d.path).name.casefold(), uri(d)) for d in documents))
+    near = by_name or _closest(wanted, ((f"{d.collection}/{d.path}", uri(d)) for d in documents))
+    return f" Did you mean {' or '.join(near)}?" if near else " Run `qmd ls` to see what there is."
+
+
+def _closest(wanted: str, names: Iterable[tuple[str, str]]) -> Sequence[str]:
+    where: dict[str, list[str]] = {}
+    for name, place in names:
+        where.setdefault(name, []).append(place)
+    stems = {name: name.rsplit(".", 1)[0] for name in where}
+    found = [name for name, stem in stems.items() if stem == wanted.rsplit(".", 1)[0]]
+    found = found or difflib.get_close_matches(wanted, where, n=3, cutoff=0.7)
+    return [place for name in found for place in where[name]][:3]

@@ -1,0 +1,150 @@
+"""`qmd search`, `qmd vsearch`, `qmd query`: three ways to find, one way to ask and to answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qmd.serve.cli.options import command, search_options
+from qmd.serve.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from qmd.index import Index
+    from qmd.types import Hit, Hits
+
+
+def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[str, Any]) -> None:
+    from qmd.serve.cli.format_hits import View, format_hits, show_hits
+    from qmd.serve.cli.screen import likely_links, say, style, write
+
+    text = " ".join(words)
+    around, line_numbers, full_path = (options.pop(n) for n in ("context_lines", "line_numbers", "full_path"))
+    if around is not None and options["full"]:
+        raise click.UsageError(
+            "--full and --context-lines exclude each other: one shows all, the other a part."
+        )
+    fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
+    asked = {name: value for name, value in options.items() if value not in (None, (), False)}
+    starts: dict[tuple[str, int], int] = {}
+    with session.open() as index:
+        hits: Hits = getattr(index, way)(text + fields, **asked)
+        if around is not None:
+            starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
+            hits = replace(hits, hits=tuple(_around(index, h, starts, around) for h in hits))
+        linked = session.links if session.links is not None else likely_links(sys.stdout)
+        linked = linked and session.format == "cli"
+        names, links = _places(index, hits, full_path=full_path, linked=linked)
+    view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
+    if not hits and session.format not in ("json", "jsonl"):
+        say(_nothing(text, way, [*asked, *(f.split(":")[0] for f in fields.split())]))
+    if hits.degraded and (session.format == "cli" or not hits):
+        for reason in hits.degraded:
+            say(f"Note: degraded: {reason}")
+    if session.format == "cli":
+        write(show_hits(hits, text, style(), view), trusted=True)
+    else:
+        write(format_hits(hits, session.format, view))
+
+
+def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines: int) -> Hit:
+    """The hit with the lines around its place as the snippet."""
+    first = starts[hit.file, hit.line]
+    text = index.get(hit.docid, from_line=first, max_lines=hit.line + lines - first + 1).text
+    return replace(hit, snippet=text.removesuffix("\n"), body=None, marks=())
+
+
+def _places(
+    index: Index, hits: Hits, *, full_path: bool, linked: bool
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    if not (full_path or linked) or not hits:
+        return {}, {}
+    from qmd.serve.cli.disk import link_target, paths_on_disk, readable
+    from qmd.serve.cli.screen import say
+
+    paths = paths_on_disk(index, hits)
+    gone = sum(h.file not in paths for h in hits)
+    if full_path and gone:
+        say(
+            f"Note: {gone} of {len(hits)} files are gone from disk and keep their qmd:// name. "
+            "Run `qmd update`."
+        )
+    names = {file: readable(path) for file, path in paths.items()} if full_path else {}
+    return names, {file: link_target(path) for file, path in paths.items()} if linked else {}
+
+
+def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
+    narrowing = [
+        "--" + {"tags": "tag", "collections": "collection"}.get(name, name).replace("_", "-")
+        for name in asked
+        if name not in ("limit", "all", "full", "explain")
+    ]
+    if narrowing:
+        return f"Nothing found for {text!r} with {', '.join(narrowing)}. Leave a condition out to look wider."
+    other = " `qmd query` looks by meaning, too." if way == "search" else ""
+    return f"Nothing found for {text!r}.{other}"
+
+
+_QUERY = click.argument("query", nargs=-1, required=True)
+
+
+@command(
+    epilog="""
+    qmd search invoice 2024
+    qmd search '"exact phrase" -unwanted' -n 5
+    qmd search 'tag:travel lisbon' -c notes --after 2024-01-01
+    qmd search deadline --json
+    qmd search TODO --all --files --min-score 0.3
+    """
+)
+@_QUERY
+@search_options
+@pass_session
+def search(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
+    """Find by keyword.
+
+    Words that all occur come first, then those that occur in part. "phrases" in double quotes, -word to leave
+    out, begin* for a beginning; path:, tag:, title:, lang: and type: are conditions. Quote the query for the
+    shell.
+    """
+    _answer(session, "search", query, options)
+
+
+@command(
+    epilog="""
+    qmd vsearch "how do I get my deposit back"
+    qmd vsearch "feeling of being watched" -c books -n 3
+    qmd vsearch "wie spare ich Strom" --md
+    """
+)
+@_QUERY
+@search_options
+@pass_session
+def vsearch(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
+    """Find by meaning.
+
+    Compares the query with the vectors that `qmd embed` made; other words for the same thing are found.
+    """
+    _answer(session, "vsearch", query, options)
+
+
+@command(
+    epilog="""
+    qmd query "how do I renew my passport"
+    qmd query "error handling" --all --files --min-score 0.4
+    qmd query "quarterly planning" --json -n 10
+    qmd query "如何设置文件权限" --explain
+    """
+)
+@_QUERY
+@search_options
+@pass_session
+def query(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
+    """Find by keyword and by meaning, fused: the best answers.
+
+    Without vectors it answers by keyword and says so.
+    """
+    _answer(session, "query", query, options)

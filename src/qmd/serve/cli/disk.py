@@ -1,0 +1,43 @@
+"""Where documents lie on disk: paths in place of `qmd://`, and links that a terminal opens."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from qmd.index import Index
+    from qmd.reports import DocumentText
+    from qmd.types import Hit
+
+
+def paths_on_disk(index: Index, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
+    """`file` -> the path on disk, for those that are still there."""
+    roots = {c.name: Path(c.root) for c in index.list_collections()}
+    paths = {f.file: roots[f.collection] / f.path for f in found if f.collection in roots}
+    return {file: path for file, path in paths.items() if path.is_file()}
+
+
+def readable(path: Path) -> str:
+    """`./below/here.md` for what lies under the working directory, absolute otherwise."""
+    try:
+        return f".{os.sep}{path.resolve().relative_to(Path.cwd().resolve())}"
+    except (ValueError, OSError):
+        return str(path)
+
+
+def link_target(path: Path) -> str:
+    """A URI with `{line}` in it: QMD_EDITOR_URI (`{path}`, `{line}`, `{col}`), VS Code's inside it, else
+    file://.
+    """
+    template = os.environ.get("QMD_EDITOR_URI")
+    if not template and os.environ.get("TERM_PROGRAM") == "vscode":
+        template = "vscode://file/{path}:{line}:{col}"
+    place = quote(os.fsencode(path.as_posix()))
+    if not template:
+        return f"file://{socket.gethostname()}{place}"
+    return template.replace("{path}", place).replace("{col}", "1").replace("{column}", "1")

@@ -1,0 +1,156 @@
+"""Options that several commands share. Their names are the argument names of the Python door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from qmd.serve.cli.lazy import QmdCommand
+from qmd.serve.cli.session import FORMATS, session_of
+
+Decorator = Callable[[Any], Any]
+
+
+def command(*args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], QmdCommand]:
+    """`click.command` for ours: global options, examples in the epilog."""
+    return click.command(*args, cls=QmdCommand, **kwargs)
+
+
+def _choose_format(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        session_of(ctx).format = value
+
+
+def output_options(*formats: str) -> Decorator:
+    """`--format NAME` and a short flag for every format but cli; the last one said wins."""
+    known = formats or FORMATS
+
+    def decorate(function: Any) -> Any:
+        for name in reversed([f for f in known if f != "cli"]):
+            function = click.option(
+                f"--{name}",
+                f"as_{name}",
+                flag_value=name,
+                default=None,
+                expose_value=False,
+                callback=_choose_format,
+                help=f"Same as --format {name}.",
+            )(function)
+        return click.option(
+            "--format",
+            "format",
+            type=click.Choice(known),
+            metavar="NAME",
+            expose_value=False,
+            callback=_choose_format,
+            help=f"How to answer: {', '.join(known)}.  [default: cli]",
+        )(function)
+
+    return decorate
+
+
+def complete_collection(ctx: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """Names of the collections of the index in force; none where it cannot be read."""
+    from qmd.errors import QmdError
+
+    try:
+        with session_of(ctx).open() as index:
+            return [c.name for c in index.list_collections() if c.name.startswith(start)]
+    except (QmdError, OSError):
+        return []
+
+
+def complete_place(ctx: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """Collections, and documents as `collection/path` as soon as one collection is meant."""
+    from qmd.errors import QmdError
+
+    scheme = "qmd://" if start.startswith("qmd://") else ""
+    try:
+        with session_of(ctx).open() as index:
+            names = [f"{scheme}{c.name}/" for c in index.list_collections()]
+            meant = [n for n in names if n.startswith(start) or start.startswith(n)]
+            if len(meant) != 1:
+                return meant
+            entries = index.ls(meant[0].removeprefix(scheme).removesuffix("/"))
+    except (QmdError, OSError):
+        return []
+    return [p for p in (f"{scheme}{e.collection}/{e.path}" for e in entries) if p.startswith(start)]
+
+
+def links_option(function: Any) -> Any:
+    def keep(ctx: click.Context, parameter: click.Parameter, value: bool | None) -> None:
+        session_of(ctx).links = value
+
+    return click.option(
+        "--links/--no-links",
+        default=None,
+        expose_value=False,
+        callback=keep,
+        help="Clickable file names on the terminal.  [default: where it can]",
+    )(function)
+
+
+def _line_count(least: int) -> click.IntRange:
+    return click.IntRange(min=least)
+
+
+_SEARCH_OPTIONS: Sequence[Decorator] = (
+    click.option("-n", "--limit", type=_line_count(1), metavar="N", help="At most N hits.  [default: 10]"),
+    click.option(
+        "-c",
+        "--collection",
+        "collections",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=complete_collection,
+        help="Only in this collection; may be repeated.",
+    ),
+    click.option("--all", "all", is_flag=True, help="Every hit, without a limit."),
+    click.option("--min-score", type=float, metavar="SCORE", help="Only hits with at least this score."),
+    click.option("--path", metavar="GLOB", help="Only documents whose path matches: 'journal/2024-*.md'."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; may be repeated."),
+    click.option(
+        "--type", "type", metavar="TYPE", help="Only documents of this type: markdown, code, html ..."
+    ),
+    click.option("--lang", metavar="LANG", help="Only in this language: en, zh, ja ..."),
+    click.option("--after", metavar="DATE", help="Only from this day on (2024-05-01)."),
+    click.option("--before", metavar="DATE", help="Only before this day."),
+    click.option("--full", is_flag=True, help="The whole document in place of a snippet."),
+    click.option(
+        "-C",
+        "--context-lines",
+        type=_line_count(0),
+        metavar="N",
+        help="N lines around the match as the snippet.",
+    ),
+    click.option("--line-numbers", is_flag=True, help="Number the lines of the text."),
+    click.option("--full-path", is_flag=True, help="The path on disk in place of qmd://collection/path."),
+    click.option("--explain", is_flag=True, help="Say how each score came about."),
+)
+
+
+def search_options(function: Any) -> Any:
+    """What `search`, `vsearch` and `query` all take."""
+    function = output_options()(links_option(function))
+    for option in reversed(_SEARCH_OPTIONS):
+        function = option(function)
+    return function
+
+
+def split_patterns(values: Sequence[str]) -> tuple[str, ...]:
+    """Globs, each given alone or as a comma-separated list; commas inside {braces} belong to the glob."""
+    found: list[str] = []
+    for value in values:
+        depth = 0
+        piece = ""
+        for character in value:
+            depth += (character == "{") - (character == "}" and depth > 0)
+            if character == "," and not depth:
+                found.append(piece)
+                piece = ""
+            else:
+                piece += character
+        found.append(piece)
+    return tuple(p for p in map(str.strip, found) if p)

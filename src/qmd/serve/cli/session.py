@@ -1,0 +1,48 @@
+"""What one run of `qmd` was told: which index, where its folders are, in which format to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qmd.config import Config, Places
+    from qmd.index import Index
+
+FORMATS = ("cli", "json", "jsonl", "csv", "md", "xml", "files")
+
+
+@dataclass(slots=True)
+class Session:
+    """Filled by option callbacks before a command runs. `None` means: not said, the default holds."""
+
+    index: str = "index"
+    config_dir: Path | None = None
+    data_dir: Path | None = None
+    format: str = "cli"
+    links: bool | None = None
+
+    def settings(self) -> tuple[Places, Config]:
+        """The folders and the configuration in force."""
+        from qmd.config import CONFIG_NAME, find_places, load_config
+
+        places = find_places(self.config_dir, self.data_dir)
+        return places, load_config(places.config_dir / CONFIG_NAME)
+
+    def open(self, *, create: bool = False) -> Index:
+        """Open the index in force. Raises NotFound where there is none, unless `create`."""
+        import qmd.index
+
+        places, config = self.settings()
+        return qmd.index.open(index=self.index, config=config, places=places, create=create)
+
+
+def session_of(ctx: click.Context) -> Session:
+    """The session of this run, made at the outermost command."""
+    return ctx.find_root().ensure_object(Session)
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -1,0 +1,197 @@
+"""Training pairs: read, typed and checked before a model is loaded. An error names the file and the line.
+
+Which side is an image follows from the retrieval mode alone, never from how a string looks: text may hold
+a "/".
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from qmd.errors import MissingExtra, QmdError
+from qmd.vembed.config import RetrievalMode
+
+_SIDES: Mapping[str, tuple[bool, bool]] = {  # mode -> (query is an image, positive is an image)
+    "t2i": (False, True),
+    "i2t": (True, False),
+    "m2i": (False, True),
+    "t2t": (False, False),
+    "i2i": (True, True),
+}
+_KEYS = frozenset({"query", "query_image", "positive", "negative", "negatives", "mode"})
+
+
+class DataError(QmdError):
+    """A line of training data cannot be used as it stands."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One side of a pair: text, an image, or both (a composed query)."""
+
+    text: str | None = None
+    image: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A query, what it should find, and what it should not. `line` counts from 1 in the file it came from."""
+
+    query: Item
+    positive: Item
+    negatives: tuple[Item, ...]
+    mode: RetrievalMode
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """What one data file gave. `fingerprint` is the digest of the file; `skipped` names the refused lines."""
+
+    pairs: tuple[Pair, ...]
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+
+
+def read_pairs(
+    path: str | Path,
+    *,
+    retrieval_mode: RetrievalMode,
+    image_root: str | Path | None = None,
+    skip_bad: bool = False,
+) -> PairSet:
+    """Read JSONL, CSV, TSV or Parquet, one pair a line or row.
+
+    Keys: `query`, `positive`, for m2i `query_image`, optionally `negative`/`negatives` and `mode`, which
+    overrides `retrieval_mode` for its line. Relative image paths start at `image_root`, or beside the file.
+    Raises DataError at the first line that cannot be used; with `skip_bad` such lines stand in `skipped`.
+    """
+    path = Path(path)
+    root = Path(image_root) if image_root is not None else path.parent
+    if not path.is_file():
+        raise DataError(f"no data file at {path}.")
+    pairs: list[Pair] = []
+    skipped: list[str] = []
+    checked: dict[Path, str | None] = {}
+    for line, row in _rows(path):
+        try:
+            if isinstance(row, str):
+                raise DataError(row)
+            pair = _pair(row, line, retrieval_mode, root)
+            for item in (pair.query, pair.positive, *pair.negatives):
+                if item.image is not None and (fault := _image_fault(item.image, checked)):
+                    raise DataError(fault)
+        except DataError as error:
+            fault = f"{path}, line {line}: {error}"
+            if not skip_bad:
+                raise DataError(f"{fault} (skip_bad: true leaves such lines out)") from error
+            skipped.append(fault)
+        else:
+            pairs.append(pair)
+    if not pairs:
+        raise DataError(f"{path} has no usable pair ({len(skipped)} refused).")
+    return PairSet(tuple(pairs), hashlib.sha256(path.read_bytes()).hexdigest(), tuple(skipped))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | str]]:
+    """(line, row) for each row; a row that cannot be read at all is the fault as a string."""
+    suffix = path.suffix.lower()
+    if suffix in {".csv", ".tsv"}:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(
+                file, delimiter="\t" if suffix == ".tsv" else ",", restkey="(more columns)"
+            )
+            for row in reader:
+                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+    elif suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise MissingExtra("reading Parquet", "train") from error
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {key: value for key, value in row.items() if value is not None}
+    else:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if not raw.strip():
+                    continue
+                try:
+                    row = json.loads(raw)
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    yield number, f"not valid JSON: {error}"
+                    continue
+                yield (
+                    number,
+                    row if isinstance(row, dict) else f"expected an object, found {type(row).__name__}",
+                )
+
+
+def _pair(row: Mapping[str, object], line: int, default_mode: RetrievalMode, root: Path) -> Pair:
+    if unknown := sorted(set(row) - _KEYS):
+        raise DataError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}")
+    mode = row.get("mode", default_mode)
+    if mode not in get_args(RetrievalMode):
+        raise DataError(f"mode is {mode!r}; known: {', '.join(get_args(RetrievalMode))}")
+    query_is_image, positive_is_image = _SIDES[str(mode)]
+    query = _item(_text(row, "query"), query_is_image, root)
+    if mode == "m2i":
+        query = Item(query.text, root / _text(row, "query_image"))
+    elif "query_image" in row:
+        raise DataError(f"query_image belongs to mode m2i, this line is {mode}")
+    given = row.get("negatives", row.get("negative", ()))
+    negatives = [given] if isinstance(given, str) else given
+    if not isinstance(negatives, Sequence) or not all(isinstance(n, str) and n.strip() for n in negatives):
+        raise DataError("negatives must be a string or a list of non-empty strings")
+    return Pair(
+        query=query,
+        positive=_item(_text(row, "positive"), positive_is_image, root),
+        negatives=tuple(_item(negative, positive_is_image, root) for negative in negatives),
+        mode=mode,  # type: ignore[arg-type]  # checked against the literal above
+        line=line,
+    )
+
+
+def _item(value: str, is_image: bool, root: Path) -> Item:
+    return Item(image=root / value) if is_image else Item(text=value)
+
+
+def _text(row: Mapping[str, object], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{key} is missing or empty" if not value else f"{key} must be a string")
+    return value
+
+
+def _image_fault(path: Path, checked: dict[Path, str | None]) -> str | None:
+    """Why an image cannot be used, or None. Each file is opened once."""
+    if path not in checked:
+        try:
+            from PIL import Image, UnidentifiedImageError
+        except ImportError as error:
+            raise MissingExtra("training on images", "train") from error
+        try:
+            with Image.open(path) as image:
+                image.verify()
+            checked[path] = None
+        except FileNotFoundError:
+            checked[path] = f"no image at {path}"
+        except (
+            UnidentifiedImageError,
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
+            checked[path] = f"cannot read image {path}: {error}"
+    return checked[path]

@@ -1,0 +1,1 @@
+"""How good an embedding model is at finding: metrics, per mode and per Matryoshka dimension."""

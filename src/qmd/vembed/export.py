@@ -1,0 +1,324 @@
+"""From a trained model to ONNX files that the model engine loads, with a card that says what they are.
+
+The text side becomes `model.onnx` (token ids and mask -> unit vectors) with its tokenizer; the image side of a composed
+model `image.onnx` (pixels -> unit vectors). `model_int8.onnx` stores weights as int8 with a scale a row or column and
+computes in float, so it is a quarter of the size and very nearly the same. Every file is compared with the model before
+it counts as written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmd.errors import MissingExtra, ModelError
+from qmd.llm.embedder import OnnxEmbedder
+from qmd.llm.files import ModelFiles, file_sha256
+from qmd.llm.session import open_session
+from qmd.types import ModelCard, ModelVariant
+
+CARD = "card.json"
+EXPORTED = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Text encoders whose graph is written; of these BERT is tested, and every file is compared before it counts."""
+FP32_TOLERANCE = 1e-4
+INT8_COSINE = 0.99
+_SMALLEST_QUANTISED = 4096
+_PROBES = (
+    "a",
+    "red circle",
+    "How do I renew a passport, and what does it cost?",
+    "grinning face with big eyes, happy",
+    "The quick brown fox jumps over the lazy dog. " * 6,
+    "如何设置文件权限",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written. `fp32_difference` is the largest difference of a component from the trained model's vectors,
+    `int8_cosine` the least cosine to them."""
+
+    folder: str
+    card: ModelCard
+    files: dict[str, int]
+    fp32_difference: float
+    int8_cosine: float | None
+
+
+def export_onnx(
+    checkpoint: str | Path, folder: str | Path, *, name: str | None = None, int8: bool = True
+) -> ExportReport:
+    """Write `checkpoint` as ONNX to `folder`.
+
+    Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's vectors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("exporting a model", "train") from error
+    from qmd.vembed.model.assemble import open_model
+
+    model = open_model(checkpoint).to("cpu").eval()
+    graph, tokenizer, max_tokens, config = _text_graph(model)
+    folder = Path(folder)
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    ids = torch.ones(2, 7, dtype=torch.long)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    axes = {0: "batch", 1: "tokens"}
+    _write_graph(
+        graph,
+        (ids, mask),
+        folder / "model.onnx",
+        {"input_ids": axes, "attention_mask": axes, "sentence_embedding": {0: "batch"}},
+    )
+    variants = [ModelVariant("fp32", ("model.onnx",), file_sha256(folder / "model.onnx"))]
+    if int8:
+        quantise_weights(folder / "model.onnx", folder / "model_int8.onnx")
+        variants.append(ModelVariant("int8", ("model_int8.onnx",), file_sha256(folder / "model_int8.onnx")))
+    prompts = getattr(model, "prompts", None) or {}
+    record = _training_record(checkpoint)
+    dims = (
+        tuple(record.get("config", {}).get("mrl_dims", ())) if record.get("config", {}).get("use_mrl") else ()
+    )
+    dim = int(model.get_embedding_dimension() or 0)
+    card = ModelCard(
+        name=name or Path(checkpoint).name,
+        role="embedding",
+        dim=dim,
+        dims=tuple(size for size in dims if size <= dim),
+        max_tokens=max_tokens,
+        query_prefix=str(prompts.get("query") or ""),
+        doc_prefix=str(prompts.get("document") or ""),
+        variants=tuple(variants),
+    )
+    _write_descriptions(folder, card, config, record)
+    # Only texts that fit: the engine makes windows of longer ones, training cuts them.
+    probes = [text for text in _PROBES if len(tokenizer(text)["input_ids"]) <= max_tokens]
+    wanted = model.encode(probes, show_progress_bar=False, normalize_embeddings=True)
+    difference = float(np.abs(_vectors(folder, card, "fp32", probes) - wanted).max())
+    if not difference <= FP32_TOLERANCE:
+        raise ModelError(
+            f"{folder / 'model.onnx'} differs from the model by {difference:.2g}: this family cannot be exported."
+        )
+    cosine = None
+    if int8:
+        cosine = float((_vectors(folder, card, "int8", probes) * wanted).sum(axis=1).min())
+        if not cosine >= INT8_COSINE:
+            raise ModelError(
+                f"{folder / 'model_int8.onnx'} has cosine {cosine:.3f} to the model; export with int8=False."
+            )
+    _write_image_graph(model, folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
+    return ExportReport(str(folder), card, sizes, difference, cosine)
+
+
+def open_exported(folder: str | Path, *, precision: Literal["fp32", "int8"] = "fp32") -> OnnxEmbedder:
+    """The engine's embedder over an exported folder. Raises ModelError where a file is not the one that was written."""
+    folder = Path(folder)
+    card = read_card(folder)
+    variant = next((v for v in card.variants if v.precision == precision), None)
+    if variant is None:
+        raise ModelError(f"{folder} was exported without {precision}.")
+    return _embedder(folder, card, variant)
+
+
+def read_card(folder: str | Path) -> ModelCard:
+    """The card of an exported folder."""
+    import msgspec
+
+    path = Path(folder) / CARD
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ModelCard)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelError(f"{path} is no model card: {error}") from error
+
+
+def embed_image(folder: str | Path, images: Sequence[Any]) -> NDArray[np.float32]:
+    """(n, dim) unit rows of image files or PIL images, by the exported image side; needs no torch."""
+    from qmd.vembed.model.images import open_image, square_pixels
+
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / "image.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{folder} has no image side: only composed models are exported with one."
+        ) from error
+    pixels = np.stack(
+        [square_pixels(open_image(i), settings["size"], settings["mean"], settings["std"]) for i in images]
+    )
+    rows = open_session(folder / "image.onnx").run(None, {"pixel_values": pixels})[0]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def quantise_weights(source: Path, target: Path) -> None:
+    """Store large float matrices as int8 with a scale a column (a row for lookup tables), widened when loaded."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(source))
+    looked_up = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    kept, nodes = [], []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.ndim != 2 or values.size < _SMALLEST_QUANTISED:
+            kept.append(tensor)
+            continue
+        axis = 1 if tensor.name in looked_up else 0
+        scale = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-12).astype(np.float32) / 127
+        small = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
+        kept.append(numpy_helper.from_array(small, f"{tensor.name}.int8"))
+        kept.append(numpy_helper.from_array(scale, f"{tensor.name}.scale"))
+        wide = f"{tensor.name}.wide"
+        nodes.append(helper.make_node("Cast", [f"{tensor.name}.int8"], [wide], to=onnx.TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [wide, f"{tensor.name}.scale"], [tensor.name]))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+    onnx.save(model, str(target))
+
+
+def _text_graph(model: Any) -> tuple[Any, Any, int, Any]:
+    """(module from token ids and mask to unit vectors, tokenizer, token limit, the encoder's configuration)."""
+    import torch
+    from torch import nn
+
+    from qmd.vembed.model.composed import ComposedBackbone
+
+    first = model[0]
+    composed = isinstance(first, ComposedBackbone)
+    encoder = first.text_tower.encoder if composed else _inner(first)
+    kind = getattr(getattr(encoder, "config", None), "model_type", type(first).__name__)
+    if encoder is None or kind not in EXPORTED:
+        raise ModelError(
+            f"the text side of a {kind} model has no ONNX form here. Known: {', '.join(EXPORTED)}."
+        )
+    encoder.set_attn_implementation("eager")
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+            self.rest = nn.ModuleList([first.text_head] if composed else list(model)[1:])
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden_from = (1.0 - attention_mask[:, None, None, :].float()) * -1e9
+            square = hidden_from.expand(-1, 1, input_ids.shape[1], -1)
+            hidden = self.encoder(input_ids=input_ids, attention_mask=square).last_hidden_state
+            if composed:
+                weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+                vector = self.rest[0]((hidden * weights).sum(dim=1) / weights.sum(dim=1))
+            else:
+                features = {"token_embeddings": hidden, "attention_mask": attention_mask}
+                for module in self.rest:
+                    features = module(features)
+                vector = features["sentence_embedding"]
+            return torch.nn.functional.normalize(vector, dim=-1)
+
+    limit = first.text_tower.max_tokens if composed else int(model.max_seq_length or 512)
+    positions = int(getattr(encoder.config, "max_position_embeddings", limit))
+    return Graph().eval(), first.tokenizer, min(limit, positions), encoder.config
+
+
+def _inner(module: Any) -> Any:
+    return next((getattr(module, key) for key in ("model", "auto_model") if hasattr(module, key)), None)
+
+
+def _write_graph(graph: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
+    import torch
+
+    *inputs, output = axes
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
+        torch.onnx.export(
+            graph,
+            example,
+            str(path),
+            input_names=inputs,
+            output_names=[output],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _write_image_graph(model: Any, folder: Path) -> None:
+    import torch
+    from torch import nn
+
+    from qmd.vembed.model.composed import ComposedBackbone
+
+    backbone = model[0]
+    if not isinstance(backbone, ComposedBackbone):
+        return
+    tower, head = backbone.image_tower, backbone.image_head
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower, self.head = tower, head
+
+        def forward(self, pixel_values: Any) -> Any:
+            return torch.nn.functional.normalize(self.head(self.tower(pixel_values)), dim=-1)
+
+    example = torch.zeros(2, 3, tower.size, tower.size)
+    axes = {"pixel_values": {0: "batch"}, "sentence_embedding": {0: "batch"}}
+    _write_graph(Graph().eval(), (example,), folder / "image.onnx", axes)
+    settings = {"size": tower.size, "mean": tower.mean, "std": tower.std}
+    (folder / "image.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _write_descriptions(folder: Path, card: ModelCard, config: Any, record: dict[str, Any]) -> None:
+    """The card, and the small files by which other programs know such a folder."""
+    described = asdict(card) | {"trained": record}
+    (folder / CARD).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+    encoder = {
+        "model_type": config.model_type,
+        "hidden_size": card.dim,
+        "num_attention_heads": getattr(config, "num_attention_heads", None),
+        "max_position_embeddings": getattr(config, "max_position_embeddings", card.max_tokens),
+        "pad_token_id": config.pad_token_id,
+    }
+    (folder / "config.json").write_text(json.dumps(encoder, indent=1), encoding="utf-8")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": card.max_tokens}))
+    pooling = {"word_embedding_dimension": card.dim, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def _training_record(checkpoint: str | Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((Path(checkpoint) / "training.json").read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    for key in ("data_path", "val_data_path", "image_root", "output_dir", "feature_cache"):
+        value = record.get("config", {}).get(key)
+        if isinstance(value, str):
+            record["config"][key] = os.path.basename(
+                value
+            )  # a card is passed on; folders are nobody's business
+    return record
+
+
+def _vectors(folder: Path, card: ModelCard, precision: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    variant = next(v for v in card.variants if v.precision == precision)
+    return _embedder(folder, replace(card, doc_prefix="", query_prefix=""), variant).embed_documents(texts)
+
+
+def _embedder(folder: Path, card: ModelCard, variant: ModelVariant) -> OnnxEmbedder:
+    graph = folder / variant.files[0]
+    digest = file_sha256(graph)
+    if digest != variant.sha256:
+        raise ModelError(f"{graph} is not the file that {folder / CARD} describes. Export the model again.")
+    files = ModelFiles(card, variant, graph, folder / "tokenizer.json", digest)
+    return OnnxEmbedder.open(files, prepare=False)

@@ -1,0 +1,1 @@
+"""The models that can be taught: one input module a family, assembled with sentence-transformers."""

@@ -1,0 +1,140 @@
+"""From a name and a mode to a sentence-transformers model, and back from a folder. No remote code is ever run."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmd.errors import ModelError
+from qmd.vembed.config import EncoderMode, TrainConfig
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "qwen3_vl": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+    "clip": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "siglip": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "bert": ("query", "key", "value", "dense"),
+    "qwen3": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+    "modernbert": ("Wqkv", "Wo", "Wi"),
+}
+"""Where the adapters of each family go: what its authors trained, or all linear layers of a block."""
+
+_TRUSTED = ("sentence_transformers.", "qmd.vembed.model.")
+
+
+def build_model(config: TrainConfig) -> SentenceTransformer:
+    """The model that a run starts from, in the form its family needs."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+
+    mode = config.encoder_mode if config.encoder_mode != "auto" else guess_mode(config.model_name_or_path)
+    attention = None if config.attn_implementation == "auto" else config.attn_implementation
+    # Adapters train beside frozen half-precision weights; without them the weights themselves stay fp32 masters.
+    dtype = config.torch_dtype if config.use_lora else "float32"
+    if mode == "composed":
+        from qmd.vembed.model.composed import ComposedBackbone
+        from qmd.vembed.model.towers import load_image_tower, load_text_tower
+
+        if config.image_model_name_or_path is None:
+            raise ModelError("encoder_mode composed needs image_model_name_or_path, the image tower.")
+        composed = ComposedBackbone(
+            load_text_tower(config.model_name_or_path),
+            load_image_tower(config.image_model_name_or_path),
+            projection_dim=config.projection_dim or 256,
+            freeze_towers=config.freeze_towers,
+        )
+        return SentenceTransformer(modules=[composed, Normalize()])
+    if mode == "qwen3_vl":
+        from qmd.vembed.model.qwen_vl import QwenVLBackbone
+
+        backbone = QwenVLBackbone.from_pretrained(
+            config.model_name_or_path,
+            torch_dtype=dtype,
+            attn_implementation=attention,
+            instruction=config.instruction,
+            max_tokens=config.max_length,
+        )
+        return SentenceTransformer(modules=[backbone, Normalize()])
+    options: dict[str, Any] = {"dtype": dtype} | ({"attn_implementation": attention} if attention else {})
+    return SentenceTransformer(config.model_name_or_path, model_kwargs=options, trust_remote_code=False)
+
+
+def guess_mode(name_or_path: str) -> EncoderMode:
+    """The family a model's own configuration names."""
+    from transformers import AutoConfig
+
+    if (Path(name_or_path) / "composed_config.json").exists():
+        return "composed"
+    try:
+        kind = str(AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the configuration of model {name_or_path!r}: {error}") from error
+    families: dict[str, EncoderMode] = {"qwen3_vl": "qwen3_vl", "clip": "clip", "siglip": "siglip"}
+    return families.get(kind, "text")
+
+
+def load_model(folder: str | Path) -> SentenceTransformer:
+    """Read a trained model back. Modules of sentence-transformers and of this package are loaded, no others."""
+    from sentence_transformers import SentenceTransformer
+
+    path = Path(folder)
+    listing = path / "modules.json"
+    if not listing.is_file():
+        raise ModelError(f"{path} is not a trained model: it has no modules.json.")
+    rows = json.loads(listing.read_text(encoding="utf-8"))
+    if not any(str(row["type"]).startswith("qmd.") for row in rows):
+        return SentenceTransformer(str(path), trust_remote_code=False)
+    modules = []
+    for row in rows:
+        kind = str(row["type"])
+        if not kind.startswith(_TRUSTED):
+            raise ModelError(
+                f"{path} asks for module {kind}, which is neither ours nor sentence-transformers'."
+            )
+        home, _, name = kind.rpartition(".")
+        inside = str(row["path"])
+        if Path(inside).is_absolute() or ".." in Path(inside).parts:
+            raise ModelError(f"{path} names a module outside its own folder: {inside!r}.")
+        modules.append(getattr(import_module(home), name).load(str(path), subfolder=inside))
+    return SentenceTransformer(modules=modules)
+
+
+def open_model(name_or_path: str | Path) -> SentenceTransformer:
+    """A trained folder, or a model that was never trained here, by folder or name."""
+    if (Path(name_or_path) / "modules.json").is_file():
+        return load_model(name_or_path)
+    return build_model(TrainConfig(model_name_or_path=str(name_or_path), data_path="", output_dir=""))
+
+
+def add_lora(model: SentenceTransformer, config: TrainConfig) -> None:
+    """Put adapters on the transformer inside `model`, in place; everything else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    module = model[0]
+    name = "model" if hasattr(module, "model") else "auto_model"
+    inner = getattr(module, name)
+    family = str(inner.config.model_type)
+    targets = config.lora_target_modules or next(
+        (names for key, names in LORA_TARGETS.items() if family.startswith(key)), ()
+    )
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(targets) or "all-linear",
+        bias="none",
+    )
+    setattr(module, name, get_peft_model(inner, lora))
+
+
+def merge_lora(model: SentenceTransformer) -> None:
+    """Fold the adapters into the weights, in place."""
+    module = model[0]
+    name = "model" if hasattr(module, "model") else "auto_model"
+    inner = getattr(module, name)
+    if hasattr(inner, "merge_and_unload"):
+        setattr(module, name, inner.merge_and_unload())

@@ -1,0 +1,303 @@
+"""One training run: data in, a model folder out, with all that is needed to know and repeat how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+
+from qmd.errors import MissingExtra, ModelError
+from qmd.types import Progress
+from qmd.vembed.config import TrainConfig
+from qmd.vembed.data import Item, Pair, PairSet, read_pairs
+from qmd.vembed.model.images import open_image
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from qmd.vembed.evaluation.report import Row
+
+RECORD = "training.json"
+CURVE = "curve.json"
+TABLE = "evaluation.md"
+WEIGHTS = "trained.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run left behind. `metrics` are those of the kept checkpoint on the validation pairs; `rows` set it beside
+    the model it started from, per mode and vector size."""
+
+    output_dir: str
+    steps: int
+    final_loss: float
+    metrics: Mapping[str, float]
+    skipped: tuple[str, ...]
+    rows: tuple[Row, ...] = ()
+
+
+def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
+    """Fine-tune as `config` says. The kept model is in `output_dir`, the checkpoints in `output_dir/checkpoints`.
+
+    `resume` goes on from the newest checkpoint. Raises ConfigError, DataError, ModelError before any step is made.
+    """
+    try:
+        from sentence_transformers import SentenceTransformerTrainingArguments
+        from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+        from transformers import PrinterCallback, set_seed
+    except ImportError as error:
+        raise MissingExtra("training", "train") from error
+    from qmd.vembed.evaluation.evaluator import PairEvaluator
+    from qmd.vembed.evaluation.report import evaluate_pairs, table_lines
+    from qmd.vembed.losses import build_loss
+    from qmd.vembed.model.assemble import add_lora, build_model, merge_lora
+
+    output = Path(config.output_dir)
+    pairs = _read(config, config.data_path)
+    validation = _read(config, config.val_data_path) if config.val_data_path else None
+    set_seed(config.seed)
+    model = build_model(config)
+    if config.use_lora:
+        add_lora(model, config)
+    if config.feature_cache and Path(config.feature_cache).exists():
+        model[0].read_features(config.feature_cache)
+    if config.gradient_checkpointing and hasattr(model[0], "model"):
+        model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = _probe(model, pairs)
+    dims = config.mrl_dims if config.use_mrl else ()
+    rows: list[Row] = []
+    if validation:
+        rows = evaluate_pairs(model, validation.pairs, name="before", dims=dims, batch_size=config.batch_size)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        output.mkdir(parents=True, exist_ok=True)
+        _record(output, config, pairs, validation)
+
+    evaluator = PairEvaluator(validation.pairs, batch_size=config.batch_size) if validation else None
+    evaluation = config.eval_strategy if evaluator else "no"
+    by_steps = bool(config.save_steps) or evaluation == "steps"
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        lr_scheduler_type=config.scheduler_type,
+        warmup_steps=config.warmup_ratio,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        eval_strategy=evaluation,
+        eval_steps=config.eval_steps or config.save_steps or None,
+        save_strategy="steps" if by_steps else "epoch",
+        save_steps=config.eval_steps or config.save_steps or 500,
+        save_total_limit=2,
+        load_best_model_at_end=evaluation != "no",
+        metric_for_best_model=f"eval_{evaluator.primary_metric}" if evaluator else None,
+        greater_is_better=True if evaluator else None,
+        bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=[] if config.report_to == "none" else config.report_to.split(","),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # A query or positive that occurs twice in a batch would be its own false negative.
+        batch_sampler="no_duplicates" if _uses_other_pairs(config) else "batch_sampler",
+    )
+    trainer = _trainer_class()(
+        model=model,
+        args=arguments,
+        train_dataset=dataset_of(pairs.pairs),
+        loss=build_loss(model, config, ranks=ranks),
+        evaluator=evaluator,
+        data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if progress is not None:
+        trainer.add_callback(_progress_callback(progress))
+    trainer.has_moved = lambda: _moved(model, pairs, before)
+    if resume and not any((output / "checkpoints").glob("checkpoint-*")):
+        raise ModelError(f"nothing to resume in {output / 'checkpoints'}: start without --resume.")
+    result = trainer.train(resume_from_checkpoint=resume or None)
+    if not trainer.moved:
+        raise ModelError(
+            "training changed no vector: what is trained never reached the loss, or every step fell into the warm-up."
+        )
+    metrics = evaluator(model) if evaluator else {}
+    if config.use_lora:
+        merge_lora(model)
+    if validation:
+        rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
+    if first and config.feature_cache:
+        model[0].write_features(config.feature_cache)
+    if first:
+        model.save(str(output), create_model_card=False)
+        _write_json(output / CURVE, trainer.state.log_history)
+        if rows:
+            (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
+    return TrainReport(
+        output_dir=str(output),
+        steps=int(result.global_step),
+        final_loss=float(result.training_loss),
+        metrics=metrics,
+        skipped=pairs.skipped,
+        rows=tuple(rows),
+    )
+
+
+def _uses_other_pairs(config: TrainConfig) -> bool:
+    return config.loss_type in ("infonce", "symmetric_infonce", "sigmoid")
+
+
+def dataset_of(pairs: Sequence[Pair]) -> Any:
+    """Columns query, positive, negative_1.. as sentence-transformers wants them, each cell {text, image}."""
+    from datasets import Dataset
+
+    negatives = min(len(pair.negatives) for pair in pairs)
+    columns: dict[str, list[dict[str, str | None]]] = {
+        "query": [_cell(pair.query) for pair in pairs],
+        "positive": [_cell(pair.positive) for pair in pairs],
+    }
+    for number in range(negatives):
+        columns[f"negative_{number + 1}"] = [_cell(pair.negatives[number]) for pair in pairs]
+    return Dataset.from_dict(columns)
+
+
+def preprocessor(model: SentenceTransformer) -> Callable[..., dict[str, Any]]:
+    """`model.preprocess` over cells: each becomes a plain text, an opened image, or a mapping of both."""
+    own = type(model[0]).__module__.startswith("qmd.")
+
+    def preprocess(inputs: Sequence[Mapping[str, str | None]], **options: Any) -> dict[str, Any]:
+        options = {key: value for key, value in options.items() if value is not None}
+        prepared: dict[str, Any] = model.preprocess([encoder_input(cell, own) for cell in inputs], **options)
+        return prepared
+
+    return preprocess
+
+
+def encoder_input(cell: Mapping[str, str | None], own_module: bool) -> Any:
+    """What a model's `encode` takes for one cell. Our own modules open images themselves and cache by path."""
+    text, image = cell.get("text"), cell.get("image")
+    if image is None:
+        return {"text": text} if own_module else text
+    if own_module:
+        return {"image": image} if text is None else {"text": text, "image": image}
+    opened = open_image(image)
+    return opened if text is None else {"text": text, "image": opened}
+
+
+def _cell(item: Item) -> dict[str, str | None]:
+    return {"text": item.text, "image": None if item.image is None else str(item.image)}
+
+
+def _progress_callback(progress: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class Reported(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in (logs or {}):
+                progress(f"training, loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
+
+    return Reported()
+
+
+def _trainer_class() -> Any:
+    """sentence-transformers' trainer, with checkpoints that hold what is trained and nothing else.
+
+    That is the same for adapters, heads and whole models, needs no code from the checkpoint to read, and resumes
+    bit for bit, since optimiser, scheduler and random state are kept beside it by the trainer itself.
+    """
+    from safetensors.torch import load_file, save_file
+    from sentence_transformers import SentenceTransformerTrainer
+
+    class Trainer(SentenceTransformerTrainer):
+        has_moved: Callable[[], bool]
+        moved = False
+
+        def train(self, *args: Any, **options: Any) -> Any:
+            result = super().train(*args, **options)
+            self.moved = self.moved or self.has_moved()
+            return result
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(_trained(self.model), folder / WEIGHTS)
+
+        def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+            weights = load_file(Path(checkpoint_path) / WEIGHTS)
+            own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+            if wrong := set(weights) ^ set(_trained(self.model)):
+                raise ModelError(f"{checkpoint_path} does not fit this run, first at {min(wrong)!r}.")
+            with torch.no_grad():
+                for key, value in weights.items():
+                    own[key].copy_(value)
+
+        def _load_best_model(self) -> None:
+            self.moved = self.has_moved()  # the best may be the first, before anything moved
+            if self.state.best_model_checkpoint:
+                self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    return Trainer
+
+
+def _trained(model: Any) -> dict[str, Any]:
+    """Parameters that take gradients, once each."""
+    return {
+        key: value.detach().contiguous() for key, value in model.named_parameters() if value.requires_grad
+    }
+
+
+def _read(config: TrainConfig, path: str) -> PairSet:
+    return read_pairs(
+        path, retrieval_mode=config.retrieval_mode, image_root=config.image_root, skip_bad=config.skip_bad
+    )
+
+
+def _probe(model: SentenceTransformer, pairs: PairSet) -> Any:
+    own = type(model[0]).__module__.startswith("qmd.")
+    cells = [_cell(item) for pair in pairs.pairs[:4] for item in (pair.query, pair.positive)]
+    return [model.encode([encoder_input(cell, own)], show_progress_bar=False)[0] for cell in cells]
+
+
+def _moved(model: SentenceTransformer, pairs: PairSet, before: Any) -> bool:
+    import numpy as np
+
+    return not np.array_equal(np.stack(before), np.stack(_probe(model, pairs)))
+
+
+def _record(output: Path, config: TrainConfig, pairs: PairSet, validation: PairSet | None) -> None:
+    """The effective options, the data's fingerprints and the versions, beside the result."""
+    versions: dict[str, str | None] = {}
+    for name in ("qmd-python", "torch", "transformers", "sentence-transformers", "peft", "accelerate"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    data = {"train": pairs, "validation": validation}
+    _write_json(
+        output / RECORD,
+        {
+            "config": msgspec.to_builtins(config),
+            "data": {
+                name: {"sha256": part.fingerprint, "pairs": len(part.pairs), "skipped": len(part.skipped)}
+                for name, part in data.items()
+                if part is not None
+            },
+            "environment": {"python": platform.python_version(), "system": platform.platform(), **versions},
+        },
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

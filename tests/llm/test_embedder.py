@@ -1,0 +1,56 @@
+"""The embedded default model: vectors, windows, bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from qmd.llm import open_embedder
+from qmd.llm.protocols import Embedder
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Embedder:
+    return open_embedder("all-MiniLM-L6-v2")
+
+
+def test_importing_the_room_imports_no_runtime() -> None:
+    code = "import qmd.llm, sys; assert not {'onnxruntime', 'tokenizers', 'torch', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"})
+
+
+def test_vectors_are_unit_rows_and_rank_by_meaning(minilm: Embedder) -> None:
+    vectors = minilm.embed_documents(
+        ["how to bake bread", "a recipe for sourdough loaves", "the stock market fell"]
+    )
+    assert vectors.shape == (3, 384)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
+def test_a_batch_gives_what_single_texts_give(minilm: Embedder) -> None:
+    texts = ["one", "two words here", "word " * 200, "", "three little words again"]
+    batch = minilm.embed_documents(texts)
+    single = np.stack([minilm.embed_documents([t])[0] for t in texts])
+    assert (batch * single).sum(axis=1).min() > 0.999
+
+
+def test_long_text_is_windowed_and_its_end_counts(minilm: Embedder) -> None:
+    filler = "the weather was mild and the road was long " * 60
+    plain, ending = minilm.embed_documents([filler, filler + "quantum chromodynamics of gluons " * 60])
+    query = minilm.embed_query("gluons in quantum chromodynamics")
+    assert query @ ending > query @ plain + 0.2
+    assert minilm.count_tokens([filler])[0] > minilm.max_tokens
+
+
+def test_any_text_gives_a_vector(minilm: Embedder) -> None:
+    texts = ["", " ", "\x00\x01\x02", "😀" * 1000, "\udc80broken", "x" * 200_000, "中文字符 " * 300]
+    vectors = minilm.embed_documents(texts)
+    assert np.isfinite(vectors).all()
+    assert minilm.embed_documents([]).shape == (0, 384)
+    with pytest.raises(TypeError, match="sequence"):
+        minilm.embed_documents("one string")

@@ -1,0 +1,83 @@
+"""The prepared graph: same vectors, cached, and a damaged cache costs nothing but time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qmd.llm.bert_graph import read_bert, write_bert
+from qmd.llm.catalog import CATALOG
+from qmd.llm.embedder import OnnxEmbedder
+from qmd.llm.files import find_packaged
+from qmd.llm.prepare import calibration_texts, load_prepared, prepared_path
+from qmd.llm.session import open_session
+from qmd.llm.tokens import TextTokenizer
+
+TEXTS = (
+    "short",
+    "a longer sentence about permissions of files",
+    "The river rose after three days of rain, and the bridge was closed. " * 25,
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("qmd.llm.prepare.calibration_texts", lambda: calibration_texts()[:12])
+    return tmp_path
+
+
+def test_the_float_rewrite_gives_the_vectors_of_the_source() -> None:
+    files = find_packaged(CATALOG["all-MiniLM-L6-v2"])
+    source = OnnxEmbedder.open(files, prepare=False)
+    weights = read_bert(files.graph, heads=12)
+    assert weights is not None
+    assert (weights.layers, weights.hidden) == (6, 384)
+    graph = write_bert(weights, products="float", pooling="mean")
+    rewritten = OnnxEmbedder(files, open_session(graph), TextTokenizer.from_file(files.tokenizer))
+    np.testing.assert_allclose(rewritten.embed_documents(TEXTS), source.embed_documents(TEXTS), atol=1e-4)
+
+
+def test_wrong_heads_give_other_vectors() -> None:
+    files = find_packaged(CATALOG["all-MiniLM-L6-v2"])
+    weights = read_bert(files.graph, heads=6)
+    assert weights is not None
+    rewritten = OnnxEmbedder(
+        files,
+        open_session(write_bert(weights, products="float", pooling="mean")),
+        TextTokenizer.from_file(files.tokenizer),
+    )
+    source = OnnxEmbedder.open(files, prepare=False)
+    assert (rewritten.embed_documents(TEXTS) * source.embed_documents(TEXTS)).sum(axis=1).mean() < 0.99
+
+
+def test_preparing_keeps_the_vectors_and_is_found_again(cache: Path) -> None:
+    files = find_packaged(CATALOG["all-MiniLM-L6-v2"])
+    embedder = OnnxEmbedder.open(files)
+    before = embedder.embed_documents(TEXTS)
+    assert load_prepared(files) is None
+    record = embedder.prepare()
+    assert record is not None
+    assert record.mean_cosine >= 0.99
+    again = OnnxEmbedder.open(files)
+    assert again.fingerprint == embedder.fingerprint
+    assert (again.embed_documents(TEXTS) * before).sum(axis=1).min() > 0.97
+
+    path = prepared_path(files)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert load_prepared(files) is None
+    assert not path.exists()
+    assert (OnnxEmbedder.open(files).embed_documents(TEXTS) * before).sum(axis=1).min() > 0.9999
+
+
+def test_preparing_without_a_place_to_write_still_embeds(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = cache / "file"
+    blocker.write_text("not a folder")
+    monkeypatch.setenv("QMD_CACHE_DIR", str(blocker))
+    embedder = OnnxEmbedder.open(find_packaged(CATALOG["all-MiniLM-L6-v2"]))
+    assert embedder.prepare() is not None
+    assert embedder.embed_query("still here").shape == (384,)

@@ -1,0 +1,95 @@
+"""Training data: each mode's form, each fault named with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qmd.vembed.data import DataError, Item, read_pairs
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    root.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), "red").save(root / name)
+    (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    return root
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_modes_of_the_specification(tmp_path: Path, images: Path) -> None:
+    path = write(
+        tmp_path / "pairs.jsonl",
+        {"query": "a red dress", "positive": "a.png", "mode": "t2i"},
+        {"query": "a.png", "positive": "a red dress", "mode": "i2t"},
+        {"query": "change to blue", "query_image": "a.png", "positive": "b.png", "mode": "m2i"},
+        {"query": "q", "positive": "p", "negatives": ["n", "m"], "mode": "t2t"},
+        {"query": "a.png", "positive": "b.png", "mode": "i2i"},
+    )
+    pairs = read_pairs(path, retrieval_mode="t2i", image_root=images).pairs
+    assert [pair.mode for pair in pairs] == ["t2i", "i2t", "m2i", "t2t", "i2i"]
+    assert pairs[0].positive == Item(image=images / "a.png")
+    assert pairs[1].query == Item(image=images / "a.png")
+    assert pairs[2].query == Item("change to blue", images / "a.png")
+    assert pairs[3].negatives == (Item("n"), Item("m"))
+
+
+def test_text_with_a_slash_is_text(tmp_path: Path, images: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {"query": "images/a.png or w/o sleeves", "positive": "a.png"})
+    pair = read_pairs(path, retrieval_mode="t2i", image_root=images).pairs[0]
+    assert pair.query == Item("images/a.png or w/o sleeves")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"query": "x", "positive": "missing.png"}, "no image at"),
+        ({"query": "x", "positive": "broken.png"}, "cannot read image"),
+        ({"query": "", "positive": "a.png"}, "query is missing"),
+        ({"query": "x"}, "positive is missing"),
+        ({"query": "x", "positive": "a.png", "postive": "b.png"}, "unknown key 'postive'"),
+        ({"query": "x", "positive": "a.png", "mode": "v2i"}, "mode is 'v2i'"),
+        ({"query": "x", "positive": "a.png", "mode": "m2i"}, "query_image is missing"),
+        ({"query": "x", "positive": "a.png", "query_image": "b.png"}, "belongs to mode m2i"),
+        ({"query": "x", "positive": "a.png", "negatives": [3]}, "negatives must be"),
+        ({"query": 5, "positive": "a.png"}, "query must be a string"),
+        (["x", "a.png"], "expected an object"),
+    ],
+)
+def test_a_fault_names_file_and_line(tmp_path: Path, images: Path, row: object, says: str) -> None:
+    good = {"query": "fine", "positive": "a.png"}
+    path = write(tmp_path / "pairs.jsonl", good, row)
+    with pytest.raises(DataError, match=rf"pairs\.jsonl, line 2: .*{says}"):
+        read_pairs(path, retrieval_mode="t2i", image_root=images)
+    counted = read_pairs(path, retrieval_mode="t2i", image_root=images, skip_bad=True)
+    assert (len(counted.pairs), len(counted.skipped)) == (1, 1)
+
+
+def test_csv_and_parquet_give_the_same_pairs(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"query": "如何, 分配?", "positive": 'a "b"'}, {"query": "q", "positive": "p"}]
+    jsonl = write(tmp_path / "pairs.jsonl", *rows)
+    (tmp_path / "pairs.csv").write_text('query,positive\n"如何, 分配?","a ""b"""\nq,p\n', encoding="utf-8")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    sets = [
+        read_pairs(path, retrieval_mode="t2t").pairs
+        for path in (jsonl, tmp_path / "pairs.csv", tmp_path / "pairs.parquet")
+    ]
+    sides = [[(pair.query, pair.positive) for pair in pairs] for pairs in sets]
+    assert sides[0] == sides[1] == sides[2]
+
+
+def test_a_file_without_a_usable_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data file"):
+        read_pairs(tmp_path / "none.jsonl", retrieval_mode="t2t")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match="no usable pair"):
+        read_pairs(tmp_path / "empty.jsonl", retrieval_mode="t2t")

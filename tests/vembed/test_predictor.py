@@ -1,0 +1,146 @@
+"""Predictor, two-stage search, and the two command lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from qmd.errors import UsageError
+from qmd.vembed.config import TrainConfig
+from qmd.vembed.two_stage import two_stage_search, unit_rows
+
+
+def test_two_stages_with_every_candidate_are_the_exact_search() -> None:
+    draw = np.random.default_rng(0)
+    vectors = unit_rows(draw.standard_normal((300, 32)).astype(np.float32))
+    queries = unit_rows(draw.standard_normal((20, 32)).astype(np.float32))
+    found = two_stage_search(queries, vectors, fast_dim=4, k=10, candidates=300)
+    assert found.kept == 1.0
+    np.testing.assert_array_equal(found.ids, np.argsort(-(queries @ vectors.T), axis=1)[:, :10])
+    np.testing.assert_allclose(found.scores, np.sort(queries @ vectors.T)[:, ::-1][:, :10], atol=1e-6)
+
+
+def test_two_stages_say_what_they_lost() -> None:
+    draw = np.random.default_rng(0)
+    vectors = unit_rows(draw.standard_normal((2000, 64)).astype(np.float32))
+    queries = unit_rows(draw.standard_normal((50, 64)).astype(np.float32))
+    few, many = (
+        two_stage_search(queries, vectors, fast_dim=16, k=10, candidates=count) for count in (10, 500)
+    )
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    by_hand = np.mean([len({*a} & {*b}) / 10 for a, b in zip(few.ids.tolist(), exact.tolist(), strict=True)])
+    assert few.kept == pytest.approx(by_hand)
+    assert few.kept < many.kept
+    assert min(few.fast_s, few.precise_s, few.exact_s) > 0
+
+
+def test_equal_vectors_go_to_the_smaller_id() -> None:
+    vectors = np.tile(np.eye(1, 8, dtype=np.float32), (6, 1))
+    found = two_stage_search(vectors[:1], vectors, fast_dim=2, k=3, candidates=6)
+    assert found.ids.tolist() == [[0, 1, 2]]
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="one width"):
+        two_stage_search(np.ones((1, 4), np.float32), np.ones((2, 8), np.float32), fast_dim=2)
+    with pytest.raises(UsageError, match="fast_dim"):
+        two_stage_search(np.ones((1, 4), np.float32), np.ones((2, 4), np.float32), fast_dim=5)
+
+
+def test_public_names_need_no_torch_until_used() -> None:
+    code = (
+        "import sys, qmd.vembed as v; v.load_train_config; v.two_stage_search; "
+        "assert 'torch' not in sys.modules; assert {'Predictor', 'train'} <= set(dir(v))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+@pytest.fixture
+def predictor_of(tiny: Callable[[str], str]):  # type: ignore[no-untyped-def]
+    pytest.importorskip("sentence_transformers")
+    from qmd.vembed import Predictor
+
+    return lambda family, **options: Predictor(tiny(family), **options)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "clip", "siglip"])
+def test_predictor_encodes_texts_images_and_mixtures(predictor_of, pairs_of, family: str) -> None:  # type: ignore[no-untyped-def]
+    image = pairs_of("t2i").parent / "red-circle.png"
+    predictor = predictor_of(family)
+    texts, images = (
+        predictor.encode_text(["a red circle", "blue"]),
+        predictor.encode_image([image, str(image)]),
+    )
+    mixed = predictor.encode(["blue", image, {"text": "a red circle"}])
+    assert texts.shape == (2, predictor.full_dim)
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([texts, images, mixed]), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(images[0], images[1], atol=1e-6)
+    np.testing.assert_allclose(mixed, [texts[1], images[0], texts[0]], atol=1e-5)
+
+
+def test_predictor_encodes_composed_queries_and_cuts(predictor_of, pairs_of) -> None:  # type: ignore[no-untyped-def]
+    image = pairs_of("t2i").parent / "red-circle.png"
+    whole, short = predictor_of("qwen3_vl"), predictor_of("qwen3_vl", mrl_dim=16)
+    query = [{"text": "make it blue", "image": image}]
+    full, cut = whole.encode(query), short.encode(query)
+    assert cut.shape == (1, 16)
+    np.testing.assert_allclose(cut, unit_rows(full[:, :16]), atol=1e-6)
+    assert np.abs(full - whole.encode_image([image])).max() > 1e-3
+    with pytest.raises(UsageError, match="mrl_dim"):
+        predictor_of("qwen3_vl", mrl_dim=65)
+
+
+@pytest.mark.parametrize("wrong", [{"caption": "x"}, {}])
+def test_predictor_refuses_what_it_does_not_know(predictor_of, wrong: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError):
+        predictor_of("text").encode([wrong])
+
+
+def test_one_string_is_not_a_list(predictor_of) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError):
+        predictor_of("text").encode_text("a red circle")
+
+
+def write_config(path: Path, config: TrainConfig) -> Path:
+    import msgspec
+    import yaml
+
+    path.write_text(yaml.safe_dump(msgspec.to_builtins(config)))
+    return path
+
+
+def test_qmd_train_and_the_module_take_the_same_words(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    from qmd.serve.cli.app import root
+    from qmd.vembed.__main__ import main
+
+    validation = pairs_of("t2t")
+    path = write_config(tmp_path / "run.yaml", configure("text", "t2t", val_data_path=validation))
+    words = [str(path), "--config_override", f"output_dir={tmp_path / 'cli'}", "epochs=3", "seed=7"]
+    result = CliRunner().invoke(root, ["train", *words, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["steps"] == 3
+    assert [row["model"] for row in report["rows"]] == ["before", "after"]
+    words[2] = f"output_dir={tmp_path / 'module'}"
+    assert main(words) == 0
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("cli", "module"))
+    assert a == b
+    assert "| after | t2t |" in (tmp_path / "module" / "evaluation.md").read_text()
+
+
+def test_wrong_words_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from qmd.vembed.__main__ import main
+
+    (tmp_path / "run.yaml").write_text("lr: 1e-4\n")
+    assert main([str(tmp_path / "run.yaml")]) == 2
+    assert "unknown key 'lr'" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""Whole runs on tiny models: they learn, resume bit for bit, keep the best, and write down what they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sentence_transformers")
+
+from qmd.errors import ModelError  # noqa: E402
+from qmd.vembed.config import TrainConfig  # noqa: E402
+from qmd.vembed.data import Item  # noqa: E402
+from qmd.vembed.evaluation.evaluator import encode_items  # noqa: E402
+from qmd.vembed.model.assemble import load_model  # noqa: E402
+from qmd.vembed.run import train  # noqa: E402
+
+
+def losses(folder: str) -> list[float]:
+    history = json.loads((Path(folder) / "curve.json").read_text())
+    return [row["loss"] for row in history if "loss" in row]
+
+
+LEARNING = {
+    "use_lora": "true",
+    "use_mrl": "true",
+    "mrl_dims": "[64,32,16]",
+    "use_gradient_cache": "true",
+    "gradient_cache_chunk_size": 4,
+    "epochs": 20,
+    "save_steps": 1000,
+}
+
+
+@pytest.mark.parametrize("mode", ["t2i", "i2t"])
+def test_qwen_learns_with_lora_cache_and_matryoshka(configure: Callable[..., TrainConfig], mode: str) -> None:
+    config = configure("qwen3_vl", mode, **LEARNING)
+    report = train(config)
+    curve = losses(config.output_dir)
+    assert report.steps == 20
+    assert curve[0] > 2.5
+    assert curve[-1] < 1.0
+
+
+def test_qwen_learns_to_change_an_image(configure: Callable[..., TrainConfig]) -> None:
+    config = configure("qwen3_vl", "m2i", **LEARNING, lora_r=32)
+    train(config)
+    curve = losses(config.output_dir)
+    assert curve[-1] < 0.75 * curve[0]
+
+
+@pytest.mark.parametrize(
+    "family,mode", [("clip", "t2i"), ("siglip", "i2t"), ("text", "t2t"), ("composed", "m2i")]
+)
+def test_every_family_learns_and_reads_back(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], family: str, mode: str
+) -> None:
+    config = configure(
+        family, mode, epochs=20, learning_rate="3e-3", save_steps=1000, val_data_path=pairs_of(mode)
+    )
+    report = train(config)
+    curve = losses(config.output_dir)
+    assert np.mean(curve[-3:]) < 0.75 * curve[0]
+    assert report.metrics["recall@10"] > 10 / 16  # by chance
+    side = Item(image=pairs_of("t2i").parent / "red-circle.png") if mode == "m2i" else Item("a red circle")
+    first, second = (encode_items(load_model(config.output_dir), [side]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_resume_continues_bit_for_bit(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    options = {"use_lora": "true", "lora_dropout": 0.3, "batch_size": 4, "save_steps": 4, "epochs": 2}
+    whole = configure("qwen3_vl", "t2i", **options)
+    train(whole)
+    stopped = msgspec.structs.replace(whole, output_dir=str(tmp_path / "again"))
+    train(stopped)
+    for later in (tmp_path / "again" / "checkpoints").glob("checkpoint-8"):
+        for file in sorted(later.rglob("*"), reverse=True):
+            file.unlink()
+        later.rmdir()
+    (tmp_path / "again" / "model.safetensors").unlink()
+    report = train(stopped, resume=True)
+    assert report.steps == 8
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert a == b
+
+
+def test_keeps_the_best_checkpoint_not_the_last(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path]
+) -> None:
+    config = configure(
+        "clip", "t2i", epochs=6, learning_rate="1e-2", val_data_path=pairs_of("t2i"), eval_strategy="epoch"
+    )
+    report = train(config)
+    history = json.loads((Path(config.output_dir) / "curve.json").read_text())
+    seen = [row["eval_recall@1"] for row in history if "eval_recall@1" in row]
+    assert len(seen) == 6
+    assert report.metrics["recall@1"] == pytest.approx(max(seen))
+
+
+def test_writes_down_what_it_was(configure: Callable[..., TrainConfig]) -> None:
+    config = configure("text", "t2t", epochs=1, warmup_ratio=0)
+    train(config)
+    record = json.loads((Path(config.output_dir) / "training.json").read_text())
+    assert record["config"] == json.loads(json.dumps(msgspec.to_builtins(config)))
+    assert record["data"]["train"]["pairs"] == 16
+    assert len(record["data"]["train"]["sha256"]) == 64
+    assert record["environment"]["torch"]
+
+
+def test_learning_rate_acts(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The specification's source drops `learning_rate`; here a larger one moves further."""
+    moved = []
+    for rate in ("1e-5", "1e-3"):
+        config = configure(
+            "text", "t2t", epochs=1, learning_rate=rate, output_dir=tmp_path / rate, warmup_ratio=0
+        )
+        before = encode_items(load_model_or_start(config), [Item("a red circle")])
+        train(config)
+        after = encode_items(load_model(config.output_dir), [Item("a red circle")])
+        moved.append(float(np.abs(after - before).max()))
+    assert moved[1] > 10 * moved[0] > 0
+
+
+def load_model_or_start(config: TrainConfig):  # type: ignore[no-untyped-def]
+    from qmd.vembed.model.assemble import build_model
+
+    return build_model(config)
+
+
+def test_training_that_moves_nothing_is_an_error(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ModelError, match="changed no vector"):
+        train(configure("text", "t2t", epochs=1, warmup_ratio=0.9))
+
+
+def test_nothing_to_resume_is_said(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ModelError, match="nothing to resume"):
+        train(configure("text", "t2t"), resume=True)
+
+
+def test_a_model_folder_may_not_name_foreign_code(tmp_path: Path) -> None:
+    for kind in ("os.system", "qmd.store.Store"):
+        (tmp_path / "modules.json").write_text(
+            json.dumps(
+                [
+                    {"type": kind, "path": "", "idx": 0, "name": "0"},
+                    {"type": "qmd.vembed.model.x.Y", "path": ""},
+                ]
+            )
+        )
+        with pytest.raises(ModelError, match="neither ours"):
+            load_model(tmp_path)
