@@ -7,6 +7,7 @@ import json
 from qmd.errors import UsageError
 from qmd.store.connect import Connection
 from qmd.store.documents import DocumentWriter
+from qmd.store.schema import NEW_GENERATION
 from qmd.types import Collection
 
 EVERYWHERE = "/"
@@ -59,7 +60,7 @@ class Collections:
             self._db.run("DELETE FROM skipped WHERE collection_id = ?", (collection_id,))
             self._db.run("DELETE FROM contexts WHERE collection = ?", (name,))
             self._db.run("DELETE FROM collections WHERE id = ?", (collection_id,))
-            self._db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            self._db.run(NEW_GENERATION)
 
     def rename(self, old: str, new: str) -> None:
         with self._db.transaction():

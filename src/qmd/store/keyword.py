@@ -230,7 +230,7 @@ class Keyword:
 
         This is how a long question stays fast: candidates come from its rarer words, and only they are
         scored with
-        the common ones. Cost grows with `ids` (about 0.1 ms each), not with the index.
+        the common ones. Cost grows with `ids` (about 0.2 ms each), not with the index.
         """
         count = self.count()
         stems = self.stem(words)

@@ -21,7 +21,7 @@ from zlib import error as zlib_error
 import numpy as np
 from numpy.typing import NDArray
 
-MAP_VERSION = 1
+MAP_VERSION = 2
 BLOCK_BYTES = 1 << 20
 DEAD_SHARE = 0.25
 

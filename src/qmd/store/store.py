@@ -14,6 +14,7 @@ from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
+from qmd.store.schema import NEW_GENERATION
 from qmd.types import Collection, Filter
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Store:
             writer = DocumentWriter(self.db)
             yield writer
             if writer.changed:
-                self.db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+                self.db.run(NEW_GENERATION)
 
     @property
     def generation(self) -> int:
