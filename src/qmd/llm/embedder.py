@@ -29,7 +29,7 @@ SLAB_CHARACTERS = 1 << 20
 texts."""
 TOKEN_BUDGET = 4096
 """Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
-PREPARE_AFTER_TOKENS = 30_000
+PREPARE_AFTER_TOKENS = 100_000
 """Documents' tokens after which preparing the model pays for itself."""
 
 
