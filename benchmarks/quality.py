@@ -1,9 +1,12 @@
-"""Retrieval quality on a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv): keyword, vector and hybrid search.
+"""Retrieval quality on a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv): keyword, vector and hybrid
+search.
 
     python benchmarks/quality.py FOLDER [FOLDER ...] [--queries N] [--losses N] [--json FILE] [--keep DIR]
 
-Every document is written as a Markdown file, indexed and searched through the public Python API with the default
-configuration. Prints nDCG@10, Recall@100, MRR@10 (binary relevance) and the median time of a query; `--losses` lists
+Every document is written as a Markdown file, indexed and searched through the public Python API with the
+default
+configuration. Prints nDCG@10, Recall@100, MRR@10 (binary relevance) and the median time of a query;
+`--losses` lists
 the queries where hybrid loses most against keyword.
 """
 

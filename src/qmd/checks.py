@@ -70,7 +70,8 @@ def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]
             yield CheckResult(
                 "vectors",
                 "problem",
-                f"the index holds {model.count} vectors of {model.name}, the configuration asks for {card.name}",
+                f"the index holds {model.count} vectors of {model.name}, "
+                f"the configuration asks for {card.name}",
                 "Run `qmd embed --model-changed`, or restore the old model in the configuration.",
             )
     done, total = store.vectors.count(embedder.fingerprint)
@@ -91,8 +92,9 @@ def _languages(store: Store, embedder: Embedder) -> Iterator[CheckResult]:
         yield CheckResult(
             "languages",
             "warning",
-            f"{sum(foreign.values())} of {total} documents are in languages that {embedder.card.name} does not read "
-            f"({named}); keyword search finds them, search by meaning hardly",
+            f"{sum(foreign.values())} of {total} documents are in languages that "
+            f"{embedder.card.name} does not read ({named}); keyword search finds them, search by meaning "
+            f"hardly",
             "Set `models.embedding` to a model of many languages, for example BAAI/bge-m3 or "
             "Qwen/Qwen3-Embedding-0.6B, and run `qmd embed --model-changed`.",
         )

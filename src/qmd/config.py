@@ -51,7 +51,7 @@ class Ingest(Section, frozen=True):
     """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model."""
 
     max_file_bytes: int = 16 * 1024 * 1024
-    chunk_tokens: int = 220
+    chunk_tokens: int = 240
     chunk_overlap: float = 0.0
     follow_symlinks: bool = False
 

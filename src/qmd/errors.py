@@ -29,7 +29,9 @@ class MissingExtra(QmdError, ImportError):
     """A feature needs a package that the base install does not bring."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs packages that are not installed. Run `pip install 'qmd-python[{extra}]'`.")
+        super().__init__(
+            f"{what} needs packages that are not installed. Run `pip install 'qmd-python[{extra}]'`."
+        )
         self.extra = extra
 
 

@@ -1,13 +1,14 @@
 """The Python door: `qmd.open(path)` gives an Index; everything the command line can do, it asks here.
 
-Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the first
+Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the
+first
 vector is needed, so keyword search imports neither numpy nor a runtime.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -38,6 +39,7 @@ every = all
 if TYPE_CHECKING:
     from qmd.ingest.run import UpdateReport
     from qmd.llm.protocols import Embedder
+    from qmd.search.answer import Answer, Writer
     from qmd.store import CleanupReport, StoredDocument
 
 NO_LIMIT = 100_000
@@ -55,7 +57,8 @@ def open(
 ) -> Index:
     """Open an index, making it where there is none (`create=False`: NotFound instead).
 
-    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where `index`
+    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where
+    `index`
     names one of several. `embedder` replaces the configured embedding model.
     """
     places = places or find_places()
@@ -85,6 +88,7 @@ class Index:
         self.config = config
         self.places = places
         self._embedder = embedder
+        self._writer: tuple[str | None, Writer] | None = None
 
     @property
     def embedder(self) -> Embedder:
@@ -148,7 +152,8 @@ class Index:
     def embed(self, *, model_changed: bool = False, progress: Progress | None = None) -> EmbedReport:
         """Make the vectors that are missing, newest document first, committed batch by batch.
 
-        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees to vectors
+        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees
+        to vectors
         of another model than the index has (they replace the old ones); without it, ModelMismatch.
         """
         from qmd.ingest.embed import embed
@@ -209,7 +214,9 @@ class Index:
         full: bool = False,
         explain: bool = False,
     ) -> Hits:
-        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a model."""
+        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a
+        model.
+        """
         return self._search(
             "vector",
             query,
@@ -257,6 +264,39 @@ class Index:
         )
 
     # ---- reading
+    def ask(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        writer: Writer | None = None,
+        limit: int = 3,
+        max_new_tokens: int = 120,
+        history: Sequence[tuple[str, str]] = (),
+        stream: Callable[[str], None] | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Answer:
+        """Answer from the documents, with checked citations; see `qmd.search.answer.ask`.
+
+        model: as `--model`, else the configured generation model, else SmolLM2; it stays loaded for the next question.
+        writer: an opened one, in its place. Raises MissingExtra, ModelError.
+        """
+        from qmd.search.answer import ask, open_writer
+
+        name = model or self.config.models.generation
+        if writer is None:
+            if self._writer is None or self._writer[0] != name:
+                self._writer = (name, open_writer(name, data_dir=self.places.data_dir))
+            writer = self._writer[1]
+        return ask(
+            self, question, writer=writer, limit=limit, max_new_tokens=max_new_tokens, history=history, stream=stream,
+            collections=collections, path=path, tags=tags, after=after, before=before,
+        )  # fmt: skip
+
     def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
         """The text of one document, by path, `qmd://collection/path`, `#docid` or docid; a suffix `:from` or
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.
@@ -384,7 +424,9 @@ class Index:
         self.store.set_include(name, False)
 
     def add_context(self, path: str, text: str) -> Context:
-        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or `collection/folder`."""
+        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or
+        `collection/folder`.
+        """
         collection, prefix = self._place(path)
         if not text.strip():
             raise UsageError("the context is empty.")
@@ -436,8 +478,10 @@ class Index:
         limit = self.config.search.limit if limit is None else limit
         if limit < 1:
             raise UsageError(f"limit is {limit}; it must be 1 or more.")
+        included = self.store.included() if collections else {}
         for name in collections:
-            self.store.collection(name)
+            if name not in included:
+                self.store.collection(name)  # raises with the known names
         request = Request(
             text=query,
             mode=mode,
@@ -460,11 +504,11 @@ class Index:
 
     def _included(self) -> tuple[str, ...]:
         """The collections that a search looks into when it names none; empty when that is all of them."""
-        collections = self.store.collections()
-        if every(collection.include for collection in collections):
+        included = self.store.included()
+        if every(included.values()):
             return ()
         # No name can be empty: where everything is excluded, nothing is searched.
-        return tuple(collection.name for collection in collections if collection.include) or ("",)
+        return tuple(name for name, include in included.items() if include) or ("",)
 
     def _same_collection(self, folder: str | Path, name: str | None) -> Collection | None:
         """The collection that `folder` is already, if it is one (and is not asked to have another name)."""

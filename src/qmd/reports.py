@@ -74,7 +74,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Text attached to a collection ("/" for all of them) and a path prefix, returned with the hits below it."""
+    """Text attached to a collection ("/" for all of them) and a path prefix, returned with the hits below
+    it.
+    """
 
     collection: str
     path: str
@@ -108,7 +110,9 @@ class CollectionStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of an index. Sizes in bytes; `pending` counts chunk texts without a vector of the model in force."""
+    """The state of an index. Sizes in bytes; `pending` counts chunk texts without a vector of the model in
+    force.
+    """
 
     database: str
     size_bytes: int

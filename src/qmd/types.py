@@ -30,7 +30,8 @@ class Chunk:
     """A slice of a document that is indexed and found on its own.
 
     `start`/`end` are character offsets into `Document.text` (end exclusive); `line`/`end_line` count from 1,
-    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model. `cut` says that
+    inclusive; `heading_path` is outermost first. `tokens` is an upper estimate for the embedding model.
+    `cut` says that
     the chunk is a part of a fence or table that is larger than one chunk.
     """
 
@@ -148,8 +149,10 @@ class ModelCard:
     """A row that drives the code that loads and runs a model.
 
     `name` is what a user writes; `repo` is the hub repository that holds the ONNX files where that is another
-    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read: token
-    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the Matryoshka
+    one; `package` is an installed Python package that holds them instead. `form` is how the graph is read:
+    token
+    vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the
+    Matryoshka
     sizes a vector may be cut to, largest first; empty means only `dim`.
     """
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -7,6 +5,7 @@ from hypothesis import strategies as st
 import qmd
 from qmd.search import lexical
 from qmd.search.query import parse
+from qmd.types import Filter
 
 NOTES = {
     "memory.md": "# Memory\n\nHow to allocate memory on the heap with malloc.\n",
@@ -39,6 +38,11 @@ def test_every_word_first_then_some(index):
     assert "free.md" in paths(hits)
     assert hits[1].explain["all_words"] is False
     assert hits[0].score >= hits[1].score
+
+
+def test_one_known_word_among_unknown_ones_still_finds(index):
+    """With the unknown words left out a single word remains; asking for all of them must not be the end."""
+    assert paths(index.search("malloc xyq zzv")) == ["memory.md"]
 
 
 def test_phrases_prefixes_exclusions(index):
@@ -87,7 +91,7 @@ def test_fields_narrow(index, query, expected):
 
 
 OPERATORS = st.sampled_from(
-    list('"-*:()^{}+,.\0\ud800') + ["AND", "OR", "NOT", "NEAR(", "path:", "tag:", "before:", "权限"]
+    [*list('"-*:()^{}+,.\x00�'), "AND", "OR", "NOT", "NEAR(", "path:", "tag:", "before:", "权限"]
 )
 
 
@@ -107,23 +111,72 @@ def test_no_string_is_a_syntax_error(index, text):
         index.store.keyword.candidates(expression)
 
 
-def test_pruning_keeps_the_order_of_full_bm25(tmp_path: Path, monkeypatch):
-    folder = tmp_path / "many"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """400 notes of common words, three with a rare one."""
+    folder = tmp_path_factory.mktemp("many")
     common = ["alpha", "beta", "gamma", "delta"]
     for number in range(400):
-        words = [w for i, w in enumerate(common) if number % (i + 2) == 0] + [f"only{number}"] * 3
+        words = [w for i, w in enumerate(common) if number % (i + 2) == 0] + [f"only{number}"] * (
+            number % 7 + 1
+        )
         words += ["rare"] if number in (7, 30, 60) else []
-        (folder / f"{number}.md").write_text(" ".join(words) + "\n", encoding="utf-8")
-    with qmd.open(tmp_path / "many.sqlite") as index:
+        tag = "---\ntags: [odd]\n---\n\n" if number % 2 else ""
+        (folder / f"{number}.md").write_text(tag + " ".join(words) + "\n", encoding="utf-8")
+    with qmd.open(folder.parent / "many.sqlite") as opened:
+        opened.add(folder, embed=False)
+        yield opened
+
+
+def test_without_very_common_words_the_best_stay_the_best(many, monkeypatch):
+    query = parse("alpha beta gamma delta rare")
+    full = lexical.find_best(many.store.keyword, query, 10)
+    monkeypatch.setattr(lexical, "POSTINGS", 150)
+    pruned = lexical.find_best(many.store.keyword, query, 10)
+    assert not pruned.pruned
+    monkeypatch.setattr(lexical, "WEIGHTLESS_SHARE", 0.4)
+    pruned = lexical.find_best(many.store.keyword, query, 10)
+    assert pruned.pruned
+    assert [chunk for chunk, _ in pruned.ranked[:3]] == [chunk for chunk, _ in full.ranked[:3]]
+
+
+@pytest.mark.parametrize(
+    "text", ["gamma delta rare", "beta gamma delta", 'beta "gamma delta"', "beta gam*", "beta -gamma"]
+)
+@pytest.mark.parametrize("wanted", [Filter(), Filter(tags=("odd",))])
+def test_ranking_from_memory_equals_ranking_by_fts5(many, monkeypatch, text, wanted):
+    query, keyword = parse(text, wanted), many.store.keyword
+    by_fts5 = lexical.find_best(keyword, query, 20).ranked
+    assert by_fts5
+    monkeypatch.setattr(lexical, "POSTINGS", 0)
+    from_memory = lexical.find_best(keyword, query, 20).ranked
+    assert [(chunk, pytest.approx(score)) for chunk, score in by_fts5] == from_memory
+
+
+def test_words_asked_for_twice_give_the_same_hits_and_forget_what_was_deleted(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.md").write_text("heap memory " * (number + 1), encoding="utf-8")
+    with qmd.open(tmp_path / "twice.sqlite") as index:
         index.add(folder, embed=False)
-        query = parse("alpha beta gamma delta rare")
-        full = lexical.find_best(index.store.keyword, query, 10)
-        monkeypatch.setattr(lexical, "POSTINGS", 150)
-        pruned = lexical.find_best(index.store.keyword, query, 10)
-        assert pruned.pruned
-        assert not full.pruned
-        assert [chunk for chunk, _ in pruned.ranked[:3]] == [chunk for chunk, _ in full.ranked[:3]]
-        scores = dict(full.ranked)
-        for chunk, score in pruned.ranked[:3]:
-            assert score == pytest.approx(scores[chunk])
+        first = index.search("heap memory")
+        assert not index.store.keyword.keeps(['"heap"'])
+        assert index.search("heap memory").hits == first.hits
+        assert index.store.keyword.keeps(['"heap"', '"memory"'])
+        (folder / "8.md").unlink()
+        index.update()
+        assert not index.store.keyword.keeps(['"heap"'])
+        for _ in range(3):
+            assert "8.md" not in paths(index.search("heap memory"))
+
+
+def test_few_documents_with_many_passages_do_not_hide_the_others(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "long.md").write_text("".join(f"# Heap {i}\n\nheap heap {i}\n\n" for i in range(300)))
+    for number in range(5):
+        (folder / f"{number}.md").write_text("A note that names the heap once among other things.\n")
+    with qmd.open(tmp_path / "deep.sqlite") as index:
+        index.add(folder, embed=False)
+        assert len(index.search("heap", limit=5)) == 5

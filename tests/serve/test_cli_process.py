@@ -27,7 +27,7 @@ NOTES = {
     "work/権限.md": "# 権限\n\nファイルの権限を変更する方法は chmod です。\n",
     "code/sort.py": "def quick_sort(items):\n    return sorted(items)\n",
     "evil.md": "# Evil\n\nsteering \x1b[31mred\x1b[0m \u202etext\n",
-    "long.md": "# Long\n\n" + "".join(f"Paragraph {n} of many paragraphs.\n\n" for n in range(3000)),
+    "long.md": "# Long\n\n" + "".join(f"Paragraph {n} of many paragraphs.\n\n" for n in range(300)),
     "secret/id_rsa": "private",
 }
 

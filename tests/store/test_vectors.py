@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from standin import FakeEmbedder
+from standin import FakeEmbedder, document
 
 from qmd.errors import ModelMismatch, NotFound, StoreDamaged
 from qmd.ingest.embed import Pace, embed
@@ -209,3 +209,27 @@ def test_a_read_only_folder_still_gives_vectors(store, put, embedder, monkeypatc
     matrix = store.vectors.matrix("fake-1")
     assert "held in memory" in matrix.notes[0]
     assert_exact(store, embedder, matrix)
+
+
+def test_a_restored_backup_never_meets_vectors_of_its_other_life(store, put, embedder):
+    """Ids repeat after a backup is put back; the matrix beside it was made from what came after the backup."""
+    put("a.md", "one")
+    embed(store, embedder)
+    store.vectors.matrix("fake-1")
+    store.close()
+    backup = store.path.read_bytes()
+    for life in ("first", "second"):
+        store.path.write_bytes(backup)
+        with Store.open(store.path) as again:
+            with again.writing() as writer:
+                for i in range(3):
+                    writer.put_document(
+                        "notes",
+                        f"{i}.md",
+                        size=1,
+                        mtime_ns=i,
+                        hash=f"{life}{i}".encode(),
+                        document=document(f"{life} life, text {i}"),
+                    )
+            embed(again, embedder)
+            assert_exact(again, embedder, again.vectors.matrix("fake-1"))

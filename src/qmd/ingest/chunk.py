@@ -1,8 +1,8 @@
 """Cut a text into chunks along its structure. Knows lines, headings and atoms, and no file format.
 
-A section that fits the limit is one chunk; neighbouring small sections under one parent share a chunk; a section
-that is too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never inside a fence
-or a table that fits. A line that is too long by itself is cut behind a sentence.
+A section that fits is one chunk; neighbouring small sections under one parent share a chunk; a section
+that is too large is cut at its best boundaries: before a blank line rather than inside a paragraph, never
+inside a fence or a table that fits. A line that is too long by itself is cut behind a sentence.
 """
 
 from __future__ import annotations

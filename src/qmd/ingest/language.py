@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SAMPLE = 1200
+SAMPLE = 1000
 
 _WORDS = {
     "en": "the and of to in is that for it with as are this be on not you can by from or an if will which",
@@ -22,6 +22,7 @@ _SCRIPTS = re.compile(
     r"([぀-ヿㇰ-ㇿｦ-ﾟ]+)|([가-힯ᄀ-ᇿ]+)|([㐀-䶿一-鿿豈-﫿]+)|([Ѐ-ӿ]+)|([Ͱ-Ͽ]+)|([\u0590-\u05ff]+)|([\u0600-\u06ff]+)"
     r"|([\u0900-\u097f]+)|([\u0e00-\u0e7f]+)"
 )
+_OTHER_SCRIPT = re.compile("[\u0370-\u052f\u0590-\u06ff\u0900-\u097f\u0e00-\u0e7f\u1100-\u11ff\u3040-\uffef]")
 _NAMES = ("ja", "ko", "zh", "ru", "el", "he", "ar", "hi", "th")
 _UKRAINIAN = re.compile("[іїєґІЇЄҐ]")
 
@@ -29,7 +30,7 @@ _UKRAINIAN = re.compile("[іїєґІЇЄҐ]")
 def detect_language(text: str) -> str:
     """ISO 639-1 code of the main language of a text, or "" where it does not show."""
     sample = text[:SAMPLE]
-    if not sample.isascii():
+    if not sample.isascii() and _OTHER_SCRIPT.search(sample):
         counts = [0] * len(_NAMES)
         for match in _SCRIPTS.finditer(sample):
             counts[(match.lastindex or 1) - 1] += match.end() - match.start()
@@ -44,7 +45,7 @@ def detect_language(text: str) -> str:
     words = sample.lower().split()
     distinct = set(words)
     english = len(distinct & _SETS["en"])
-    if english >= 6:
+    if english >= 5:
         return "en"
     best_lang, best_count = "en", english
     for lang, common in _SETS.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from qmd.config import Config
 from qmd.errors import UsageError
@@ -117,8 +117,8 @@ def update(
     seen: set[str] = set()
     blocked: list[str] = []
     for found in run.steps.walk(where, config):
-        if not hasattr(found, "mtime_ns"):
-            _leave_out(run, found, blocked)
+        if hasattr(found, "reason"):
+            _leave_out(run, cast("Skip", found), blocked)
             continue
         seen.add(found.path)
         stamp = known.get(found.path)

@@ -13,7 +13,8 @@ Ids = NDArray[np.int64]
 def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int = 256) -> Iterator[list[int]]:
     """Yield row numbers, longest rows first, so that rows x longest row <= token_budget in each batch.
 
-    Rows of like length share a batch, so little is padded; the longest come first, so the first batch shows the
+    Rows of like length share a batch, so little is padded; the longest come first, so the first batch
+    shows the
     peak memory.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

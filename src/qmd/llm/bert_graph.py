@@ -1,14 +1,18 @@
 """Rewrite a BERT encoder as a fused graph, in float or with int8 products.
 
-Reads the weights of any ONNX export of BERT or XLM-RoBERTa by their names, and writes the same network with ONNX Runtime's
-fused operators: one product for query, key and value, attention, bias + GELU, residual + layer norm, and pooling at
-the end. Quantised: weights int8 per output channel, activations uint8 per tensor, at run time
-(`DynamicQuantizeMatMul`). The attention output product keeps unsigned weights where asked, because processors without
-int8 dot products saturate on signed ones.
+Reads the weights of any ONNX export of BERT or XLM-RoBERTa by their names, and writes the same network
+with ONNX Runtime's fused operators: one product for query, key and value, attention, bias + GELU,
+residual + layer norm, and pooling at the end.
+
+Quantised: weights int8 per output channel, activations uint8 per tensor with ranges measured once on
+calibration texts. Ranges measured at run time would make a text's vector depend on its neighbours in the
+batch (seen: cosine .97 to itself). Channels with outliers are first evened out between activation and
+weights (SmoothQuant, Xiao et al. 2022): x @ W = (x / s) @ (s W).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +23,11 @@ from numpy.typing import NDArray
 from qmd.types import Pooling
 
 Array = NDArray[Any]
-Products = Literal["float", "signed", "mixed", "unsigned"]
+Products = Literal["float", "signed", "mixed"]
+"""`mixed`: unsigned weights for attention's output product, because processors without int8 dot products
+saturate on signed ones."""
+SMOOTHING = 0.7
+RANGE_MARGIN = 1.2
 _LAYER = "encoder.layer.0.attention.self.query.bias"
 
 
@@ -38,7 +46,8 @@ class BertWeights:
 def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) -> BertWeights | None:
     """The weights of a BERT-shaped graph, or None when the graph is another network.
 
-    Weight-only int8 (a Cast and a Mul before each product) is widened to float. Without `heads`, 64 values a head
+    Weight-only int8 (a Cast and a Mul before each product) is widened to float. Without `heads`, 64 values
+    a head
     are assumed, or 32 below a width of 512; whoever uses the result compares its vectors with the original's.
     """
     import onnx
@@ -83,18 +92,55 @@ def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) 
     )
 
 
-def write_bert(weights: BertWeights, *, products: Products, pooling: Pooling) -> bytes:
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """What entered one product on the calibration texts: least and greatest value of each channel, (K,)."""
+
+    low: Array
+    high: Array
+
+
+def write_bert(
+    weights: BertWeights,
+    *,
+    products: Products,
+    pooling: Pooling,
+    ranges: Mapping[str, InputRange] | None = None,
+) -> bytes:
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
     Token types are taken as all zero. Raises KeyError when a weight of the architecture is missing.
     """
-    return _Writer(weights, products).encoder(pooling)
+    if products != "float" and ranges is None:
+        raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
+    return _Writer(weights, products, ranges or {}).encoder(pooling)
+
+
+def measure_ranges(weights: BertWeights, rows: Sequence[Sequence[int]]) -> dict[str, InputRange]:
+    """Run the float graph over token rows and note the range of every channel that enters a product."""
+    from qmd.llm.session import open_session
+
+    writer = _Writer(weights, "float", {})
+    session = open_session(writer.encoder("mean", outputs=writer.product_inputs))
+    names = list(dict.fromkeys(writer.product_inputs))
+    found: dict[str, InputRange] = {}
+    for row in rows:
+        ids = np.array([row], dtype=np.int64)
+        values = session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        for name, value in zip(names, values, strict=True):
+            low, high = value[0].min(axis=0), value[0].max(axis=0)
+            if name in found:
+                low, high = np.minimum(low, found[name].low), np.maximum(high, found[name].high)
+            found[name] = InputRange(low, high)
+    return found
 
 
 class _Writer:
-    def __init__(self, weights: BertWeights, products: Products) -> None:
+    def __init__(self, weights: BertWeights, products: Products, ranges: Mapping[str, InputRange]) -> None:
         self.weights = weights
         self.products = products
+        self.ranges = ranges
+        self.product_inputs: list[str] = []
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
 
@@ -119,24 +165,39 @@ class _Writer:
     def product(
         self, x: str, kernel: Array, output: str, *, bias: Array | None = None, exact: bool = False
     ) -> str:
-        """x @ kernel (+ bias). `exact` products use unsigned weights in mixed mode."""
+        """x (B, T, K) @ kernel (K, N) (+ bias). `exact` products use unsigned weights in mixed mode."""
+        self.product_inputs.append(x)
         if self.products == "float":
-            product = self.node(
+            out = self.node(
                 "MatMul", [x, self.constant(f"{output}.w", kernel)], output if bias is None else f"{output}.p"
             )
-            if bias is None:
-                return product
-            return self.node("Add", [product, self.constant(f"{output}.b", bias)], output)
-        unsigned = self.products == "unsigned" or (self.products == "mixed" and exact)
+            return (
+                out if bias is None else self.node("Add", [out, self.constant(f"{output}.b", bias)], output)
+            )
+        low, high = self.ranges[x].low, self.ranges[x].high
+        reach = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1e-3)
+        smooth = reach**SMOOTHING / np.maximum(np.abs(kernel).max(axis=1), 1e-5) ** (1 - SMOOTHING)
+        smooth = (smooth / np.median(smooth)).astype(np.float32)
+        least = min(0.0, float((low / smooth).min())) * RANGE_MARGIN
+        step = (float((high / smooth).max()) * RANGE_MARGIN - least) / 255
+        zero = np.array(np.clip(round(-least / step), 0, 255), np.uint8)
+        even = self.node("Mul", [x, self.constant(f"{output}.even", 1 / smooth)], f"{output}.x")
+        scale_x, zero_x = (
+            self.constant(f"{output}.sx", np.array(step, np.float32)),
+            self.constant(f"{output}.zx", zero),
+        )
+        whole_x = self.node("QuantizeLinear", [even, scale_x, zero_x], f"{output}.x8")
+        kernel = kernel * smooth[:, None]
         scale = np.maximum(np.abs(kernel).max(axis=0) / 127, 1e-12).astype(np.float32)
         rounded = np.clip(np.rint(kernel / scale), -127, 127)
+        unsigned = self.products == "mixed" and exact
         whole = (rounded + 128).astype(np.uint8) if unsigned else rounded.astype(np.int8)
-        inputs = [x, self.constant(f"{output}.q", whole), self.constant(f"{output}.s", scale)]
-        inputs.append(self.constant(f"{output}.z", np.full(scale.shape, 128, np.uint8)) if unsigned else "")
-        inputs.append(self.constant(f"{output}.b", bias) if bias is not None else "")
-        while not inputs[-1]:
-            inputs.pop()
-        return self.node("DynamicQuantizeMatMul", inputs, output, contrib=True)
+        zeros = np.full(scale.shape, 128 if unsigned else 0, whole.dtype)
+        inputs = [whole_x, self.constant(f"{output}.q", whole), scale_x, self.constant(f"{output}.s", scale)]
+        inputs += [zero_x, self.constant(f"{output}.z", zeros)]
+        if bias is not None:
+            inputs.append(self.constant(f"{output}.b", bias))
+        return self.node("MatMulIntegerToFloat", inputs, output, contrib=True)
 
     def norm(self, x: str, residual: str, name: str, output: str) -> str:
         """LayerNorm(x + bias of the dense before it + residual)."""
@@ -172,7 +233,7 @@ class _Writer:
         down = self.product(gelu, t[f"{name}.output.dense.kernel"], f"{number}.down")
         return self.norm(down, y, f"{name}.output", f"{number}.z")
 
-    def encoder(self, pooling: Pooling) -> bytes:
+    def encoder(self, pooling: Pooling, *, outputs: Sequence[str] = ()) -> bytes:
         from onnx import TensorProto, helper
 
         w, t = self.weights, self.weights.tensors
@@ -210,6 +271,7 @@ class _Writer:
         else:
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
         shape = ["B", "T"]
+        taps = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(outputs)]
         graph = helper.make_graph(
             self.nodes,
             "bert",
@@ -217,7 +279,7 @@ class _Writer:
                 helper.make_tensor_value_info(n, TensorProto.INT64, shape)
                 for n in ("input_ids", "attention_mask")
             ],
-            [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", w.hidden])],
+            [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", w.hidden]), *taps],
             self.initializers,
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]

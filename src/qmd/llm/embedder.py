@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from qmd.llm.batches import pad_rows, plan_batches
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
+from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from qmd.llm.prepare import Prepared
 
 SLAB_CHARACTERS = 1 << 20
-"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of texts."""
+"""Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
+texts."""
 TOKEN_BUDGET = 4096
 """Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
 PREPARE_AFTER_TOKENS = 30_000
@@ -32,7 +34,8 @@ PREPARE_AFTER_TOKENS = 30_000
 
 
 def space_fingerprint(card: ModelCard, dim: int, sha256: str) -> str:
-    """Name the vector space: equal for every prepared form of one source file, different for anything else."""
+    """Name the vector space: equal for every prepared form of one source file, different for anything
+    else."""
     identity = {
         "format": 1,
         "source": sha256,
@@ -52,7 +55,7 @@ class OnnxEmbedder:
     def __init__(
         self,
         files: ModelFiles,
-        session: onnxruntime.InferenceSession,
+        load: Callable[[], onnxruntime.InferenceSession],
         tokenizer: TextTokenizer,
         *,
         dim: int | None = None,
@@ -68,34 +71,56 @@ class OnnxEmbedder:
         self._tokenizer = tokenizer
         self._prepare = prepare
         self._tokens_seen = 0
-        self._use(session)
+        self._load = load
+        self._loaded: tuple[onnxruntime.InferenceSession, frozenset[str], str] | None = None
 
-    def _use(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self._inputs = {i.name for i in session.get_inputs()}
-        self._output = session.get_outputs()[0].name
+    def _session(self) -> tuple[onnxruntime.InferenceSession, frozenset[str], str]:
+        """The session with its input names and first output, loaded by the first text: a run that finds nothing to
+        embed, or leaves the vectors out, does not pay for the model."""
+        if self._loaded is None:
+            session = self._load()
+            names = frozenset(i.name for i in session.get_inputs())
+            self._loaded = (session, names, session.get_outputs()[0].name)
+        return self._loaded
 
     @classmethod
     def open(
-        cls, files: ModelFiles, *, threads: int | None = None, dim: int | None = None, prepare: bool = True
+        cls,
+        files: ModelFiles,
+        *,
+        threads: int | None = None,
+        dim: int | None = None,
+        prepare: bool = True,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ) -> OnnxEmbedder:
-        """Use the prepared graph if this machine has one; otherwise the source, until much is to be embedded."""
+        """Use the prepared graph if this machine has one; otherwise the source, until much is to be
+        embedded."""
         from qmd.llm.prepare import load_prepared
 
         tokenizer = TextTokenizer.from_file(files.tokenizer)
+        prepare = prepare and providers[0] == "CPUExecutionProvider"
         ready = load_prepared(files) if prepare else None
         graph = ready[0] if ready is not None and ready[0] else files.graph
-        session = open_session(graph, threads=threads)
-        return cls(files, session, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+
+        def load() -> onnxruntime.InferenceSession:
+            session = open_session(graph, threads=threads, providers=providers)
+            check_role(files.card, find_form(read_signature(session)))
+            return session
+
+        embedder = cls(files, load, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+        if not any(variant.sha256 for variant in files.card.variants):
+            embedder._session()  # a model nobody has checked shows its form at the door
+        return embedder
 
     def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
         """Go on with a prepared graph; None keeps the one in use."""
         self._prepare = False
         if session is not None:
-            self._use(session)
+            self._load, self._loaded = (lambda: session), None
 
     def prepare(self) -> Prepared | None:
-        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster form."""
+        """Prepare the model for this machine now (a few seconds). None when its architecture has no faster
+        form."""
         from qmd.llm.prepare import prepare_model
 
         self._prepare = False
@@ -141,10 +166,13 @@ class OnnxEmbedder:
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Vectors:
         ids, mask = pad_rows(rows, self._tokenizer.pad_id)
+        session, inputs, output = self._session()
         feeds = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
-        hidden = self._session.run([self._output], feeds)[0]
+        if "position_ids" in inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
+        hidden = session.run([output], feeds)[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)
         return pool(np.asarray(hidden, dtype=np.float32), mask, self.card)

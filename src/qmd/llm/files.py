@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from importlib.util import find_spec
@@ -48,11 +50,13 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_file(path: Path, sha256: str, remedy: str) -> None:
-    """Raises ModelError, naming the file, both digests and the remedy, when the file is not the pinned one."""
+    """Raises ModelError, naming the file, both digests and the remedy, when the file is not the pinned
+    one."""
     found = file_sha256(path)
     if found != sha256:
         raise ModelError(
-            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}.... {remedy}"
+            f"{path} is damaged or was changed: sha256 is {found[:16]}..., expected {sha256[:16]}.... "
+            f"{remedy}"
         )
 
 
@@ -74,3 +78,35 @@ def find_packaged(card: ModelCard) -> ModelFiles:
     tokenizer = Path(str(package_files("qmd.llm") / "data" / f"{card.name}.tokenizer.json"))
     verify_file(tokenizer, TOKENIZERS_SHIPPED[card.name], "Reinstall qmd-python.")
     return ModelFiles(card, variant, graph, tokenizer, variant.sha256, heads=12)
+
+
+def describe_folder(card: ModelCard, variant: ModelVariant, folder: Path, sha256: str) -> ModelFiles:
+    """Read what the graph rewrite needs from `config.json`; a missing or odd file only means fewer
+    shortcuts."""
+    heads: int | None = None
+    first_position = 0
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        heads = config.get("num_attention_heads")
+        if config.get("model_type") in {"xlm-roberta", "roberta"}:
+            first_position = int(config.get("pad_token_id", 1)) + 1
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    return ModelFiles(
+        card, variant, folder / variant.files[0], folder / "tokenizer.json", sha256, heads, first_position
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,7 +1,9 @@
 """Prepare a model once: fuse, quantise, check the vectors, keep the fastest form that passes, cache it.
 
-A prepared graph lives in the user's cache folder under the digest of its source file, this processor and the version of ONNX
-Runtime. Its vectors were compared with the source's on real texts, so both share one fingerprint (docs/models.md).
+A prepared graph lives in the user's cache folder under the digest of its source file, this processor and
+the version of ONNX
+Runtime. Its vectors were compared with the source's on real texts, so both share one fingerprint
+(docs/models.md).
 """
 
 from __future__ import annotations
@@ -9,28 +11,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qmd.errors import ModelError
-from qmd.llm.bert_graph import Products, read_bert, write_bert
-from qmd.llm.files import ModelFiles, cache_root
+from qmd.llm.bert_graph import Products, measure_ranges, read_bert, write_bert
+from qmd.llm.files import ModelFiles, cache_root, write_atomically
 from qmd.llm.session import open_session
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
-FORMAT_VERSION = 1
-MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99, "unsigned": 0.99}
+FORMAT_VERSION = 2
+MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99}
 """Least mean cosine to the source's vectors; the worst single text may lie this far below again."""
 CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")
 
@@ -57,7 +60,8 @@ def prepared_path(files: ModelFiles) -> Path:
 
 
 def load_prepared(files: ModelFiles) -> tuple[bytes, Prepared] | None:
-    """The cached graph with its record; None when there is none. A damaged cache is removed and counts as none."""
+    """The cached graph with its record; None when there is none. A damaged cache is removed and counts as
+    none."""
     path = prepared_path(files)
     record_path = path.with_suffix(".json")
     try:
@@ -85,7 +89,8 @@ def forget_prepared(files: ModelFiles) -> None:
 def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokenizer) -> Prepared | None:
     """Make, check and cache the fastest form of `files`; None when the graph is of no known architecture.
 
-    Writes the graph, then its record, each to a temporary file first: a crash leaves the source in use. When no form
+    Writes the graph, then its record, each to a temporary file first: a crash leaves the source in use.
+    When no form
     passes, a record without a graph says so, and the source stays in use.
     """
     weights = read_bert(files.graph, heads=files.heads, first_position=files.first_position)
@@ -95,16 +100,19 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
 
     texts = calibration_texts()
     tokens = sum(min(n, files.card.max_tokens) for n in tokenizer.counts(texts))
+    start = time.perf_counter()
     wanted = source.embed_documents(texts)
+    source_s = time.perf_counter() - start
+    rows = [next(tokenizer.windows(ids, files.card.max_tokens)) for ids in tokenizer.content_ids(texts)]
+    ranges = measure_ranges(weights, rows)
     runners: dict[Products | None, OnnxEmbedder] = {None: source}
     graphs: dict[Products, bytes] = {}
     cosines: dict[Products, np.ndarray] = {}
     for candidate in CANDIDATES:
         try:
-            graph = write_bert(weights, products=candidate, pooling=files.card.pooling)
-            runner = OnnxEmbedder(
-                files, open_session(graph, threads=source.threads), tokenizer, dim=source.dim
-            )
+            graph = write_bert(weights, products=candidate, pooling=files.card.pooling, ranges=ranges)
+            session = open_session(graph, threads=source.threads)
+            runner = OnnxEmbedder(files, partial(_same, session), tokenizer, dim=source.dim)
             cosine = (runner.embed_documents(texts) * wanted).sum(axis=1)
         except (KeyError, ValueError, ModelError):
             continue
@@ -112,8 +120,11 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         if cosine.mean() >= least and cosine.min() >= 2 * least - 1:
             runners[candidate], graphs[candidate], cosines[candidate] = runner, graph, cosine
     seconds = dict.fromkeys(runners, 9000000000.0)
+    seconds[None] = source_s if len(runners) > 1 else 0.0
     for _ in range(2):
         for products, runner in runners.items():
+            if products is None:
+                continue
             start = time.perf_counter()
             runner.embed_documents(texts)
             seconds[products] = min(seconds[products], time.perf_counter() - start)
@@ -137,18 +148,8 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     return record
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _same(session: onnxruntime.InferenceSession) -> onnxruntime.InferenceSession:
+    return session
 
 
 def calibration_texts() -> Sequence[str]:
@@ -167,15 +168,19 @@ def calibration_texts() -> Sequence[str]:
         "如何设置文件权限，并在删除之前备份数据？",
         "ファイルの権限を変更する方法と、その注意点について。",
         "Wie ändere ich die Zugriffsrechte einer Datei?",
+        "人工智能是计算机科学的一个分支，它企图了解智能的实质，并生产出一种新的能以人类智能相似的方式做出反应的智能机器。",
+        "東京は日本の首都であり、世界最大級の都市圏を形成している。明治維新の後に江戸から改称された。",
+        "한국어 문장을 검색할 때는 조사와 어미를 함께 고려해야 합니다.",
+        "one",
         "def area(r):\n    return 3.14159 * r ** 2",
     ]
     for module in modules:
         for name in sorted(vars(module)):
             doc = getattr(vars(module)[name], "__doc__", None)
             if isinstance(doc, str) and 40 <= len(doc) <= 1200 and callable(vars(module)[name]):
-                texts.append(" ".join(doc.split())[:480])
+                texts.append(" ".join(doc.split())[:320])
     unique = list(dict.fromkeys(texts))
-    return unique[:4] + unique[4 :: max(1, len(unique) // 24)][:24]
+    return unique[:4] + unique[4 :: max(1, len(unique) // 16)][:16]
 
 
 def _processor() -> str:

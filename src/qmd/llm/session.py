@@ -29,7 +29,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Load a graph. Raises ModelError when ONNX Runtime refuses it.
 
-    `spin` keeps threads busy between operators: faster for many tiny operators on an idle machine, wasteful on a
+    `spin` keeps threads busy between operators: faster for many tiny operators on an idle machine,
+    wasteful on a
     shared one.
     """
     import onnxruntime as ort

@@ -37,8 +37,8 @@ class TextTokenizer:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:
             raise ModelError(
-                f"{path} is not a readable tokenizer.json ({error}). Remove the model with `qmd models remove` "
-                "and pull it again."
+                f"{path} is not a readable tokenizer.json ({error}). "
+                "Remove the model with `qmd models remove` and pull it again."
             ) from error
 
     @property
@@ -56,6 +56,18 @@ class TextTokenizer:
         """Ids of each text without special tokens."""
         clean = [_encodable(text) for text in texts]
         return [e.ids for e in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+
+    def pair_frame(self, query: str) -> tuple[list[int], list[int], list[int]]:
+        """Ids (up to and with the query, between, at the end) around a second text."""
+        probe = self.content_ids(["a"])[0]
+        query_ids = self.content_ids([query])[0]
+        full = self._tokenizer.encode(_encodable(query), "a").ids
+        end = len(full)
+        while end > 0 and full[end - len(probe) : end] != probe:
+            end -= 1
+        start = end - len(probe)
+        split = len(self.head) + len(query_ids)
+        return full[:split], full[split:start], full[end:]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)

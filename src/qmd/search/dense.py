@@ -1,6 +1,7 @@
 """Nearest vectors by scanning all of them. Knows rows and their ids; nothing of documents.
 
-Exact scoring always decides. From `PRESCAN_ROWS` rows on, a cheap pass over int8 codes picks the candidates that are
+Exact scoring always decides. From `PRESCAN_ROWS` rows on, a cheap pass over int8 codes picks the candidates
+that are
 scored exactly, where `numkong` is installed. Without that package every search scans exactly.
 """
 
@@ -33,7 +34,8 @@ class Scan:
     """A matrix ready to be searched.
 
     rows: (n, d) float32, L2-normalised, may be memory-mapped; ids: (n,) int64, negative where a row is gone;
-    codes: (n, d) int8 and scales: (n,) float32 with rows ~ codes * scales[:, None]; made when needed if not given.
+    codes: (n, d) int8 and scales: (n,) float32 with rows ~ codes * scales[:, None]; made when needed if not
+    given.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class Scan:
     def search(
         self, query: Floats, k: int, *, allowed: Ids | None = None, method: Method = "auto"
     ) -> tuple[Ids, Floats]:
-        """The k best rows by inner product. query: (d,). Returns ids and scores, best first, equal scores by id.
+        """The k best rows by inner product. query: (d,). Returns ids and scores, best first, equal scores
+        by id.
 
         allowed: only rows with these ids take part; fewer than k rows give fewer results.
         Raises ValueError if d differs.

@@ -11,10 +11,12 @@ K = TypeVar("K", bound=Hashable)
 def fuse_ranks(
     rankings: Mapping[str, Sequence[K]], weights: Mapping[str, float], *, k: int = 60
 ) -> list[tuple[K, float]]:
-    """Weighted reciprocal-rank fusion (Cormack et al. 2009): score(id) = sum of weight / (k + rank), rank from 1.
+    """Weighted reciprocal-rank fusion (Cormack et al. 2009): score(id) = sum of weight / (k + rank), rank
+    from 1.
 
-    Returns (id, score), best first. The score is divided by that of an id that leads every list, so it lies in
-    (0, 1]. Equal scores are ordered by best rank, then as first seen. Raises ValueError for a negative weight.
+    Returns (id, score), best first. The score is divided by that of an id that leads every list, so it lies
+    in (0, 1]. Equal scores are ordered by best rank, then as first seen. Raises ValueError for a negative
+    weight.
     """
     if any(weights[name] < 0 for name in rankings):
         raise ValueError("a fusion weight is negative")

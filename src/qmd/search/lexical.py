@@ -4,38 +4,55 @@ Two orders are made. `find_best` is BM25 over any of the words (OR), what fusion
 chunks with every word (AND) before those with some, what a person who typed three words wants. Neither dead-ends:
 a word that the index does not have is replaced by its nearest spellings, and `notes` says so.
 
-Ranking hundreds of thousands of postings of common words would take most of the time and change little: where
-the words' postings exceed `POSTINGS`, candidates come from the rare words and from pairs of the common ones, and
-only the best of them are scored with all words. The choice follows document frequency; there is no stop list.
+Words with many postings are ranked from memory (`KeywordIndex.rank`), with the same scores. Of a long question, words
+that stand in more than half of all chunks are left out of the sum, where BM25 gives them no weight; there is no stop
+list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Protocol
 
 from qmd.search.query import Query, Term
 from qmd.store.cjk import has_cjk, index_text
 from qmd.types import Filter
 
-POSTINGS = 12_000
-"""Postings that candidate generation may touch before it turns from all words to the rare ones."""
-CANDIDATES = 300
-"""Candidates that are scored with all words after pruning."""
-PAIRS = 12
+POSTINGS = 4_000
+"""Up to so many postings FTS5 ranks any of the words itself; beyond, they are ranked from memory."""
+KEPT_WHEN_ASKED_TWICE = 30_000
+"""Words that must all be there are ranked from memory from the second time on, if their postings are no more."""
+WEIGHTLESS_SHARE = 0.5
+"""Words in more than this share of all chunks are not summed up: BM25 gives them no weight (log((N - n) / n) < 0)."""
+HEAVY_WORDS = 3
+"""So many words are summed up however common they are."""
 COMMON_SHARE = 0.25
 """Words in more than this share of all chunks need not all be there (AND), if others are asked for."""
 SPELLING_LETTERS = 5
 SPELLINGS = 3
+
+Ranked = list[tuple[int, float]]
+"""(chunk id, BM25), best first."""
 
 
 class KeywordIndex(Protocol):
     """What this room asks of the store's keyword index."""
 
     def match(self, expression: str, filter: Filter = ..., limit: int = ...) -> list[tuple[int, float]]: ...
+    def candidates(self, expression: str, filter: Filter = ..., limit: int = ...) -> list[int]: ...
     def score_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float]]: ...
+    def rank(
+        self,
+        expressions: Sequence[str],
+        filter: Filter = ...,
+        limit: int = ...,
+        *,
+        every: bool = ...,
+        without: str | None = ...,
+    ) -> list[tuple[int, float]]: ...
+    def keeps(self, expressions: Sequence[str]) -> bool: ...
+    def asked_before(self, expressions: Sequence[str]) -> bool: ...
     def document_frequency(self, terms: Iterable[str]) -> dict[str, int]: ...
     def near_terms(self, word: str, limit: int = ...) -> list[str]: ...
     def count(self) -> int: ...
@@ -43,7 +60,9 @@ class KeywordIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a prefix."""
+    """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a
+    prefix.
+    """
 
     expression: str
     word: str | None
@@ -74,8 +93,13 @@ def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
     return KeywordList(ranked, notes=notes, words=words, pruned=pruned)
 
 
-def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
-    """Chunks with every word and phrase by BM25, then those with some by BM25, up to `limit`."""
+def find_all_first(
+    index: KeywordIndex, query: Query, limit: int, enough: Callable[[Ranked], bool] | None = None
+) -> KeywordList:
+    """Chunks with every word and phrase by BM25, then those with some by BM25, up to `limit`.
+
+    Those with some are looked for only if those with every word are not `enough` (default: `limit` of them).
+    """
     strict, loose, notes, words = _prepare(index, query)
     if not strict:
         return KeywordList([], notes=notes)
@@ -86,13 +110,10 @@ def find_all_first(index: KeywordIndex, query: Query, limit: int) -> KeywordList
     floor = max(POSTINGS / 4, index.count() * COMMON_SHARE)
     if any(atom.frequency > floor for atom in strict):
         needed = [atom for atom in strict if atom.frequency <= floor] or strict[:1]
-    expression = " AND ".join(atom.expression for atom in needed)
-    ranked = _match_bounded(
-        index, expression, min(a.frequency for a in needed), exclusion, query.filter, limit
-    )
+    ranked = _rank_all(index, needed, exclusion, query.filter, limit)
     complete, pruned = len(ranked), False
-    phrases = [term for term in query.terms if term.phrase]
-    if len(ranked) < limit and (len(loose) > 1 or phrases):
+    satisfied = len(ranked) >= limit or (enough is not None and enough(ranked))
+    if not satisfied and loose and not (len(needed) == 1 and loose == needed):
         rest, pruned = _rank_any(index, loose, exclusion, query.filter, limit)
         seen = {chunk for chunk, _ in ranked}
         quoted = required(index, query)
@@ -145,7 +166,8 @@ def _prepare(
 
 
 def _tokens(word: str, *, whole: bool = True) -> list[str]:
-    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the index
+    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the
+    index
     holds alone too, is left out at the end (`whole`) so that a longer run matches as well."""
     if not has_cjk(word):
         return [word]
@@ -187,7 +209,7 @@ def required(index: KeywordIndex, query: Query) -> str | None:
     if not quoted:
         return None
     expression = " AND ".join(quoted)
-    return expression if index.match(f"({expression}){_exclusion(query)}", query.filter, 1) else None
+    return expression if index.candidates(f"({expression}){_exclusion(query)}", query.filter, 1) else None
 
 
 def exclusions(query: Query) -> list[str]:
@@ -196,47 +218,37 @@ def exclusions(query: Query) -> list[str]:
 
 
 def _exclusion(query: Query) -> str:
-    return "".join(f" NOT {expression}" for expression in exclusions(query))
+    unwanted = " OR ".join(exclusions(query))
+    return f" NOT ({unwanted})" if unwanted else ""
 
 
-def _match_bounded(
-    index: KeywordIndex, expression: str, frequency: int, exclusion: str, filter: Filter, limit: int
-) -> list[tuple[int, float]]:
-    """Matches of an expression; one that matches too much is looked for in titles and headings first, where the
-    weights put the best ones anyway."""
-    if frequency > POSTINGS:
-        ranked = index.match(f"({{title headings}} : ({expression})){exclusion}", filter, limit)
-        if len(ranked) >= limit:
-            return ranked
-    return index.match(f"({expression}){exclusion}", filter, limit)
+def _unsigned(exclusion: str) -> str | None:
+    return exclusion.removeprefix(" NOT ") or None
+
+
+def _rank_all(
+    index: KeywordIndex, atoms: Sequence[Atom], exclusion: str, filter: Filter, limit: int
+) -> Ranked:
+    """(chunk id, BM25 over all atoms) of chunks that have every atom, best first."""
+    pieces = [atom.expression for atom in atoms]
+    again = index.asked_before(pieces)
+    few = sum(atom.frequency for atom in atoms) <= KEPT_WHEN_ASKED_TWICE
+    if index.keeps(pieces) or (again and few and all(atom.word for atom in atoms)):
+        return index.rank(pieces, filter, limit, every=True, without=_unsigned(exclusion))
+    return index.match(f"({' AND '.join(pieces)}){exclusion}", filter, limit)
 
 
 def _rank_any(
     index: KeywordIndex, atoms: Sequence[Atom], exclusion: str, filter: Filter, limit: int
-) -> tuple[list[tuple[int, float]], bool]:
-    """(chunk id, BM25 over any atom), best first, and whether common words were pruned from the candidates."""
-    if not atoms:
-        return [], False
-    everything = " OR ".join(atom.expression for atom in atoms)
-    if len(atoms) == 1:
-        return _match_bounded(index, everything, atoms[0].frequency, exclusion, filter, limit), False
+) -> tuple[Ranked, bool]:
+    """(chunk id, BM25 over any atom), best first; and whether very common words were left out."""
+    atoms = sorted(atoms, key=lambda atom: atom.frequency)
     if sum(atom.frequency for atom in atoms) <= POSTINGS:
+        if not atoms:
+            return [], False
+        everything = " OR ".join(atom.expression for atom in atoms)
         return index.match(f"({everything}){exclusion}", filter, limit), False
-    total = index.count()
-    pieces, spent, rest = [], 0.0, []
-    for atom in sorted(atoms, key=lambda atom: atom.frequency):
-        if not pieces or spent + atom.frequency <= POSTINGS / 2:
-            pieces.append(atom.expression)
-            spent += atom.frequency
-        elif atom.frequency < total / 2:  # beyond, BM25 gives the word no weight
-            rest.append(atom)
-    pairs = sorted(combinations(rest, 2), key=lambda pair: pair[0].frequency * pair[1].frequency)
-    for one, other in pairs[:PAIRS]:
-        both = 1.5 * one.frequency * other.frequency / max(total, 1)  # words of one question go together
-        if spent + both > POSTINGS:
-            break
-        pieces.append(f"({one.expression} AND {other.expression})")
-        spent += both
-    pool = index.match(f"({' OR '.join(pieces)}){exclusion}", filter, max(limit, CANDIDATES))
-    scored = index.score_among(everything, [chunk for chunk, _ in pool])
-    return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit], True
+    weightless = index.count() * WEIGHTLESS_SHARE
+    heavy = [atom for i, atom in enumerate(atoms) if i < HEAVY_WORDS or atom.frequency <= weightless]
+    pieces = [atom.expression for atom in heavy]
+    return index.rank(pieces, filter, limit, without=_unsigned(exclusion)), len(heavy) < len(atoms)

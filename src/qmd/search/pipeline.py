@@ -15,18 +15,24 @@ from qmd.search.fuse import fuse_ranks
 from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
 from qmd.search.query import Query, parse
 from qmd.search.scripts import foreign_share
-from qmd.search.snippet import cut_snippet
+from qmd.search.snippet import Marker, cut_snippet, front_matter
 from qmd.types import Filter, Hit, Hits
 
 if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder
     from qmd.store import Store
+    from qmd.store.chunks import ChunkRow
 
 Mode = Literal["keyword", "vector", "hybrid"]
 
 CHUNKS_PER_HIT = 5
-LEAST_CHUNKS = 200
-"""Depth of each list, in chunks: several chunks of one document are one hit."""
+LEAST_CHUNKS: Mapping[Mode, int] = {"keyword": 50, "vector": 200, "hybrid": 200}
+"""Depth of each list, in chunks: several chunks of one document are one hit. A list alone needs fewer than one
+that is fused, and is made again, deeper, where they belong to too few documents."""
+
+FRONTED = frozenset({"markdown"})
+"""Types whose texts may open with front matter."""
+FIRST_CHARACTERS = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     """
     clock = _Clock()
     query = parse(request.text, request.filter)
-    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS)
+    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
     degraded: list[str] = []
     lists: dict[str, list[tuple[int, float]]] = {}
     weights: dict[str, float] = {}
@@ -70,8 +76,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     clock.lap("parse")
 
     if request.mode != "vector":
-        find = find_all_first if request.mode == "keyword" else find_best
-        words = find(store.keyword, query, depth)
+        words = _find_words(store, query, request, depth)
         lists["keyword"], weights["keyword"] = words.ranked, request.keyword_weight
         degraded += words.notes
         clock.lap("keyword")
@@ -111,8 +116,26 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
     return Hits(hits, tuple(dict.fromkeys(degraded)), clock.laps)
 
 
+def _find_words(store: Store, query: Query, request: Request, depth: int) -> KeywordList:
+    """The keyword list. Alone, it goes as deep as the documents asked for; to be fused, `depth` chunks."""
+    if request.mode != "keyword":
+        return find_best(store.keyword, query, depth)
+
+    def enough(ranked: Sequence[tuple[int, float]]) -> bool:
+        places = store.chunk_rows.places(chunk for chunk, _ in ranked)
+        return len({document for document, _, _ in places.values()}) >= request.limit
+
+    while True:
+        found = find_all_first(store.keyword, query, depth, enough)
+        if len(found.ranked) < depth or enough(found.ranked):
+            return found
+        depth *= 4
+
+
 def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
-    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only add noise."""
+    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only
+    add noise.
+    """
     foreign = foreign_share(query.plain, embedder.card.languages)
     if not foreign:
         return 1.0, []
@@ -129,7 +152,9 @@ def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, lis
 def _nearest(
     store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
 ) -> tuple[list[tuple[int, float]], list[str]]:
-    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without vectors."""
+    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without
+    vectors.
+    """
     import numpy
 
     from qmd.search.dense import Scan
@@ -139,8 +164,8 @@ def _nearest(
         if stored:
             raise ModelMismatch(
                 f"the index holds vectors of {stored[0].name} ({stored[0].dim}d), the configuration asks for "
-                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, or restore the old model "
-                "in the configuration."
+                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, "
+                "or restore the old model in the configuration."
             )
         raise NotFound("the index has no vectors yet. Run `qmd embed`.")
     matrix = store.vectors.matrix(embedder.fingerprint)
@@ -171,7 +196,8 @@ def _excluded(store: Store, query: Query) -> set[int]:
 
 
 def _group(ranked: Sequence[tuple[int, float]], places: Mapping[int, tuple[int, str, int]]) -> RankedList:
-    """One entry a document. Equal scores are ordered by docid and line, so that the order in which documents came
+    """One entry a document. Equal scores are ordered by docid and line, so that the order in which
+    documents came
     into the index says nothing."""
     alive = [(chunk, score) for chunk, score in ranked if chunk in places]
     alive.sort(key=lambda item: (-round(item[1], 6), *places[item[0]][1:]))
@@ -213,17 +239,15 @@ def _hits(
         )
     rows = store.chunks(shown.values())
     stems = [stem for terms in store.keyword.stem(words.words).values() for stem in terms]
+    marker = Marker(words.words, stems)
     complete = {chunk for chunk, _ in words.ranked[: words.complete]}
-    contexts: dict[tuple[str, str], str | None] = {}
+    contexts = bool(store.contexts())
     hits: list[Hit] = []
     for document, score in order:
         row = rows.get(shown[document])
         if row is None:  # deleted by another process meanwhile
             continue
-        snippet = cut_snippet(row.text, row.line, words.words, stems)
-        folder = (row.collection, row.path)
-        if folder not in contexts:
-            contexts[folder] = store.context_for(*folder)
+        snippet = cut_snippet(*_shown(store, row), marker)
         body = None
         if request.full:
             stored = store.document(document)
@@ -257,7 +281,7 @@ def _hits(
                 collection=row.collection,
                 path=row.path,
                 heading_path=row.heading_path,
-                context=contexts[folder],
+                context=store.context_for(row.collection, row.path) if contexts else None,
                 snippet=None if request.full else snippet.text,
                 body=body,
                 marks=() if request.full else snippet.marks,
@@ -265,6 +289,23 @@ def _hits(
             )
         )
     return tuple(hits)
+
+
+def _shown(store: Store, row: ChunkRow) -> tuple[str, int]:
+    """The part of a chunk that may be shown, and its line. Front matter is found, but it is not what a reader
+    looks for: a chunk of nothing else gives the first lines after it.
+    """
+    if not row.dashed or row.type not in FRONTED:
+        return row.text, row.line
+    if row.start == 0 and (end := front_matter(row.text)) and row.text[end:].strip():
+        return row.text[end:], row.line + row.text.count("\n", 0, end)
+    document = store.document(row.document_id)
+    text = document.text or "" if document is not None else ""
+    end = front_matter(text)
+    if end <= row.start:
+        return row.text, row.line
+    stop = row.end if row.end > end and text[end : row.end].strip() else end + FIRST_CHARACTERS
+    return text[end:stop], 1 + text.count("\n", 0, end)
 
 
 class _Clock:

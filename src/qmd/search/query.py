@@ -3,7 +3,8 @@
     words "exact phrase" -word -"phrase" begin* path:notes/* tag:work title:plan lang:zh type:markdown
     after:2024-05 before:2025
 
-A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain character:
+A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain
+character:
 whatever does not parse as an operator is a word.
 """
 

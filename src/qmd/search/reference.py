@@ -17,8 +17,9 @@ _LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOT
 
 
 def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | None]:
-    """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or docid,
-    each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on the disk.
+    """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or
+    docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on
+    the disk.
 
     Raises NotFound, naming the nearest documents.
     """
@@ -66,7 +67,8 @@ def find(store: Store, ref: str) -> StoredDocument | None:
 
 
 def match(store: Store, pattern: str) -> list[StoredDocument]:
-    """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the folder it
+    """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
+    folder it
     names; without their texts, by collection and path."""
     pattern = pattern.removeprefix(SCHEME).removeprefix("./").strip("/")
     documents = store.list_documents()

@@ -30,8 +30,10 @@ _LANGUAGES = {
 
 
 def foreign_share(text: str, languages: Sequence[str]) -> float:
-    """Share of the words of `text` (for Han, Kana and Hangul: characters, two to a word) in scripts that none of
-    `languages` is written in. No languages, or "multilingual", cover everything; Latin letters always count as known.
+    """Share of the words of `text` (for Han, Kana and Hangul: characters, two to a word) in scripts that
+    none of
+    `languages` is written in. No languages, or "multilingual", cover everything; Latin letters always count
+    as known.
     """
     if not languages or "multilingual" in languages or text.isascii():
         return 0.0

@@ -11,6 +11,7 @@ from qmd.store.cjk import has_cjk
 
 LINES = 4
 CHARACTERS = 400
+_FRONT = re.compile(r"---[ \t]*\n(?:(.*?)\n)??(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.S)
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -24,14 +25,59 @@ class Snippet:
     marks: tuple[tuple[int, int], ...]
 
 
-def cut_snippet(text: str, first_line: int, words: Sequence[str], stems: Sequence[str]) -> Snippet:
+class Marker:
+    """Finds words in lines. One for a search: what it learns about a word holds for every line after.
+
+    words: as looked for (CJK: bigrams); stems: the index's forms.
+    """
+
+    def __init__(self, words: Sequence[str], stems: Sequence[str]) -> None:
+        self._plain = {fold(word) for word in words}
+        self._stems = [(stem, stem.removesuffix("i"), len(stem) + 5) for stem in stems if len(stem) > 2]
+        self._cjk = [word for word in words if has_cjk(word)]
+        self._kinds: dict[str, str | None] = {}
+        starts = {*(word for word in self._plain), *(start for _, start, _ in self._stems)} - {""}
+        self._hint = re.compile("|".join(map(re.escape, sorted(starts)))) if starts else None
+
+    def find(self, line: str) -> list[tuple[int, int, str]]:
+        """(start, end, which word) of every match, by start."""
+        if line.isascii() and (self._hint is None or not self._hint.search(line.lower())):
+            return []
+        out: list[tuple[int, int, str]] = []
+        kinds = self._kinds
+        for match in _WORD.finditer(line) if line else ():
+            word = match.group()
+            if word not in kinds:
+                kinds[word] = self._kind(fold(word))
+            kind = kinds[word]
+            if kind is not None:
+                out.append((*match.span(), kind))
+        if self._cjk and not line.isascii():
+            lowered = line.lower() if len(line.lower()) == len(line) else line
+            for word in self._cjk:
+                at = lowered.find(word)
+                while at >= 0:
+                    out.append((at, at + len(word), word))
+                    at = lowered.find(word, at + 1)
+            out.sort()
+        return out
+
+    def _kind(self, word: str) -> str | None:
+        if word in self._plain:
+            return word
+        for stem, start, longest in self._stems:
+            if len(word) <= longest and word.startswith(start):
+                return stem
+        return None
+
+
+def cut_snippet(text: str, first_line: int, marker: Marker) -> Snippet:
     """The run of at most LINES lines with the most different words, then the most matches, then the earliest.
 
-    text: a chunk that begins at line `first_line`. words: as looked for (CJK: bigrams); stems: the index's forms.
-    Without a match it is the first lines that say something.
+    text: a chunk that begins at line `first_line`. Without a match it is the first lines that say something.
     """
     lines = text.split("\n")
-    found: list[list[tuple[int, int, str]]] = [_marks(line, words, stems) for line in lines]
+    found = [marker.find(line) for line in lines]
     best, best_key = 0, (0, 0)
     for start in range(len(lines)):
         if not found[start]:
@@ -48,6 +94,12 @@ def cut_snippet(text: str, first_line: int, words: Sequence[str], stems: Sequenc
     if best_key == (0, 0):
         best = next((i for i, line in enumerate(lines) if _WORD.search(line)), 0)
     return _window(lines, found, best, first_line)
+
+
+def front_matter(text: str) -> int:
+    """Characters of the YAML block that opens a Markdown text; 0 where there is none."""
+    match = _FRONT.match(text) if text.startswith("---") else None
+    return match.end() if match else 0
 
 
 def _window(
@@ -75,29 +127,6 @@ def _window(
     while len(shown) > 1 and not shown[-1].strip():
         shown.pop()
     return Snippet("\n".join(shown), first_line + best, first_line + best + len(shown) - 1, _merge(marks))
-
-
-def _marks(line: str, words: Sequence[str], stems: Sequence[str]) -> list[tuple[int, int, str]]:
-    out: list[tuple[int, int, str]] = []
-    plain = {fold(word) for word in words}
-    for match in _WORD.finditer(line) if line else ():
-        word = fold(match.group())
-        if word in plain:
-            out.append((*match.span(), word))
-            continue
-        for stem in stems:
-            if len(stem) > 2 and len(word) - len(stem) <= 5 and word.startswith(stem.removesuffix("i")):
-                out.append((*match.span(), stem))
-                break
-    if not line.isascii():
-        lowered = line.lower() if len(line.lower()) == len(line) else line
-        for word in words:
-            if has_cjk(word):
-                at = lowered.find(word)
-                while at >= 0:
-                    out.append((at, at + len(word), word))
-                    at = lowered.find(word, at + 1)
-    return sorted(out)
 
 
 def fold(word: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def embedding_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRow:
-    """A chunk with what a hit shows of its document. `text` is read from the one stored copy."""
+    """A chunk with what a hit shows of its document. `text` is read from the one stored copy; `dashed`: the document
+    opens with `---`, as front matter does."""
 
     id: int
     document_id: int
@@ -53,6 +55,21 @@ class ChunkRow:
     text: str
     tags: tuple[str, ...]
     key: bytes
+    dashed: bool = False
+
+
+def bodies_of(db: Connection, documents: str) -> dict[int, str]:
+    """document id -> text, for a JSON list of ids. Raises StoreDamaged when one does not match its checksum."""
+    rows = db.all(
+        "SELECT d.id, b.text, d.crc FROM json_each(?) w CROSS JOIN documents d ON d.id = w.value "
+        "LEFT JOIN bodies b ON b.id = d.id",
+        (documents,),
+    )
+    # One that does not match is read again by the door that explains it.
+    return {
+        id: body_of(db, id) if text is None or zlib.crc32(text) != crc else str(text, "utf-8")
+        for id, text, crc in rows
+    }
 
 
 class Chunks:
@@ -67,32 +84,34 @@ class Chunks:
         found: dict[int, ChunkRow] = {}
         with self._db.snapshot():
             rows = self._db.all(
-                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date, d.mtime_ns,
+                """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
+                d.mtime_ns,
                           c.line, c.end_line, c.start, c.end, c.headings, c.key
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
                 (json.dumps(wanted),),
             )
-            texts: dict[int, str] = {}
-            tags: dict[int, tuple[str, ...]] = {}
-            for row in rows:
-                document = row[1]
-                if document not in texts:
-                    texts[document] = body_of(self._db, document)
-                    tags[document] = tuple(
-                        t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document,))
-                    )
+            documents = json.dumps(list({row[1] for row in rows}))
+            texts = bodies_of(self._db, documents)
+            tags: dict[int, list[str]] = {}
+            for document, tag in self._db.all(
+                "SELECT t.document_id, t.tag FROM json_each(?) w CROSS JOIN tags t ON t.document_id = w.value",
+                (documents,),
+            ):
+                tags.setdefault(document, []).append(tag)
         for row in rows:
             start, end, headings, key = row[12:]
-            found[row[0]] = ChunkRow(
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy does not count starred slices
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],
                 tuple(headings.split(SEPARATOR)) if headings else (),
                 texts[row[1]][start:end],
-                tags[row[1]],
+                tuple(tags.get(row[1], ())),
                 key,
             )
+            if texts[row[1]].startswith("---"):
+                found[row[0]] = replace(found[row[0]], dashed=True)
         return {i: found[i] for i in wanted if i in found}
 
     def places(self, ids: Iterable[int]) -> dict[int, tuple[int, str, int]]:

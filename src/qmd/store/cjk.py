@@ -43,7 +43,7 @@ def index_text(text: str) -> str:
 
 def _bigrams(match: re.Match[str]) -> str:
     run = match.group()
-    return f" {' '.join(map(''.join, zip(run, run[1:], strict=False)))} {run[-1]} "
+    return f" {' '.join([run[i : i + 2] for i in range(len(run))])} "
 
 
 def query_terms(text: str) -> list[str]:
@@ -57,7 +57,7 @@ def query_terms(text: str) -> list[str]:
             if len(piece) == 1:
                 phrases.append(f'"{piece}"*')
             else:
-                phrases.append('"' + " ".join(map("".join, zip(piece, piece[1:], strict=False))) + '"')
+                phrases.append('"' + " ".join(piece[i : i + 2] for i in range(len(piece) - 1)) + '"')
         else:
             phrases.extend(f'"{word}"' for word in re.findall(r"\w+", piece))
     return phrases

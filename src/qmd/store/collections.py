@@ -7,6 +7,7 @@ import json
 from qmd.errors import UsageError
 from qmd.store.connect import Connection
 from qmd.store.documents import DocumentWriter
+from qmd.store.schema import NEW_GENERATION
 from qmd.types import Collection
 
 EVERYWHERE = "/"
@@ -17,16 +18,11 @@ class Collections:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def list(self) -> list[Collection]:
-        rows = self._db.all(
-            """SELECT n.name, n.root, n.patterns, n.ignore, n.include,
-                      (SELECT count(*) FROM documents d WHERE d.collection_id = n.id)
-               FROM collections n ORDER BY n.name"""
-        )
-        return [
-            Collection(r[0], r[1], tuple(json.loads(r[2])), tuple(json.loads(r[3])), bool(r[4]), r[5])
-            for r in rows
-        ]
+    def included(self) -> dict[str, bool]:
+        """name -> whether searches that name no collection look into it. Counts nothing, unlike `list`."""
+        return {
+            name: bool(include) for name, include in self._db.all("SELECT name, include FROM collections")
+        }
 
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""
@@ -64,7 +60,7 @@ class Collections:
             self._db.run("DELETE FROM skipped WHERE collection_id = ?", (collection_id,))
             self._db.run("DELETE FROM contexts WHERE collection = ?", (name,))
             self._db.run("DELETE FROM collections WHERE id = ?", (collection_id,))
-            self._db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            self._db.run(NEW_GENERATION)
 
     def rename(self, old: str, new: str) -> None:
         with self._db.transaction():
@@ -123,3 +119,14 @@ class Collections:
             if not r[1] or path == r[1] or path.startswith(f"{r[1]}/")
         ]
         return "\n\n".join(text for _, text in sorted(holding, key=lambda h: h[0])) or None
+
+    def list(self) -> list[Collection]:
+        rows = self._db.all(
+            """SELECT n.name, n.root, n.patterns, n.ignore, n.include,
+                      (SELECT count(*) FROM documents d WHERE d.collection_id = n.id)
+               FROM collections n ORDER BY n.name"""
+        )
+        return [
+            Collection(r[0], r[1], tuple(json.loads(r[2])), tuple(json.loads(r[3])), bool(r[4]), r[5])
+            for r in rows
+        ]

@@ -17,6 +17,7 @@ from qmd.store.schema import APPLICATION_ID, FORMAT_VERSION, PAGE_SIZE, migrate
 
 BUSY_TIMEOUT_S = 30.0
 Row = tuple[Any, ...]
+_WRITES = ("_WRITE", "_SHMSIZE")  # what a file system without room answers in place of "full"
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
             f"{path} is being written by another process and stayed locked for {BUSY_TIMEOUT_S:.0f} s. "
             "Wait for that `qmd update` or `qmd embed` to finish, then run this again."
         )
-    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and "WRITE" in _name(error)):
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _name(error).endswith(_WRITES)):
         return StoreFull(
             f"no space left to write {path} ({error}). What was committed before still answers. "
             "Free some disk space, then run the same command again; it resumes."
@@ -128,9 +129,9 @@ class Connection:
                 with explained(self.path):
                     db.execute("COMMIT")
             finally:
-                if db.in_transaction:
+                if self.raw.in_transaction:
                     with suppress(sqlite3.Error):
-                        db.execute("ROLLBACK")
+                        self.raw.execute("ROLLBACK")
         finally:
             self._writer.release()
 
@@ -176,17 +177,21 @@ def _begin(db: sqlite3.Connection, wait_s: float) -> None:
     """BEGIN IMMEDIATE, waiting with short growing pauses. Fairer than SQLite's own wait, and bounded."""
     deadline = time.monotonic() + wait_s
     pause = 0.002
-    while True:
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
 
 def open_database(path: Path, *, create: bool) -> Connection:

@@ -149,19 +149,6 @@ class Documents:
             )
         return self.get(rows[0][0]) if rows else None
 
-    def list(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
-        """Without their texts, by collection and path."""
-        parts, values = ["1"], list[object]()
-        if collection is not None:
-            parts.append("n.name = ?")
-            values.append(collection)
-        if glob:
-            sql, globs = path_condition(glob)
-            parts.append(sql)
-            values.extend(globs)
-        rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
-        return [_document(row) for row in rows]
-
     def languages(self) -> dict[str, int]:
         """Language -> number of documents, most frequent first."""
         rows = self._db.all("SELECT lang, count(*) FROM documents GROUP BY lang ORDER BY 2 DESC, 1")
@@ -183,9 +170,22 @@ class Documents:
         rows = self._db.all("SELECT document_id, line FROM links WHERE target = ? ORDER BY 1, 2", (target,))
         return [(r[0], r[1]) for r in rows]
 
+    def list(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
+        """Without their texts, by collection and path."""
+        parts, values = ["1"], list[object]()
+        if collection is not None:
+            parts.append("n.name = ?")
+            values.append(collection)
+        if glob:
+            sql, globs = path_condition(glob)
+            parts.append(sql)
+            values.extend(globs)
+        rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
+        return [_document(row) for row in rows]
+
 
 def _document(row: tuple[Any, ...], text: str | None = None) -> StoredDocument:
-    return StoredDocument(
+    return StoredDocument(  # type: ignore[call-arg]  # mypy does not count starred slices
         row[0], row[1], stored_path(row[2]), *row[3:11], tuple(json.loads(row[11])), json.loads(row[12]), text
     )
 
@@ -196,6 +196,7 @@ class DocumentWriter:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._collections: dict[str, int] = {}
+        self._next_chunk = 0
         self.changed = False
 
     def put_document(
@@ -259,9 +260,10 @@ class DocumentWriter:
     def _put_chunks(self, document_id: int, path: str, title: str, text: str, document: Document) -> None:
         from qmd.store.chunks import SEPARATOR, embedding_key, embedding_text
 
-        first = 1 + max(
-            self._db.value("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'chunks'), 0)"), 0
+        first = self._next_chunk or 1 + int(
+            self._db.value("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'chunks'), 0)")
         )
+        self._next_chunk = first + len(document.chunks)
         rows: list[tuple[object, ...]] = []
         words: list[tuple[object, ...]] = []
         title_words, path_words = index_text(title), index_text(clean(path))

@@ -21,7 +21,7 @@ from zlib import error as zlib_error
 import numpy as np
 from numpy.typing import NDArray
 
-MAP_VERSION = 1
+MAP_VERSION = 2
 BLOCK_BYTES = 1 << 20
 DEAD_SHARE = 0.25
 
@@ -84,10 +84,11 @@ def checksums(data: NDArray[Any]) -> NDArray[np.uint64]:
     whole = len(raw) // BLOCK_BYTES * BLOCK_BYTES
     sums = raw[:whole].view(np.uint64).reshape(-1, BLOCK_BYTES // 8).sum(axis=1, dtype=np.uint64)
     if whole == len(raw):
-        return sums
+        return np.asarray(sums, np.uint64)
     rest = np.zeros((len(raw) - whole + 7) // 8 * 8, np.uint8)
     rest[: len(raw) - whole] = raw[whole:]
-    return np.append(sums, rest.view(np.uint64).sum(dtype=np.uint64))
+    together: NDArray[np.uint64] = np.append(sums, rest.view(np.uint64).sum(dtype=np.uint64))
+    return together
 
 
 class MatrixFiles:

@@ -10,6 +10,7 @@ from qmd.errors import StoreDamaged, StoreError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
 from qmd.store.documents import clean, stored_path
+from qmd.store.schema import NEW_GENERATION
 from qmd.store.vectors import Vectors, remove_matrix
 
 BATCH = 500
@@ -55,7 +56,7 @@ def counts(db: Connection) -> Counts:
             for table in ("collections", "documents", "chunks", "vectors", "skipped")
         ]
         text_bytes = int(db.value("SELECT coalesce(sum(length(text)), 0) FROM bodies"))
-    return Counts(*numbers, text_bytes, _size(db))
+    return Counts(*numbers, text_bytes, _size(db))  # type: ignore[call-arg]  # mypy does not count starred slices
 
 
 def _size(db: Connection) -> int:
@@ -185,7 +186,7 @@ def cleanup(db: Connection, vectors: Vectors) -> CleanupReport:
             notes.append("the keyword index was rebuilt from the stored texts")
         else:
             db.run("INSERT INTO keyword(keyword) VALUES ('optimize')")
-        db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+        db.run(NEW_GENERATION)
     db.run("VACUUM")
     db.one("PRAGMA wal_checkpoint(TRUNCATE)")
     _renew_matrices(db, vectors, notes)

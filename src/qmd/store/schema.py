@@ -13,6 +13,9 @@ COLUMNS = ("title", "headings", "body", "path")
 WEIGHTS = (4.0, 2.0, 1.0, 1.5)
 """BM25 weights of COLUMNS: a word of the title counts four times a word of the body."""
 
+NEW_GENERATION = "UPDATE meta SET value = value + 1 + abs(random() % 1099511627776) WHERE key = 'generation'"
+"""The generation rises by a random step: after a backup is restored, it never again equals one seen before."""
+
 
 def _first(db: sqlite3.Connection) -> None:
     for statement in (

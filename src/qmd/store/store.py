@@ -14,6 +14,7 @@ from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
+from qmd.store.schema import NEW_GENERATION
 from qmd.types import Collection, Filter
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class Store:
     """An open index. Usable from several threads; each has its own connection.
 
-    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on the way.
+    Reading never waits for a writer and sees whole transactions only. `warn` is told what was repaired on
+    the way.
     """
 
     def __init__(self, db: Connection, *, warn: Callable[[str], None] | None = None) -> None:
@@ -96,6 +98,10 @@ class Store:
     def remove_context(self, collection: str, path: str) -> None:
         self._collections.remove_context(collection, path)
 
+    def included(self) -> dict[str, bool]:
+        """name -> whether searches that name no collection look into it; cheaper than `collections`."""
+        return self._collections.included()
+
     def context_for(self, collection: str, path: str) -> str | None:
         """All contexts that hold for a path, outermost first, joined by blank lines."""
         return self._collections.context_for(collection, path)
@@ -112,7 +118,7 @@ class Store:
             writer = DocumentWriter(self.db)
             yield writer
             if writer.changed:
-                self.db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+                self.db.run(NEW_GENERATION)
 
     @property
     def generation(self) -> int:

@@ -15,6 +15,7 @@ from qmd.store.chunks import SEPARATOR, embedding_text
 from qmd.store.connect import Connection
 from qmd.store.documents import body_of
 from qmd.store.matrix import DEAD_SHARE, Damaged, Map, MatrixFiles, VectorMatrix, checksums, quantise
+from qmd.store.schema import NEW_GENERATION
 
 READ_ROWS = 2048
 
@@ -136,7 +137,7 @@ class Vectors:
                 "ON CONFLICT (model_id, key) DO NOTHING",
                 ((model[0], *row) for row in rows),
             )
-            self._db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            self._db.run(NEW_GENERATION)
 
     def forget(self, fingerprint: str) -> None:
         """Drop all vectors of a model, and its derived files."""
@@ -144,7 +145,7 @@ class Vectors:
             model_id = self._model_id(fingerprint)
             self._db.run("DELETE FROM vectors WHERE model_id = ?", (model_id,))
             self._db.run("DELETE FROM models WHERE id = ?", (model_id,))
-            self._db.run("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            self._db.run(NEW_GENERATION)
         self._cached.pop(fingerprint, None)
         remove_matrix(self.folder(fingerprint))
 
@@ -204,9 +205,13 @@ class Vectors:
         return self._in_memory(wanted, model[1], fingerprint, generation, notes)
 
     def _wanted(self, model_id: int) -> NDArray[np.int64]:
-        """(n, 2): chunk id and vector id of every chunk with a vector, by chunk id."""
+        """(n, 2): chunk id and identity of its vector, by chunk id.
+
+        The identity is the vector's row id and its CRC-32: ids alone mean something else in a restored backup.
+        """
         rows = self._db.all(
-            "SELECT c.id, v.id FROM chunks c JOIN vectors v ON v.model_id = ? AND v.key = c.key ORDER BY c.id",
+            "SELECT c.id, v.id << 32 | v.crc FROM chunks c "
+            "JOIN vectors v ON v.model_id = ? AND v.key = c.key ORDER BY c.id",
             (model_id,),
         )
         return np.array(rows, np.int64).reshape(-1, 2)
@@ -303,8 +308,8 @@ class Vectors:
         return VectorMatrix(rows, wanted[:, 0].copy(), codes, scales, fingerprint, generation, notes)
 
     def _read(self, vector_ids: Sequence[int] | NDArray[np.int64], dim: int) -> NDArray[np.float32]:
-        """(len(ids), d): vectors by id, each compared with its checksum. Raises StoreDamaged."""
-        unique, inverse = np.unique(np.asarray(vector_ids, np.int64), return_inverse=True)
+        """(len(ids), d): vectors by identity, each compared with its checksum. Raises StoreDamaged."""
+        unique, inverse = np.unique(np.asarray(vector_ids, np.int64) >> 32, return_inverse=True)
         rows = self._db.all(
             "SELECT v.key, v.crc, v.vector FROM json_each(?) w CROSS JOIN vectors v ON v.id = w.value ORDER BY v.id",
             (str(unique.tolist()),),

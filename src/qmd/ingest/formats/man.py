@@ -8,13 +8,13 @@ from qmd.ingest.frontmatter import iso_date
 from qmd.ingest.outline import Heading, Outline
 
 _REQUEST = re.compile(
-    r"""^['.][ \t]*(?:\\["\#].*|\.|
+    r"""\n['.][ \t]*(?:\\["\#].*|\.|
         (?:TP|PP|P|LP|RS|RE|EE|EX|PD|HP|UE|ME|YS|SY|UR|MT|Pp|El|Bl|Ed|Bd|Os|sp|br|in|ti|nf|fi|ne|ad|na|hy|nh|ft|ps|vs|ta|so|de|ds|nr|
         if|ie|el|ig|rm|rn|tr|ev|ll|cs|mk|rt|sv|ul|ce|ns|rs|ss|lg|eo|ec|cc|am|as|di|da|do|rr|af|bd|bp|pl|pn|po|wh|while|zZ|IX|TS|TE|DT|AT|UC|PU|Sp|Vb|Ve)(?![A-Za-z]).*|
         (?!TH\b|Dt\b)[A-Za-z]{1,3}(?![A-Za-z])[ \t]*)""",
-    re.M | re.X,
+    re.X,
 )
-_SECTION = re.compile(r"^\.[ \t]*(SH|Sh|SS|Ss)[ \t]+([^\n]+)$", re.M)
+_SECTION = re.compile(r"\n\.[ \t]*(SH|Sh|SS|Ss)[ \t]+([^\n]+)")
 _TITLE = re.compile(r"^\.[ \t]*(?:TH|Dt)[ \t]+([^\n]*)$", re.M)
 _DATE = re.compile(r"^\.[ \t]*(?:TH|Dd)[ \t]+([^\n]*)$", re.M)
 _FONT = re.compile(r"\\f(?:\[[^\]\n]{0,20}\]|\(..|.)|\\s[-+]?\d+|\\[&|^%/,:)]")
@@ -45,15 +45,15 @@ def read_man(text: str) -> Outline:
             )
     date = _DATE.search(head)
     outline.date = iso_date(date[1]) if date else None
-    outline.text = _strip(_REQUEST.sub("", text))
+    outline.text = _strip(_REQUEST.sub("\n", "\n" + text)[1:])
     return outline
 
 
 def _sections(text: str) -> list[tuple[int, int, str]]:
     found, at, line = [], 0, 0
     for match in _SECTION.finditer(text):
-        line += text.count("\n", at, match.start())
-        at = match.start()
+        line += text.count("\n", at, match.start() + 1)
+        at = match.start() + 1
         found.append((line, 1 if match[1] in ("SH", "Sh") else 2, match[2]))
     return found
 

@@ -9,7 +9,7 @@ from qmd.ingest.outline import Atom, Heading, Outline
 from qmd.types import Link
 
 MAX_TITLE = 200
-_UNDERLINE = re.compile(r"^([=\-`:'\"~^_*+#<>.])\1{2,}[ \t]*$", re.M)
+_UNDERLINE = re.compile(r"\n([=\-`:'\"~^_*+#<>.])\1{2,}[ \t]*(?=\n|\Z)")
 _REST_BLOCK = re.compile(
     r"^([ ]*)\.\. (?:code-block|code|sourcecode|highlight|literalinclude|parsed-literal|math|"
     r"table|list-table|csv-table)::"
@@ -86,14 +86,14 @@ def underlined(text: str) -> list[Heading]:
     levels: dict[str, int] = {}
     lines = _Lines(text)
     for match in _UNDERLINE.finditer(text):
-        begin = match.start()
+        begin = match.start() + 1
         if begin < 2:
             continue
         before = text.rfind("\n", 0, begin - 1) + 1
         if begin - before > MAX_TITLE:
             continue
         title = text[before : begin - 1].strip()
-        if not title or len(match[0]) < 0.6 * len(title) or title[0] == title[-1] == match[1]:
+        if not title or len(match[0]) - 1 < 0.6 * len(title) or title[0] == title[-1] == match[1]:
             continue
         style = match[1]
         over = text.rfind("\n", 0, max(0, before - 1)) + 1

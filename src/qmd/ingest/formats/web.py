@@ -15,6 +15,36 @@ from qmd.ingest.outline import Atom, Heading, Outline
 from qmd.types import Link
 
 MAX_OUTPUT_CHARS = 2000
+MAX_NESTING = 5000
+_ELEMENT = re.compile(r"<(/?)([A-Za-z][\w-]{0,40})")
+_NOT_NESTING = frozenset(
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "source",
+        "track",
+        "wbr",
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "td",
+        "th",
+        "tr",
+        "option",
+        "body",
+        "html",
+        "head",
+    ]
+)
 _REMOVED = ["script", "style", "noscript", "template", "svg", "iframe", "object", "head"]
 _BLOCKS = frozenset(
     [
@@ -65,7 +95,12 @@ _SPACE = re.compile(r"[ \t\n\r\f]+")
 
 
 def read_html(text: str) -> Outline:
-    """Outline of a page whose `text` is what a reader sees, a line a block; preformatted text keeps its lines."""
+    """Outline of a page whose `text` is what a reader sees, a line a block; preformatted text keeps its lines.
+
+    Raises ValueError where elements nest more than MAX_NESTING deep.
+    """
+    if _too_deep(text):
+        raise ValueError(f"nested more than {MAX_NESTING:,} deep")
     outline = Outline()
     tree = LexborHTMLParser(text)
     title = tree.css_first("title")
@@ -88,6 +123,21 @@ def read_html(text: str) -> Outline:
         page.read(body)
     outline.text = clean(page.finish())
     return outline
+
+
+def _too_deep(text: str) -> bool:
+    """Whether elements nest so deeply that the parser, quadratic in depth, would take seconds."""
+    if text.count("<") <= MAX_NESTING:
+        return False
+    depth = 0
+    for match in _ELEMENT.finditer(text):
+        if match[1]:
+            depth = max(0, depth - 1)
+        elif match[2].lower() not in _NOT_NESTING:
+            depth += 1
+            if depth > MAX_NESTING:
+                return True
+    return False
 
 
 class _Page:

@@ -20,6 +20,7 @@ PLACES = {
     "query": Place(
         f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
     ),
+    "ask": Place(f"{_HERE}.commands_ask:ask", "Answer a question from your documents, with citations."),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -30,6 +31,10 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "knowledge": Place(
+        f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
+    ),
+    "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
     "train": Place(f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs."),
     "status": Place(
@@ -37,6 +42,7 @@ PLACES = {
     ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
+    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch and remove models."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
     "help": Place(f"{_HERE}.commands_completion:help_", "Show the help of a command."),
 }
@@ -45,11 +51,11 @@ PLACES = {
 ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
 
 SECTIONS = (
-    ("Find", ("search", "vsearch", "query")),
+    ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
-    ("Teach", ("train",)),
-    ("Look after", ("status", "check", "cleanup", "completion", "help")),
+    ("Teach", ("train", "knowledge", "draft")),
+    ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )
 
 FIRST_STEPS = """\

@@ -1,0 +1,313 @@
+"""Speculative decoding on real weights, beside its peers: same model object, prompts, dtype and threads.
+
+    python benchmarks/drafting.py [--model SmolLM2-135M-Instruct] [--repeats 5] [--parts identity ttft speed llama]
+
+Peers: transformers greedy, `prompt_lookup_num_tokens` 3, 5 and 10, `assistant_model` (--assistant), llama.cpp on
+the same 4-bit weights (package xllamacpp, if installed). Methods alternate within each repeat;
+medians over repeats, with the spread; wall and CPU seconds. One JSON line per figure goes to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qmd.draft import CostTable, KnowledgeCacheManager, SpeculativeDecoder, TorchTarget
+from qmd.draft.load import SMOLLM2, load_model, load_tokenizer, locate
+from qmd.draft.proposers import SuffixProposer
+from qmd.draft.writer import repeats_from
+
+VAULT = Path(__file__).parent.parent / "examples" / "vault"
+
+KINDS = {
+    "quote": [
+        "Copy the first three sentences of the text, word for word.",
+        "Repeat the text exactly as it is written.",
+    ],
+    "summary": ["Summarise the text in three sentences."],
+    "open": [
+        "Write a short story about a lighthouse keeper.",
+        "Explain why the sky is blue.",
+        "Give me ideas for a birthday.",
+    ],
+}
+
+
+def passages(count: int, size: int) -> list[str]:
+    found = []
+    for path in sorted(VAULT.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if text.isascii() or len(text.encode()) < 1.05 * len(text):
+            blocks = [b for b in text.split("\n\n") if len(b) > 120]
+            for i in range(0, len(blocks), 2):
+                found.append("\n\n".join(blocks[i : i + 2])[:size])
+    return found[:count]
+
+
+def prompts(tokenizer: Any, kind: str, count: int, size: int) -> list[list[int]]:
+    made = []
+    texts = passages(count, size)
+    for i in range(count):
+        ask = KINDS[kind][i % len(KINDS[kind])]
+        content = f"{ask} Number {i + 1}." if kind == "open" else f"Text:\n{texts[i % len(texts)]}\n\n{ask}"
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        made.append(tokenizer(text, add_special_tokens=False).input_ids)
+    return made
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    out = run()
+    return out, time.perf_counter() - wall, time.process_time() - cpu
+
+
+class Board:
+    """Times by method; prints medians and ratios to the first method."""
+
+    def __init__(self, out: Path | None, about: dict[str, Any]) -> None:
+        self.out, self.about = out, about
+
+    def show(self, part: str, rows: dict[str, list[tuple[float, float]]], **more: Any) -> None:
+        base = statistics.median(w for w, _ in next(iter(rows.values())))
+        for name, values in rows.items():
+            wall = [w for w, _ in values]
+            figure = {
+                "part": part,
+                "method": name,
+                "wall_s": round(statistics.median(wall), 4),
+                "spread_s": [round(min(wall), 4), round(max(wall), 4)],
+                "cpu_s": round(statistics.median(c for _, c in values), 4),
+                "speedup": round(base / statistics.median(wall), 3),
+                "repeats": len(values),
+            } | {k: v[name] if isinstance(v, dict) else v for k, v in more.items()}
+            print(" ".join(f"{k}={v}" for k, v in figure.items()), flush=True)
+            if self.out:
+                with self.out.open("a") as file:
+                    file.write(json.dumps(figure | self.about) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--assistant", help="draft model for transformers' assistant_model")
+    parser.add_argument("--precision", default=None, choices=["float32", "int8", "native"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=5, help="prompts of each kind")
+    parser.add_argument("--identity", type=int, default=200, help="prompts of the identity check")
+    parser.add_argument("--gamma", type=int, default=8)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--parts", nargs="+", default=["cost", "identity", "ttft", "speed", "llama"])
+    parser.add_argument("--lookups", nargs="+", type=int, default=[3, 5, 10])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = load_model(args.model), load_tokenizer(args.model)
+    target = TorchTarget(model, precision=args.precision)
+    about = {
+        "model": args.model,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "machine": platform.processor(),
+    }
+    board = Board(args.out, about | {"precision": target.precision})
+    table = CostTable.measure(target)
+    if "cost" in args.parts:
+        print(f"step {1000 * table.step_s:.1f} ms; c(g)/c(1):", [round(x, 2) for x in table.relative])
+        rows = torch.randint(0, 1000, (1, 400))
+        with torch.inference_mode():
+            from transformers import DynamicCache
+
+            cache = DynamicCache()
+            model(rows, past_key_values=cache)
+            for m in (1, 2, 4, 8):
+                times = []
+                for _ in range(5):
+                    times.append(timed(lambda m=m: model(rows[:, :m], past_key_values=cache))[1])
+                    cache.crop(-m)
+                print(f"transformers' forward of {m}: {1000 * statistics.median(times):.1f} ms")
+    if "identity" in args.parts:
+        identity(model, tokenizer, target, table, args)
+    if "ttft" in args.parts:
+        ttft(tokenizer, target, board, args)
+    if "speed" in args.parts:
+        for kind in args.kinds:
+            speed(model, tokenizer, target, table, board, kind, args)
+    if "llama" in args.parts:
+        against_llama(model, tokenizer, target, table, board, args)
+
+
+def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, args: Any) -> None:
+    """Greedy text equal to plain decoding, token for token: with the suffix proposer adaptive and at full length."""
+    each = args.identity // 3 + 1
+    work = [p for kind in KINDS for p in prompts(tokenizer, kind, each, 400)][: args.identity]
+    plain = SpeculativeDecoder([], target, tokenizer)
+    methods = {
+        "suffix, adaptive": SpeculativeDecoder([SuffixProposer()], target, tokenizer, 8, cost=table),
+        "suffix, always 16": SpeculativeDecoder(
+            [SuffixProposer()], target, tokenizer, 16, cost=CostTable.flat()
+        ),
+    }
+    same = dict.fromkeys(methods, 0)
+    peer = 0
+    for prompt in work:
+        expected = plain.generate(prompt, 16, temperature=0)
+        for name, decoder in methods.items():
+            same[name] += bool(torch.equal(decoder.generate(prompt, 16, temperature=0), expected))
+        peer += bool(torch.equal(greedy(model, tokenizer, prompt, 16), expected))
+    for name, count in same.items():
+        print(f"identity: {name}: {count} of {len(work)} equal plain decoding")
+    print(f"identity: plain decoding equals transformers greedy on {peer} of {len(work)}", flush=True)
+
+
+def greedy(model: Any, tokenizer: Any, prompt: list[int], tokens: int, **more: Any) -> torch.Tensor:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        return model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+            pad_token_id=tokenizer.eos_token_id, **more,
+        )  # fmt: skip
+
+
+def ttft(tokenizer: Any, target: TorchTarget, board: Board, args: Any) -> None:
+    text = tokenizer(" ".join(passages(60, 800)), add_special_tokens=False).input_ids
+    for length in (400, 1000):
+        fixed, asked = text[:length], text[-24:]
+        heads = target.config.num_attention_heads
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            manager = KnowledgeCacheManager(target.config.hidden_size, heads, 64 * heads, folder=folder)
+            manager.add(target, fixed)
+            decoder = SpeculativeDecoder([], target, tokenizer)
+            rows: dict[str, list[tuple[float, float]]] = {"plain": [], "stored": []}
+            for _ in range(args.repeats):
+                a, w, c = timed(lambda d=decoder, p=[*fixed, *asked]: d.generate(p, 1, temperature=0))
+                rows["plain"].append((w, c))
+                b, w, c = timed(
+                    lambda d=decoder, p=[*fixed, *asked], m=manager: d.generate(
+                        p, 1, temperature=0, cache=m.start(target, p)
+                    )
+                )
+                rows["stored"].append((w, c))
+                assert torch.equal(a, b)
+        board.show(f"first token, {length}+24", rows)
+
+
+def speed(
+    model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, board: Board, kind: str, args: Any
+) -> None:
+    """Decoding alone: the prompt's keys and values are computed before the clock starts, for us; transformers' own time
+    for a prompt (one token generated) is taken off its total."""
+    work = prompts(tokenizer, kind, args.prompts, 900)
+    plain = SpeculativeDecoder([], target, tokenizer)
+    fast = SpeculativeDecoder([SuffixProposer()], target, tokenizer, args.gamma, cost=table)
+    ours = {"plain": plain, "suffix": fast}
+    rows: dict[str, list[tuple[float, float]]] = {}
+    theirs: dict[str, dict[str, Any]] = {"transformers": {}}
+    theirs |= {f"prompt_lookup_{n}": {"prompt_lookup_num_tokens": n} for n in args.lookups}
+    if args.assistant:
+        theirs["assistant_model"] = {"assistant_model": load_model(args.assistant)}
+    answers = [plain.generate(p, args.tokens, temperature=0)[0, len(p) :].tolist() for p in work]
+    loops = sum(repeats_from(tokenizer.decode(a)) is not None for a in answers)
+    stats: dict[str, str] = {}
+    names = [*ours, *theirs]
+    for repeat in range(args.repeats):
+        for name in names if repeat % 2 == 0 else names[::-1]:
+            wall = cpu = 0.0
+            accepted = proposed = new = steps = 0
+            for prompt in work:
+                if name in ours:
+                    cache = target.new_cache()
+                    target.forward(prompt[:-1], cache, last_only=True)
+                    decoder = ours[name]
+                    _, w, c = timed(
+                        lambda d=decoder, p=prompt, k=cache: d.generate(
+                            p, args.tokens, temperature=0, cache=k
+                        )
+                    )
+                    s = decoder.stats
+                    accepted, proposed = accepted + s.accepted, proposed + s.proposed
+                    new, steps = new + s.new_tokens - 1, steps + s.steps
+                else:
+                    _, w0, c0 = timed(lambda p=prompt: greedy(model, tokenizer, p, 1))
+                    _, w, c = timed(
+                        lambda p=prompt, n=name: greedy(model, tokenizer, p, args.tokens, **theirs[n])
+                    )
+                    w, c = w - w0, c - c0
+                wall, cpu = wall + w, cpu + c
+            rows.setdefault(name, []).append((wall, cpu))
+            stats[name] = (
+                f"{new / steps:.2f} tokens/step, {accepted / max(1, proposed):.0%} accepted" if steps else "-"
+            )
+    board.show(
+        f"decode, {kind}", rows, detail=stats, tokens=sum(map(len, answers)), looping=f"{loops}/{len(work)}"
+    )
+
+
+def against_llama(
+    model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, board: Board, args: Any
+) -> None:
+    """Question to last word on quoting prompts, llama.cpp on the same file. Prompt included on both sides; for us also
+    with the passages' keys and values stored."""
+    try:
+        import xllamacpp
+    except ImportError:
+        print("llama: package xllamacpp is not installed; left out")
+        return
+    folder, gguf = locate(args.model)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(Path(folder) / str(gguf))
+    params.n_ctx, params.n_parallel = 2048, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+    server = xllamacpp.Server(params)
+    work = prompts(tokenizer, "quote", 2 * args.prompts, 900)
+    fast = SpeculativeDecoder([SuffixProposer()], target, tokenizer, args.gamma, cost=table)
+    heads = target.config.num_attention_heads
+    manager = KnowledgeCacheManager(target.config.hidden_size, heads, 64 * heads)
+    for p in work:
+        manager.add(target, p[:-16])
+    counts: dict[str, int] = {}
+
+    def llama(prompt: list[int]) -> int:
+        body = {"prompt": prompt, "n_predict": args.tokens, "temperature": 0, "cache_prompt": False}
+        got: Any = server.handle_completions(body)
+        got = json.loads(got) if isinstance(got, str | bytes) else got
+        return int(
+            got["tokens_predicted"] if "tokens_predicted" in got else got["usage"]["completion_tokens"]
+        )
+
+    def ours(prompt: list[int], stored: bool) -> int:
+        cache = manager.start(target, prompt) if stored else None
+        return int(fast.generate(prompt, args.tokens, temperature=0, cache=cache).shape[1]) - len(prompt)
+
+    methods: dict[str, Callable[[list[int]], int]] = {
+        "llama.cpp Q4_1": llama,
+        "qmd": lambda p: ours(p, False),
+        "qmd, stored passages": lambda p: ours(p, True),
+    }
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for repeat in range(args.repeats):
+        for name in list(methods)[:: 1 if repeat % 2 == 0 else -1]:
+            total, w, c = timed(lambda n=name: sum(methods[n](p) for p in work))
+            rows.setdefault(name, []).append((w, c))
+            counts[name] = total
+    board.show(f"question to last word, {len(work)} quoting prompts", rows, tokens=counts)
+
+
+if __name__ == "__main__":
+    main()

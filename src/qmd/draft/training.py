@@ -1,0 +1,218 @@
+"""Train a draft on text the target wrote about the user's passages. The target is read, never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qmd.draft.decoder import SpeculativeDecoder
+from qmd.draft.model import Qwen3DraftModel, target_rows
+from qmd.draft.torch_target import as_target
+
+WINDOWS = 4  # rows of its own the draft sees in training: 0 to 3, as while drafting
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text of the target: prompt tokens, then the answer's. Only the answer is learnt."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    question: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """Curves, one value an epoch. Acceptance is the mean of sum(min(p, q)) over held-out answer tokens."""
+
+    epochs: int = 0
+    steps: int = 0
+    loss: list[float] = field(default_factory=list)
+    held_out_acceptance: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best: str = ""
+    resumed_at: int = 0
+
+
+def write_samples(
+    target: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, str]],
+    *,
+    max_new_tokens: int = 64,
+    path: Path | None = None,
+) -> list[Sample]:
+    """Let the target answer each (question, passage) greedily. Written to `path` (JSON lines) as it goes; what is
+    there already is not written again."""
+    samples: list[Sample] = []
+    if path is not None and path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            samples.append(Sample(tuple(row["prompt"]), tuple(row["answer"]), row["question"]))
+    decoder = SpeculativeDecoder(None, as_target(target), tokenizer, gamma=8)
+    for question, passage in prompts[len(samples) :]:
+        prompt = render(tokenizer, question, passage)
+        out = decoder.generate(prompt, max_new_tokens, temperature=0)[0].tolist()
+        samples.append(Sample(tuple(prompt), tuple(out[len(prompt) :]), question))
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(samples[-1])) + "\n")
+    return samples
+
+
+def render(tokenizer: Any, question: str, passage: str = "") -> list[int]:
+    """A chat prompt where the tokenizer has a template, plain text otherwise; token ids."""
+    text = f"{passage}\n\n{question}" if passage else question
+    if getattr(tokenizer, "chat_template", None):
+        chat = [{"role": "user", "content": text}]
+        written = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(written, add_special_tokens=False).input_ids)
+    return list(tokenizer(text + "\n").input_ids)
+
+
+def loss_of(
+    p: Tensor, logits: Tensor, *, kl_divergence_weight: float, acceptance_loss_weight: float
+) -> tuple[Tensor, Tensor]:
+    """p (N, V): the target's probabilities; logits (N, V): the draft's. Returns loss and mean acceptance.
+
+    0.8 KL(target || draft) + 0.3 * -log sum min(p, q), by the default weights. Tokens outside a hot head (-inf) add
+    nothing to the divergence; what they take from acceptance is counted.
+    """
+    log_q = torch.log_softmax(logits, -1)
+    inside = torch.isfinite(log_q)
+    kl = torch.where(inside, p * (p.clamp_min(1e-12).log() - log_q.masked_fill(~inside, 0.0)), 0.0).sum(-1)
+    overlap = torch.minimum(p, log_q.exp()).sum(-1)
+    loss = kl_divergence_weight * kl.mean() + acceptance_loss_weight * -overlap.clamp_min(1e-6).log().mean()
+    return loss, overlap.detach().mean()
+
+
+def train(
+    draft: Qwen3DraftModel,
+    samples: Sequence[Sample],
+    folder: Path | str,
+    *,
+    progress: Callable[[str, int, int | None], None] | None = None,
+    knowledge: bool = True,
+) -> Report:
+    """Train by the draft's own configuration; resumes from `folder/last.pth`.
+
+    Writes `last.pth` (weights, optimiser, curves) after each epoch and `best_draft_model_knowledge_epoch<N>.pth`
+    (key `model_state_dict`) for the best held-out acceptance, and `curves.json`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    t = draft.config.training
+    held = max(1, round(len(samples) * t.held_out)) if len(samples) > 1 else 0
+    fit, test = list(samples[held:]), list(samples[:held])
+    optimiser = torch.optim.AdamW(draft.parameters(), lr=t.learning_rate, weight_decay=0.01)
+    report = Report()
+    last = folder / "last.pth"
+    if last.exists():
+        state = torch.load(last, weights_only=True)
+        draft.load_state_dict(state["model_state_dict"])
+        optimiser.load_state_dict(state["optimizer_state_dict"])
+        report = Report(**json.loads(state["report"]))
+        report.resumed_at = report.epochs
+    for epoch in range(report.epochs, t.num_epochs):
+        if t.max_steps and report.steps >= t.max_steps:
+            break
+        shuffle = random.Random(t.seed + epoch)
+        order = shuffle.sample(fit, len(fit))
+        draft.train()
+        total, count = 0.0, 0
+        batches = list(_batches(order, t.batch_size))
+        for done, batch in enumerate(batches):
+            loss, _ = _forward(draft, batch, shuffle.randrange(WINDOWS), knowledge)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
+            optimiser.step()
+            total, count = total + float(loss.detach()), count + 1
+            report.steps += 1
+            if progress is not None:
+                progress("train", done + 1, len(batches))
+            if t.max_steps and report.steps >= t.max_steps:
+                break
+        report.epochs = epoch + 1
+        report.loss.append(total / max(1, count))
+        score = acceptance(draft, test or fit, knowledge=knowledge)
+        report.held_out_acceptance.append(score)
+        if score >= max(report.held_out_acceptance):
+            name = f"best_draft_model_knowledge_epoch{epoch + 1}.pth"
+            _save(
+                folder / name,
+                {"model_state_dict": draft.state_dict(), "epoch": epoch + 1, "acceptance": score},
+            )
+            if report.best and report.best != name:
+                (folder / report.best).unlink(missing_ok=True)
+            report.best, report.best_epoch = name, epoch + 1
+        state = {"model_state_dict": draft.state_dict(), "optimizer_state_dict": optimiser.state_dict()}
+        _save(last, state | {"report": json.dumps(asdict(report))})
+        (folder / "curves.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    draft.eval()
+    return report
+
+
+@torch.no_grad()
+def acceptance(
+    draft: Qwen3DraftModel, samples: Sequence[Sample], *, knowledge: bool = True, window: int = 1
+) -> float:
+    """Mean of sum(min(p, q)) over the answers' tokens."""
+    draft.eval()
+    total, count = 0.0, 0
+    for sample in samples:
+        overlap = _forward(draft, [sample], window, knowledge)[1]
+        total, count = total + float(overlap) * len(sample.answer), count + len(sample.answer)
+    return total / max(1, count)
+
+
+def load_draft(draft: Qwen3DraftModel, path: Path | str) -> Qwen3DraftModel:
+    """Read a checkpoint's `model_state_dict` into `draft`."""
+    state: Mapping[str, Any] = torch.load(path, weights_only=True)
+    draft.load_state_dict(state["model_state_dict"])
+    return draft.eval()
+
+
+def _forward(
+    draft: Qwen3DraftModel, batch: Sequence[Sample], window: int, knowledge: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss and acceptance over the answer rows of a batch, padded on the right (causal: padding is never seen)."""
+    length = max(len(s.prompt) + len(s.answer) for s in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    rows = torch.zeros(len(batch), length, dtype=torch.bool)
+    for i, s in enumerate(batch):
+        ids[i, : len(s.prompt) + len(s.answer)] = torch.tensor([*s.prompt, *s.answer])
+        rows[i, len(s.prompt) - 1 : len(s.prompt) + len(s.answer) - 1] = True
+    logits, kv = target_rows(draft.target_model, ids, draft.sampled_layers)
+    question = batch[0].question if knowledge and len(batch) == 1 else None
+    text = question if question is not None else (" ".join(s.question for s in batch) if knowledge else None)
+    out = draft(ids, retrieve_knowledge=knowledge, query_text=text, target_kv=kv, window=window)["logits"]
+    t = draft.config.training
+    return loss_of(
+        torch.softmax(logits[rows], -1),
+        out[rows],
+        kl_divergence_weight=t.kl_divergence_weight,
+        acceptance_loss_weight=t.acceptance_loss_weight,
+    )
+
+
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".part")
+    torch.save(dict(state), temporary)
+    os.replace(temporary, path)
+
+
+__all__ = ["Report", "Sample", "acceptance", "load_draft", "loss_of", "render", "train", "write_samples"]

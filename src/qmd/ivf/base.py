@@ -1,0 +1,378 @@
+"""What every index that holds rows shares: adding, removing, reading back, moving, saving. Knows no
+search."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from qmd.errors import IndexNotTrained
+from qmd.ivf.codec import Codec, QType
+from qmd.ivf.lists import Lists
+from qmd.ivf.metric import Array, Metric, as_ids, as_rows, give_back, parse_metric
+from qmd.ivf.operators import is_in, search_sorted
+from qmd.ivf.params import SearchParams, as_selector
+from qmd.ivf.scan import rows_at
+
+_OFF_CENTRE = 4.0  # centre L2 data when ||mean||^2 is this many times the variance
+
+
+class Index:
+    """Rows with int64 ids. Ids may repeat: `add_with_ids` appends, `remove_ids` removes every row of an id,
+    `update_vectors` leaves one, `reconstruct` returns the first in storage."""
+
+    d: int
+    metric: Metric
+    is_trained: bool
+
+    def __init__(
+        self,
+        d: int,
+        metric: object,
+        nlist: int,
+        qtype: QType,
+        device: torch.device | str | None,
+        *,
+        by_residual: bool,
+    ) -> None:
+        if d < 1:
+            raise ValueError(f"d is {d}; expected at least 1.")
+        if nlist < 1:
+            raise ValueError(f"nlist is {nlist}; expected at least 1.")
+        self.d, self.metric = int(d), parse_metric(metric)
+        self.device = torch.device(device or "cpu")
+        self._lists = Lists(nlist, Codec(qtype, self.d), self.device)
+        self._next_id = 0
+        self._offset: Tensor | None = None
+        self._by_residual = by_residual
+        self._dirty = True
+
+    # ---- facts
+
+    @property
+    def ntotal(self) -> int:
+        return self._lists.ntotal
+
+    def __len__(self) -> int:
+        return self.ntotal
+
+    @property
+    def metric_type(self) -> int:
+        """Faiss's number: 1 for L2, 0 for inner product."""
+        return 1 if self.metric == "l2" else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows, ids and norms, spare room included."""
+        return self._lists.nbytes()
+
+    def _centroids(self) -> Tensor | None:
+        """(nlist, d) that rows are residuals to, or None."""
+        return None
+
+    def _assign(self, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape[0], dtype=torch.int64, device=self.device)
+
+    def train(self, x: Array) -> None:
+        as_rows(x, self.d, self.device)
+
+    def _learn_offset(self, x: Tensor) -> None:
+        """Off-centre L2 data are stored shifted: products of large norms would drown the distances."""
+        if self.metric != "l2" or x.shape[0] < 2:
+            return
+        mean = x.mean(0)
+        spread = (x - mean).square_().sum(1).mean()
+        if bool(mean.square().sum() > _OFF_CENTRE * spread):
+            self._offset = mean
+
+    def _shift(self, x: Tensor) -> Tensor:
+        return x if self._offset is None else x - self._offset
+
+    # ---- change
+
+    def add(self, x: Array) -> None:
+        """Append rows (n, d) under the next free ids: ntotal onwards as long as no id was given by hand."""
+        rows = as_rows(x, self.d, self.device)
+        n = rows.shape[0]
+        self._append(rows, torch.arange(self._next_id, self._next_id + n, device=self.device))
+        self._next_id += n
+
+    def add_with_ids(self, x: Array, ids: Array) -> None:
+        """Append rows (n, d) under ids (n,), int64, not negative. An id may be in the index already."""
+        rows = as_rows(x, self.d, self.device)
+        numbers = as_ids(ids, rows.shape[0], self.device)
+        self._append(rows, numbers)
+        if numbers.numel():
+            self._next_id = max(self._next_id, int(numbers.max()) + 1)
+
+    def _append(self, x: Tensor, ids: Tensor) -> None:
+        if not self.is_trained:
+            raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before add.")
+        if not x.shape[0]:
+            return
+        self._dirty = True
+        if self.ntotal == 0 and self._offset is None and self._lists.nlist == 1 and not self._by_residual:
+            self._learn_offset(x)
+        x = self._shift(x)
+        where = self._assign(x)
+        base = self._centroids()
+        codec = self._lists.codec
+        if base is None and codec.exact:
+            norms = (x * x).sum(1) if self.metric == "l2" else torch.zeros(x.shape[0], device=x.device)
+            self._lists.append(where, x, ids, norms)
+            return
+        codes: list[Tensor] = []
+        all_norms: list[Tensor] = []
+        for i in range(0, x.shape[0], 1 << 16):
+            at = where[i : i + (1 << 16)]
+            part = x[i : i + (1 << 16)]
+            code = codec.encode(part if base is None else part - base[at])
+            norms = self._norms(codec.decode(code), at)
+            codes.append(code)
+            all_norms.append(norms)
+        self._lists.append(where, torch.cat(codes), ids, torch.cat(all_norms))
+
+    def _norms(self, rows: Tensor, where: Tensor) -> Tensor:
+        """||x||^2 for whole rows; ||r||^2 + 2 c.r for residuals, so that a list's distances differ by a
+        constant."""
+        if self.metric == "ip":
+            return torch.zeros(rows.shape[0], device=rows.device)
+        norms = (rows * rows).sum(1)
+        base = self._centroids()
+        return norms if base is None else norms + 2.0 * (rows * base[where]).sum(1)
+
+    def remove_ids(self, ids: Array) -> int:
+        """Remove every row whose id is chosen (ids, boolean mask or IDSelector). Returns how many went."""
+        selector = as_selector(ids)
+        if selector is None or not self.ntotal:
+            return 0
+        self._dirty = True
+        return self._lists.remove(selector.mask)
+
+    def update_vectors(self, ids: Array, x: Array) -> None:
+        """Give each id the row beside it. An unknown id raises KeyError and nothing changes; of an id named
+        twice the last row counts."""
+        rows = as_rows(x, self.d, self.device)
+        numbers = as_ids(ids, rows.shape[0], self.device)
+        known = self._known(numbers)
+        if not bool(known.all()):
+            raise KeyError(
+                f"ids {numbers[~known][:5].tolist()} are not in the index; add them with add_with_ids."
+            )
+        latest = {int(i): at for at, i in enumerate(numbers.tolist())}
+        pick = torch.tensor(list(latest.values()), dtype=torch.int64, device=self.device)
+        self._lists.remove(lambda held: is_in(held, numbers))
+        self._append(rows[pick], numbers[pick])
+
+    update = update_vectors
+
+    def _known(self, ids: Tensor) -> Tensor:
+        held = [ids[is_in(ids, s.ids)] for s in self._lists.slabs]
+        return is_in(ids, torch.cat(held)) if held else torch.zeros_like(ids, dtype=torch.bool)
+
+    def reset(self) -> None:
+        """Drop all rows; what was trained stays."""
+        self._lists = Lists(self._lists.nlist, self._lists.codec, self.device)
+        self._next_id = 0
+        self._dirty = True
+        if self._lists.nlist == 1 and not self._by_residual:
+            self._offset = None
+
+    def merge_from(self, other: Index, add_id: int = 0) -> None:
+        """Move all rows of `other` here, their ids raised by add_id; `other` is empty afterwards."""
+        if other is self:
+            raise ValueError("an index cannot be merged into itself.")
+        if (other.d, other.metric) != (self.d, self.metric):
+            raise ValueError(
+                f"cannot merge {other.metric} vectors of {other.d} dimensions into {self.metric}/{self.d}."
+            )
+        for rows, ids in other._blocks():
+            self.add_with_ids(rows.to(self.device), ids.to(self.device) + add_id)
+        other.reset()
+
+    def compact(self) -> None:
+        """Give back spare room and put every list into one piece (takes a second copy for a moment)."""
+        self._lists.compact()
+
+    # ---- reading back
+
+    def _blocks(self, size: int = 1 << 16) -> Any:
+        address = self._lists.all_addresses()
+        for i in range(0, address.shape[0], size):
+            part = address[i : i + size]
+            yield self._rows_at(part), self._lists.take(part, "ids")
+
+    def _rows_at(self, address: Tensor) -> Tensor:
+        rows = rows_at(self._lists, address, self._centroids())
+        return rows if self._offset is None else rows + self._offset
+
+    def reconstruct(self, key: int) -> Tensor:
+        """The stored row of one id, (d,) float32. Raises KeyError."""
+        address, _ = self._lists.find(torch.tensor([key], device=self.device))
+        if not address.numel():
+            raise KeyError(f"id {key} is not in the index.")
+        return self._rows_at(address[:1])[0]
+
+    def reconstruct_batch(self, ids: Array) -> Any:
+        """Stored rows (n, d) of ids (n,), in their order. Raises KeyError naming the unknown."""
+        wanted = as_ids(ids, None, self.device)
+        address, _ = self._lists.find(wanted)
+        held = self._lists.take(address, "ids") if address.numel() else address
+        if not held.numel():
+            if wanted.numel():
+                raise KeyError(f"ids {wanted[:5].tolist()} are not in the index.")
+            return give_back(ids, torch.zeros(0, self.d, device=self.device))[0]
+        order = torch.argsort(held)
+        held, address = held[order], address[order]
+        at = (search_sorted(held, wanted) - 1).clamp_(min=0)
+        known = held[at] == wanted
+        if not bool(known.all()):
+            raise KeyError(f"ids {wanted[~known][:5].tolist()} are not in the index.")
+        return give_back(ids, self._rows_at(address[at]))[0]
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Tensor:
+        """Rows of ids n0 .. n0 + ni - 1; ni -1 takes all from n0 to the highest id given out by `add`."""
+        count = self._next_id - n0 if ni < 0 else ni
+        result: Tensor = self.reconstruct_batch(torch.arange(n0, n0 + count, device=self.device))
+        return result
+
+    @property
+    def ids(self) -> Tensor:
+        """All ids, list by list, (ntotal,) int64."""
+        address = self._lists.all_addresses()
+        return self._lists.take(address, "ids") if address.numel() else address
+
+    # ---- places
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move everything to a device, once; later inputs are moved there."""
+        target = torch.device(device)
+        if target != self.device:
+            self.device = target
+            self._offset = None if self._offset is None else self._offset.to(target)
+            self._lists.codec.to(target)
+            for slab in self._lists.slabs:
+                slab.rows, slab.ids, slab.norms = (
+                    slab.rows.to(target),
+                    slab.ids.to(target),
+                    slab.norms.to(target),
+                )
+                slab.writable = True
+            self._lists.device = target
+            self._lists._table = None
+        return self
+
+    def cpu(self) -> Self:
+        return self.to("cpu")
+
+    def cuda(self, device: int | None = None) -> Self:
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
+    def clone(self) -> Self:
+        return copy.deepcopy(self)
+
+    # ---- files
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and a plain header, see `qmd.ivf.persist`."""
+        from qmd.ivf.persist import to_state
+
+        return to_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; class, d and metric must agree."""
+        from qmd.ivf.persist import from_state
+
+        other = from_state(state, self.device)
+        if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
+            raise ValueError(
+                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
+            )
+        self.__dict__.update(other.__dict__)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        from qmd.ivf.persist import save
+
+        save(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        mmap: bool = True,
+        map_location: Any = None,
+    ) -> Any:
+        """Read an index; memory-mapped rows on the CPU unless mmap=False. map_location is another name of
+        device."""
+        from qmd.ivf.persist import load
+
+        index = load(path, device=map_location or device, mmap=mmap)
+        if not isinstance(index, cls):
+            raise ValueError(f"{path} holds a {type(index).__name__}, not a {cls.__name__}.")
+        return index
+
+    # ---- search, for those that can
+
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
+        """The k nearest rows of each query. q (n, d) -> distances (n, k) float32, ids (n, k) int64, nearest
+        first.
+
+        L2 distances are squared and rise; inner products fall. Places without a hit have id -1 and inf
+        (-inf). filter: ids, boolean mask over ids, IDSelector or a function of an id tensor.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; expected at least 1.")
+        if not self.is_trained:
+            raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before search.")
+        qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
+        params = params or SearchParams()
+        selector = params.selector
+        extra = as_selector(filter)
+        if extra is not None and selector is not None:
+            from qmd.ivf.params import IDSelectorAnd
+
+            selector = IDSelectorAnd(selector, extra)
+        scores, address = self._search(qs, int(k), params, selector if selector is not None else extra)
+        ids = torch.full(address.shape, -1, dtype=torch.int64, device=self.device)
+        if self._lists.slabs:
+            held = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
+            ids = torch.where(address >= 0, held, -1)
+        distances = scores if self.metric == "l2" else -scores
+        d, i = give_back(q, distances, ids)
+        return d, i
+
+    def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def range_search(
+        self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None
+    ) -> Any:
+        """All rows nearer than `radius` (L2: squared distance below; IP: product above), as Faiss returns
+        them.
+
+        -> lims (n + 1,), distances (m,), ids (m,): hits of query i are lims[i]:lims[i + 1], in no order.
+        """
+        if not self.is_trained:
+            raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before search.")
+        qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
+        params = params or SearchParams()
+        selector = params.selector
+        if selector is None:
+            selector = as_selector(filter)
+        lims, scores, address = self._range(qs, radius if self.metric == "l2" else -radius, params, selector)
+        ids = self._lists.take(address, "ids") if address.numel() else address
+        return give_back(q, lims, scores if self.metric == "l2" else -scores, ids)
+
+    def _range(
+        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError

@@ -1,0 +1,63 @@
+"""How a row is stored: float32, float16, bfloat16, or int8 with one affine range for each dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+QType = Literal["fp32", "fp16", "bf16", "int8"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+
+
+@dataclass(slots=True)
+class Codec:
+    """Encodes and decodes rows. int8 is Faiss's QT_8bit: x_j = low_j + step_j * (code_j + 128.5).
+
+    low, step: (d,) float32, set by `train` (int8 only). Values outside the trained range are clamped.
+    """
+
+    qtype: QType
+    d: int
+    low: Tensor | None = None
+    step: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.qtype]
+
+    @property
+    def exact(self) -> bool:
+        return self.qtype == "fp32"
+
+    def train(self, x: Tensor) -> None:
+        """Learn the range of every dimension from x (n, d)."""
+        if self.qtype == "int8":
+            self.low = x.amin(0)
+            self.step = (x.amax(0) - self.low) / 255.0
+
+    def to(self, device: torch.device) -> None:
+        if self.low is not None and self.step is not None:
+            self.low, self.step = self.low.to(device), self.step.to(device)
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.qtype != "int8":
+            return x.to(self.dtype)
+        assert self.low is not None
+        assert self.step is not None
+        unit = torch.where(self.step > 0, (x - self.low) / (self.step * 255.0), 0.0)
+        return (unit.clamp_(0.0, 1.0) * 255.0).floor_().sub_(128.0).to(torch.int8)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """(..., d) stored rows -> float32; fp32 rows come back as they are, without a copy."""
+        if self.qtype != "int8":
+            return rows if rows.dtype == torch.float32 else rows.to(torch.float32)
+        assert self.low is not None
+        assert self.step is not None
+        return torch.addcmul(self.low, rows.to(torch.float32).add_(128.5), self.step)
+
+    def query(self, q: Tensor) -> Tensor:
+        """Queries (n, d) for products with raw rows: q.x = q'.row + a constant of the query."""
+        return q if self.qtype != "int8" or self.step is None else q * self.step

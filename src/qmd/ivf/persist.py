@@ -1,0 +1,229 @@
+"""One safetensors file for each index: tensors, and a versioned JSON header. Rows are mapped, not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qmd.errors import MissingExtra, StoreDamaged, StoreTooNew
+from qmd.ivf.base import Index
+from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
+from qmd.ivf.inverted import IndexIVF, IndexIVFFlat, IndexIVFScalarQuantizer
+from qmd.ivf.lists import Run, Slab
+from qmd.ivf.wrap import IndexIDMap, IndexRefineFlat, IndexShards
+
+FORMAT_VERSION = 1
+
+
+def to_state(index: Any) -> dict[str, Any]:
+    """{"header": plain values, tensor name: tensor}. Rows lie list by list without gaps."""
+    if isinstance(index, IndexRefineFlat):
+        inner, flat = to_state(index.index), to_state(index.refine_index)
+        header = {
+            "class": "IndexRefineFlat",
+            "k_factor": index.k_factor,
+            "parts": [inner.pop("header"), flat.pop("header")],
+        }
+        return {"header": header, **_prefix("0.", inner), **_prefix("1.", flat)}
+    if isinstance(index, (IndexIDMap, IndexShards)):
+        children = index.shards if isinstance(index, IndexShards) else [index.index]
+        states = [to_state(c) for c in children]
+        header = {"class": type(index).__name__, "parts": [s.pop("header") for s in states]}
+        merged: dict[str, Any] = {"header": header}
+        for i, s in enumerate(states):
+            merged.update(_prefix(f"{i}.", s))
+        return merged
+    lists = index._lists
+    address = lists.all_addresses()
+    sizes = torch.from_numpy(lists.table().sizes.copy())
+    header = {
+        "class": type(index).__name__,
+        "d": index.d,
+        "metric": index.metric,
+        "ntotal": index.ntotal,
+        "next_id": index._next_id,
+        "qtype": lists.codec.qtype,
+        "is_trained": index.is_trained,
+    }
+    state: dict[str, Any] = {"header": header, "list_sizes": sizes}
+    if index.ntotal:
+        state["packed_embeddings"] = _packed(lists, "rows", address)
+        state["list_ids"] = _packed(lists, "ids", address)
+        state["norms"] = _packed(lists, "norms", address)
+    else:
+        state["packed_embeddings"] = torch.zeros(0, index.d, dtype=lists.codec.dtype)
+        state["list_ids"], state["norms"] = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    if index._offset is not None:
+        state["offset"] = index._offset
+    if isinstance(index, IndexIVF):
+        header.update(
+            nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes, search_mode=index.search_mode,
+            by_residual=index._by_residual, seed=index.seed, balance=index.balance, niter=index.niter,
+            threshold=index._threshold, ordered=index._ordered, dirty=index._dirty,
+        )  # fmt: skip
+        state["centroids"] = index.centroids
+        if lists.codec.low is not None and lists.codec.step is not None:
+            state["low"], state["step"] = lists.codec.low, lists.codec.step
+    return state
+
+
+def _packed(lists: Any, what: str, address: Tensor) -> Tensor:
+    """All rows (ids, norms), list by list; the slab itself when it has no gaps."""
+    if len(lists.slabs) == 1:
+        whole: Tensor = getattr(lists.slabs[0], what)
+        table = lists.table()
+        if whole.shape[0] == lists.ntotal and bool((table.start[1:] > table.start[:-1]).all()):
+            return whole
+    taken: Tensor = lists.take(address, what)
+    return taken
+
+
+def _prefix(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: t for name, t in state.items()}
+
+
+def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, writable: bool = True) -> Any:
+    """The index of a state. Tensors are used as they are where they already lie on the device."""
+    header = state["header"]
+    kind = header["class"]
+    if "parts" in header:
+        parts = []
+        for i, sub in enumerate(header["parts"]):
+            own = {name.split(".", 1)[1]: t for name, t in state.items() if name.startswith(f"{i}.")}
+            parts.append(from_state({"header": sub, **own}, device, writable=writable))
+        if kind == "IndexShards":
+            return IndexShards(parts)
+        wrapper: Any = (IndexRefineFlat if kind == "IndexRefineFlat" else IndexIDMap).__new__(
+            IndexRefineFlat if kind == "IndexRefineFlat" else IndexIDMap
+        )
+        wrapper.index = parts[0]
+        if kind == "IndexRefineFlat":
+            wrapper.refine_index, wrapper.k_factor = parts[1], float(header["k_factor"])
+        return wrapper
+    target = torch.device(device)
+    index: Index
+    if kind in ("IndexFlatL2", "IndexFlatIP"):
+        index = (IndexFlatL2 if kind == "IndexFlatL2" else IndexFlatIP)(header["d"], device=target)
+    elif kind == "IndexFlat":
+        index = IndexFlat(header["d"], header["metric"], device=target)
+    elif kind in ("IndexIVFFlat", "IndexIVFScalarQuantizer"):
+        shared = {
+            "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],
+            "device": target, "seed": header["seed"], "balance": header["balance"], "niter": header["niter"],
+        }  # fmt: skip
+        ivf: IndexIVF
+        if kind == "IndexIVFFlat":
+            ivf = IndexIVFFlat(**shared)
+        else:
+            ivf = IndexIVFScalarQuantizer(**shared, qtype=header["qtype"], by_residual=header["by_residual"])
+        ivf.max_codes, ivf.search_mode = header["max_codes"], header["search_mode"]
+        ivf._threshold, ivf._ordered, ivf._dirty = header["threshold"], header["ordered"], header["dirty"]
+        ivf.centroids = state["centroids"].to(target)
+        if "low" in state:
+            ivf._lists.codec.low, ivf._lists.codec.step = state["low"].to(target), state["step"].to(target)
+        ivf.is_trained = header["is_trained"]
+        index = ivf
+    else:
+        raise ValueError(f"the file holds a {kind!r}, which this version does not know.")
+    index._next_id = header["next_id"]
+    if "offset" in state:
+        index._offset = state["offset"].to(target)
+    lists = index._lists
+    lists.ntotal = header["ntotal"]
+    if lists.ntotal:
+        rows, ids, norms = (state[n].to(target) for n in ("packed_embeddings", "list_ids", "norms"))
+        if rows.dtype != lists.codec.dtype:
+            rows = rows.to(lists.codec.dtype)
+        if not writable:
+            ids = ids.clone()  # small, and marked when a row moves out of the map
+        slab = Slab(rows, ids, norms, 0, writable=writable or target.type != "cpu")
+        lists.slabs = [slab]
+        done = 0
+        for list_no, size in enumerate(state["list_sizes"].tolist()):
+            if size:
+                lists.lists[list_no] = [Run(slab, done, size, size)]
+                done += size
+        if done != lists.ntotal:
+            raise StoreDamaged(
+                f"list sizes add up to {done}, the header says {lists.ntotal}; make the index again."
+            )
+    return index
+
+
+def save(index: Any, path: str | Path) -> None:
+    """Write the index: to a temporary file beside it, flushed, then renamed."""
+    save_file = _safetensors().save_file
+    if not hasattr(
+        index, "search"
+    ):  # Faiss's order: write_index(index, path); also accepted the other way round
+        index, path = path, index
+    state = to_state(index)
+    header = state.pop("header")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(
+            tensors,
+            name,
+            metadata={
+                "format": "qmd.ivf",
+                "format_version": str(FORMAT_VERSION),
+                "header": json.dumps(header),
+            },
+        )
+        with open(name, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
+    """Read an index. On the CPU with mmap=True rows stay on disk until they are looked at, and are copied
+    when they are changed. Raises StoreTooNew for a later format, StoreDamaged for a file that is none."""
+    safe_open = _safetensors().safe_open
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no index at {path}.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as f:
+            metadata = f.metadata() or {}
+            if metadata.get("format") != "qmd.ivf":
+                raise StoreDamaged(f"{path} is no qmd.ivf index; save one with index.save(path).")
+            if int(metadata["format_version"]) > FORMAT_VERSION:
+                raise StoreTooNew(
+                    f"{path} has format {metadata['format_version']}; this version reads up to {FORMAT_VERSION}. Update qmd."  # noqa: E501
+                )
+            state: dict[str, Any] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (OSError, ValueError, KeyError, RuntimeError, _safetensors().SafetensorError) as error:
+        if isinstance(error, (StoreDamaged, StoreTooNew)):
+            raise
+        raise StoreDamaged(f"{path} cannot be read ({error}); make the index again.") from error
+    state["header"] = json.loads(metadata["header"])
+    if not mmap:
+        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
+    return from_state(state, device, writable=not mmap)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingExtra("saving and loading an index", "torch") from error
+
+    class Names:
+        save_file = staticmethod(safetensors.torch.save_file)
+        safe_open = staticmethod(safetensors.safe_open)
+        SafetensorError = safetensors.SafetensorError
+
+    return Names

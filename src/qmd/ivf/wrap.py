@@ -1,0 +1,318 @@
+"""Indexes made of indexes: exact second look, own ids, shards over devices."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qmd.ivf.base import Index
+from qmd.ivf.flat import IndexFlat
+from qmd.ivf.metric import Array, as_ids, as_rows, exact_scores, give_back, worst
+from qmd.ivf.operators import search_sorted
+from qmd.ivf.params import SearchParams
+
+
+class _Wrapper:
+    """Passes on what the wrapped index answers."""
+
+    index: Any
+
+    @property
+    def d(self) -> int:
+        return int(self.index.d)
+
+    @property
+    def metric(self) -> str:
+        return str(self.index.metric)
+
+    @property
+    def ntotal(self) -> int:
+        return int(self.index.ntotal)
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.index.is_trained)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.index.device
+        return device
+
+    @property
+    def nprobe(self) -> int:
+        return int(self.index.nprobe)
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self.index.nprobe = value
+
+    def __len__(self) -> int:
+        return self.ntotal
+
+    def train(self, x: Array) -> None:
+        self.index.train(x)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.index.to(device)
+        return self
+
+    def cpu(self) -> Self:
+        return self.to("cpu")
+
+    def cuda(self, device: int | None = None) -> Self:
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
+    def reset(self) -> None:
+        self.index.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        from qmd.ivf.persist import to_state
+
+        return to_state(self)
+
+    def save(self, path: str | Path) -> None:
+        from qmd.ivf.persist import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
+        from qmd.ivf.persist import load
+
+        return load(path, device=device, mmap=mmap)
+
+
+class IndexRefineFlat(_Wrapper):
+    """Search `index` for k * k_factor rows, then rank those by exact distance to the float32 rows kept
+    here."""
+
+    def __init__(self, index: Any, k_factor: float = 4.0) -> None:
+        if index.ntotal:
+            raise ValueError(f"the wrapped index holds {index.ntotal} rows; wrap it while it is empty.")
+        self.index, self.k_factor = index, float(k_factor)
+        self.refine_index = IndexFlat(index.d, index.metric, device=index.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.refine_index.to(device)
+        return super().to(device)
+
+    def add(self, x: Array) -> None:
+        first = self.index._next_id
+        rows = as_rows(x, self.d, self.device)
+        self.add_with_ids(rows, torch.arange(first, first + rows.shape[0], device=self.device))
+
+    def add_with_ids(self, x: Array, ids: Array) -> None:
+        """Ids must be new: the second look finds a row by its id."""
+        numbers = as_ids(ids, None, self.device)
+        if torch.unique(numbers).numel() != numbers.numel() or bool(self.refine_index._known(numbers).any()):
+            raise ValueError(
+                "an id is in the index already; IndexRefineFlat needs unique ids (use update_vectors)."
+            )
+        self.index.add_with_ids(x, ids)
+        self.refine_index.add_with_ids(x, ids)
+        self._order = None
+
+    _order: tuple[Tensor, Tensor] | None = None
+
+    def remove_ids(self, ids: Array) -> int:
+        self._order = None
+        self.refine_index.remove_ids(ids)
+        return int(self.index.remove_ids(ids))
+
+    def update_vectors(self, ids: Array, x: Array) -> None:
+        self._order = None
+        self.index.update_vectors(ids, x)
+        self.refine_index.update_vectors(ids, x)
+
+    def reset(self) -> None:
+        self._order = None
+        self.index.reset()
+        self.refine_index.reset()
+
+    def reconstruct(self, key: int) -> Tensor:
+        return self.refine_index.reconstruct(key)
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Tensor:
+        return self.refine_index.reconstruct_n(n0, ni)
+
+    def _addresses(self, ids: Tensor) -> Tensor:
+        if self._order is None:
+            address = self.refine_index._lists.all_addresses()
+            held = self.refine_index._lists.take(address, "ids")
+            dense = held.numel() > 0 and bool((held == torch.arange(held.numel(), device=held.device)).all())
+            if not dense:
+                order = torch.argsort(held)
+                held, address = held[order], address[order]
+            self._order = (torch.zeros(0, dtype=torch.int64) if dense else held, address)
+        held, address = self._order
+        at = ids if not held.numel() else (search_sorted(held, ids) - 1)
+        return torch.where(ids >= 0, address[at.clamp(0, address.shape[0] - 1)], -1)
+
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
+        """As `Index.search`, with distances to the exact rows. params.k_factor replaces the index's own."""
+        from qmd.ivf.scan import Probes, recheck
+
+        qs = as_rows(q, self.d, self.device, what="queries")
+        factor = self.k_factor if params is None or params.k_factor is None else params.k_factor
+        flat = self.refine_index
+        _, ids = self.index.search(qs, max(k, round(k * factor)), params, filter=filter)
+        if not flat.ntotal:
+            return give_back(q, torch.full(ids[:, :k].shape, worst(flat.metric)), ids[:, :k])
+        address = self._addresses(ids)
+        scores, best = recheck(flat._lists, flat._shift(qs), address, k, flat.metric, Probes(ids))
+        held = torch.where(
+            best >= 0, flat._lists.take(best.clamp(min=0).reshape(-1), "ids").view(best.shape), -1
+        )
+        d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
+        return d, i
+
+    def range_search(
+        self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None
+    ) -> Any:
+        """Exact distances of the wrapped index's hits. Rounding may lose rows at the very edge."""
+        qs = as_rows(q, self.d, self.device, what="queries")
+        lims, _, ids = self.index.range_search(qs, radius, params, filter=filter)
+        rows: Tensor = self.refine_index.reconstruct_batch(ids)
+        who = torch.repeat_interleave(torch.arange(qs.shape[0], device=qs.device), lims[1:] - lims[:-1])
+        s = exact_scores(qs[who][:, None], rows[:, None], self.refine_index.metric)[:, 0]
+        keep = s < (radius if self.metric == "l2" else -radius)
+        counts = torch.bincount(who[keep], minlength=qs.shape[0])
+        return give_back(
+            q,
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            s[keep] if self.metric == "l2" else -s[keep],
+            ids[keep],
+        )
+
+
+class IndexIDMap(_Wrapper):
+    """Own ids over an index. Every index here has add_with_ids; this is for code written for Faiss."""
+
+    def __init__(self, index: Any) -> None:
+        if index.ntotal:
+            raise ValueError(f"the wrapped index holds {index.ntotal} rows; wrap it while it is empty.")
+        self.index = index
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "index" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.index, name)
+
+
+IndexIDMap2 = IndexIDMap
+
+
+class IndexShards(_Wrapper):
+    """Rows spread over indexes, for example one on each device; a search asks all and merges.
+
+    Rows go to the shard that holds least. All shards share ids, d and metric.
+    """
+
+    def __init__(self, shards: list[Index] | None = None, *, threaded: bool = True) -> None:
+        self.shards: list[Any] = []
+        self.threaded = threaded
+        for shard in shards or []:
+            self.add_shard(shard)
+
+    def add_shard(self, shard: Any) -> None:
+        if self.shards and (shard.d, shard.metric) != (self.d, self.metric):
+            raise ValueError(f"shard has {shard.metric}/{shard.d}; the others have {self.metric}/{self.d}.")
+        self.shards.append(shard)
+
+    @property
+    def index(self) -> Any:
+        if not self.shards:
+            raise ValueError("IndexShards holds no shard; call add_shard first.")
+        return self.shards[0]
+
+    @property
+    def ntotal(self) -> int:
+        return sum(int(s.ntotal) for s in self.shards)
+
+    @property
+    def is_trained(self) -> bool:
+        return all(s.is_trained for s in self.shards)
+
+    @property
+    def nprobe(self) -> int:
+        return int(self.index.nprobe)
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        for s in self.shards:
+            s.nprobe = value
+
+    def train(self, x: Array) -> None:
+        """Train the first shard and give its centroids to the others."""
+        for shard in self.shards:
+            shard.train(x)
+
+    def add(self, x: Array) -> None:
+        first = max(s._next_id for s in self.shards)
+        rows = as_rows(x, self.d, self.device)
+        self.add_with_ids(rows, torch.arange(first, first + rows.shape[0]))
+
+    def add_with_ids(self, x: Array, ids: Array) -> None:
+        rows = as_rows(x, self.d, self.device)
+        numbers = as_ids(ids, rows.shape[0], self.device)
+        sizes = np.asarray([s.ntotal for s in self.shards])
+        goal = -(-(int(sizes.sum()) + rows.shape[0]) // len(self.shards))
+        done = 0
+        for at in np.argsort(sizes, kind="stable"):
+            count = min(max(goal - int(sizes[at]), 0), rows.shape[0] - done)
+            if count:
+                self.shards[at].add_with_ids(rows[done : done + count], numbers[done : done + count])
+                done += count
+
+    def remove_ids(self, ids: Array) -> int:
+        return sum(int(s.remove_ids(ids)) for s in self.shards)
+
+    def reset(self) -> None:
+        for s in self.shards:
+            s.reset()
+
+    def to(self, device: torch.device | str) -> Self:
+        for s in self.shards:
+            s.to(device)
+        return self
+
+    def reconstruct(self, key: int) -> Tensor:
+        for s in self.shards:
+            try:
+                row: Tensor = s.reconstruct(key)
+            except KeyError:
+                continue
+            return row
+        raise KeyError(f"id {key} is not in any shard.")
+
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
+        qs = as_rows(q, self.d, self.device, what="queries")
+
+        def ask(shard: Any) -> tuple[Tensor, Tensor]:
+            d, i = shard.search(qs.to(shard.device), k, params, filter=filter)
+            return d.to(qs.device), i.to(qs.device)
+
+        if self.threaded and len({str(s.device) for s in self.shards}) > 1:
+            with ThreadPoolExecutor(len(self.shards)) as pool:
+                answers = list(pool.map(ask, self.shards))
+        else:
+            answers = [ask(s) for s in self.shards]
+        d, i = merge_topk([a[0] for a in answers], [a[1] for a in answers], k, self.metric)
+        d, i = give_back(q, d, i)
+        return d, i
+
+
+def merge_topk(distances: list[Tensor], ids: list[Tensor], k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The k best of several answers (n, k_i) for the same queries."""
+    d, i = torch.cat(distances, 1), torch.cat(ids, 1)
+    at = torch.topk(d, min(k, d.shape[1]), dim=1, largest=metric == "ip").indices
+    return torch.gather(d, 1, at), torch.gather(i, 1, at)

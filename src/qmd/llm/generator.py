@@ -1,0 +1,224 @@
+"""Text generation on a causal ONNX graph: greedy or sampled, streamed, stopped by strings, held to a
+grammar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmd.errors import MissingExtra, ModelError, UsageError
+from qmd.llm.decoder import CausalModel
+from qmd.llm.files import ModelFiles
+from qmd.llm.session import open_session
+from qmd.llm.signature import check_role, find_form, read_signature
+from qmd.llm.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PREFILL_TOKENS = 128
+"""The prompt is read in pieces of this many tokens, so that logits of a long prompt never fill the memory."""
+END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
+
+
+class OnnxGenerator:
+    """A Generator over one causal graph. Not for two threads at once."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        session: onnxruntime.InferenceSession,
+        tokenizer: TextTokenizer,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self.card = files.card
+        self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
+        self._model = CausalModel(session, device)
+        self._tokenizer = tokenizer
+        self._tokenizer_path = files.tokenizer
+        self._ends = _end_ids(files, tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        files: ModelFiles,
+        *,
+        threads: int | None = None,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    ) -> OnnxGenerator:
+        tokenizer = TextTokenizer.from_file(files.tokenizer)
+        session = open_session(files.graph, threads=threads, providers=providers, spin=True)
+        check_role(files.card, find_form(read_signature(session)))
+        device = "cuda" if providers[0] == "CUDAExecutionProvider" else "cpu"
+        return cls(files, session, tokenizer, device=device)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        grammar: str | None = None,
+    ) -> Iterator[str]:
+        """Yield text as it is decoded; `prompt` is put into the model's chat template, if the card has one.
+
+        temperature 0 is greedy. The text ends before the first of `stop`. Raises UsageError for a prompt
+        longer
+        than the model reads, a bad grammar, or options out of range.
+        """
+        if not 0.0 < top_p <= 1.0 or temperature < 0.0:
+            raise UsageError(f"top_p must lie in (0, 1] and temperature be >= 0; got {top_p}, {temperature}.")
+        text = self.card.template.replace("{prompt}", prompt) if self.card.template else prompt
+        ids = self._tokenizer.content_ids([text])[0]
+        if len(ids) + max_new_tokens > self.card.max_tokens:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens; {self.card.name} reads {self.card.max_tokens} with "
+                f"{max_new_tokens} to write. Shorten the prompt."
+            )
+        tokens = self.generate_ids(
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            grammar=grammar,
+        )
+        return _cut_at(self._texts(tokens), tuple(s for s in stop if s))
+
+    def generate_ids(
+        self,
+        ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        grammar: str | None = None,
+    ) -> Iterator[int]:
+        """Yield token ids after `ids` (at least one), without the end token."""
+        mask = _GrammarMask(str(self._tokenizer_path), grammar, self._ends) if grammar else None
+        random = np.random.default_rng(seed)
+        history = list(ids)
+        cache = self._model.empty_cache(1)
+        cached = 0
+        for _ in range(max_new_tokens):
+            while True:
+                piece = history[cached : cached + PREFILL_TOKENS] if cache else history
+                start = cached if cache else 0
+                new = np.array([piece], dtype=np.int64)
+                seen = np.ones((1, start + len(piece)), dtype=np.int64)
+                positions = np.arange(start, start + len(piece), dtype=np.int64)[None, :]
+                logits, cache = self._model.step(new, seen, positions, cache)
+                cached = start + len(piece)
+                if cached == len(history):
+                    break
+            row = logits[0, -1].astype(np.float32)
+            if mask is not None and not mask.apply(row):
+                return
+            token = _pick(row, temperature, top_p, random)
+            if token in self._ends:
+                return
+            if mask is not None:
+                mask.accept(token)
+            history.append(token)
+            yield token
+
+    def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
+        """Decode as whole characters: a piece that ends inside one waits for the next token."""
+        ids: list[int] = []
+        shown = 0
+        for token in tokens:
+            ids.append(token)
+            text = self._tokenizer.decode(ids)
+            if len(text) > shown and not text.endswith("\ufffd"):
+                yield text[shown:]
+                shown = len(text)
+                if text.endswith("\n"):
+                    ids, shown = [], 0
+        text = self._tokenizer.decode(ids)
+        if len(text) > shown:
+            yield text[shown:]
+
+
+class _GrammarMask:
+    """Which tokens a Lark grammar allows next, by llguidance."""
+
+    def __init__(self, tokenizer_path: str, grammar: str, ends: frozenset[int]) -> None:
+        try:
+            import llguidance
+            import llguidance.numpy as bits
+        except ImportError as error:
+            raise MissingExtra("writing under a grammar", "grammar") from error
+        tokenizer = llguidance.LLTokenizer(tokenizer_path, eos_token=sorted(ends))
+        self._bits = bits
+        self._matcher = llguidance.LLMatcher(tokenizer, grammar)
+        self._raise_on_error()
+        self._mask = bits.allocate_token_bitmask(1, tokenizer.vocab_size)
+
+    def apply(self, logits: NDArray[np.float32]) -> bool:
+        """Forbid tokens in place; False when the text is complete."""
+        if self._matcher.is_stopped():
+            return False
+        self._bits.fill_next_token_bitmask(self._matcher, self._mask)
+        self._bits.apply_token_bitmask_inplace(logits, self._mask)
+        return bool(np.isfinite(logits).any())
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._raise_on_error()
+
+    def _raise_on_error(self) -> None:
+        if self._matcher.is_error():
+            raise UsageError(f"the grammar is not usable: {self._matcher.get_error()}")
+
+
+def _pick(logits: NDArray[np.float32], temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """Greedy, or nucleus sampling: the likeliest tokens that together hold top_p of the probability."""
+    if temperature == 0.0:
+        return int(logits.argmax())
+    scaled = (logits - logits.max()).astype(np.float64) / temperature
+    p = np.exp(scaled)
+    p /= p.sum()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
+    return int(random.choice(kept, p=p[kept] / p[kept].sum()))
+
+
+def _cut_at(pieces: Iterator[str], stop: tuple[str, ...]) -> Iterator[str]:
+    """Pass text on until a stop string begins; what may be the start of one is held back."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        cuts = [at for at in (held.find(s) for s in stop) if at >= 0]
+        if cuts:
+            if held[: min(cuts)]:
+                yield held[: min(cuts)]
+            return
+        keep = max((n for s in stop for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+        ready = held[: len(held) - keep]
+        if ready:
+            yield ready
+        held = held[len(ready) :]
+    if held:
+        yield held
+
+
+def _end_ids(files: ModelFiles, tokenizer: TextTokenizer) -> frozenset[int]:
+    ends = {i for i in map(tokenizer.token_id, END_TOKENS) if i is not None}
+    for name in ("generation_config.json", "config.json"):
+        try:
+            declared: Any = json.loads((files.tokenizer.parent / name).read_text()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        ends |= set(declared) if isinstance(declared, list) else {declared} - {None}
+    if not ends:
+        raise ModelError(f"{files.card.name} declares no end token; add eos_token_id to its config.json.")
+    return frozenset(ends)

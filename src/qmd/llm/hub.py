@@ -1,0 +1,176 @@
+"""Download models from a hub that speaks the Hugging Face protocol, and keep them verified.
+
+Only the files a variant needs are fetched, at one commit. The first download writes their sha256 into
+`models.lock.json` in the cache; every later opening compares. `HF_ENDPOINT` names a mirror,
+`HF_HUB_OFFLINE=1`
+forbids the network. Interrupted downloads go on where they stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qmd.errors import ModelError
+from qmd.llm.files import ModelFiles, cache_root, describe_folder, file_sha256, write_atomically
+from qmd.types import ModelCard, ModelVariant
+
+SIDE_FILES = ("tokenizer.json", "config.json")
+OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+LOCK_FORMAT = 1
+
+
+def lock_path() -> Path:
+    return cache_root() / "models.lock.json"
+
+
+def read_lock() -> dict[str, Any]:
+    """repository -> {"commit": ..., "files": {name: sha256}}. A damaged lock file is refused, not
+    forgotten."""
+    try:
+        tree = json.loads(lock_path().read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{lock_path()} is damaged ({error}). Remove it and pull the models again."
+        ) from error
+    if not isinstance(tree, dict) or tree.get("format_version") != LOCK_FORMAT:
+        raise ModelError(f"{lock_path()} has another format. Remove it and pull the models again.")
+    models: dict[str, Any] = tree["models"]
+    return models
+
+
+def _write_lock(models: dict[str, Any]) -> None:
+    tree = {"format_version": LOCK_FORMAT, "models": models}
+    write_atomically(lock_path(), json.dumps(tree, indent=1, sort_keys=True).encode())
+
+
+def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True) -> ModelFiles:
+    """Locate a variant in the cache, downloading what is missing, and verify every file.
+
+    Raises ModelError with the remedy: no network, no such repository, a changed or truncated file, a
+    full disk.
+    """
+    repo = card.repo or card.name
+    lock = read_lock()
+    known = lock.get(repo, {})
+    revision = card.revision or known.get("commit") or "main"
+    paths: dict[str, Path] = {}
+    for name in (*variant.files, *SIDE_FILES, *OPTIONAL_FILES):
+        found = _fetch(repo, name, revision, download=download, optional=name in OPTIONAL_FILES)
+        if found is not None:
+            paths[name] = found
+            if revision == "main":
+                revision = _commit_of(found, name)
+    digests = dict(known.get("files", {}))
+    for name, path in paths.items():
+        digest = file_sha256(path.resolve())
+        if name in variant.files and variant.sha256 and name == variant.files[0] and digest != variant.sha256:
+            raise _changed(repo, name, digest, variant.sha256)
+        if digests.setdefault(name, digest) != digest:
+            raise _changed(repo, name, digest, digests[name])
+    if digests != known.get("files") or known.get("commit") != revision:
+        lock[repo] = {"commit": revision, "files": digests}
+        _write_lock(lock)
+    folder = paths["tokenizer.json"].parent
+    return describe_folder(card, variant, folder, digests[variant.files[0]])
+
+
+def _changed(repo: str, name: str, found: str, expected: str) -> ModelError:
+    return ModelError(
+        f"{name} of {repo} is damaged or was changed: sha256 is {found[:16]}..., expected "
+        f"{expected[:16]}.... "
+        f"Run `qmd models remove {repo}`, then `qmd models pull {repo}`."
+    )
+
+
+def _commit_of(path: Path, name: str) -> str:
+    """The snapshot folder of the cache is named after the commit."""
+    return path.parents[len(Path(name).parts) - 1].name
+
+
+def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: bool) -> Path | None:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, local_files_only=not download))
+    except LocalEntryNotFoundError as error:
+        if optional:
+            return None
+        raise ModelError(
+            f"{name} of {repo} is not on this machine and cannot be downloaded. Check the network or "
+            f"proxy, set "
+            f"HF_ENDPOINT to a mirror, or run `qmd models pull {repo}` where there is a network and copy the "
+            "cache folder."
+        ) from error
+    except EntryNotFoundError as error:
+        if optional:
+            return None
+        raise ModelError(
+            f"repository {repo} has no file {name}. Choose another precision or model."
+        ) from error
+    except GatedRepoError as error:
+        raise ModelError(f"{repo} asks for consent. Accept its terms, then set HF_TOKEN.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ModelError(f"no model {repo} (revision {revision}) on the hub. Check the spelling.") from error
+    except OfflineModeIsEnabled as error:
+        raise ModelError(
+            f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
+        raise ModelError(
+            f"downloading {name} of {repo} failed ({type(error).__name__}: {str(error)[:120]}). "
+            "What was received is kept: run the command again. Behind a proxy set HTTPS_PROXY; "
+            "for a mirror set HF_ENDPOINT."
+        ) from error
+    except OSError as error:
+        raise ModelError(
+            f"cannot store {name} of {repo}: {error}. Free disk space and run the command again."
+        ) from error
+
+
+def cached_models() -> dict[str, int]:
+    """Repositories in the lock file, with bytes on disk."""
+    sizes: dict[str, int] = {}
+    for repo in read_lock():
+        folder = _repo_folder(repo)
+        sizes[repo] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return sizes
+
+
+def remove_cached(repos: Sequence[str]) -> list[str]:
+    """Delete downloaded models and their lock entries. Returns what was removed."""
+    lock = read_lock()
+    removed = []
+    for repo in repos:
+        folder = _repo_folder(repo)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        elif repo not in lock:
+            continue
+        lock.pop(repo, None)
+        removed.append(repo)
+    if removed:
+        _write_lock(lock)
+    return removed
+
+
+def _repo_folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))

@@ -1,0 +1,59 @@
+"""A writer behind an OpenAI-compatible server: `http://host:port/v1#model-name`. The key, if any, is in QMD_API_KEY."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+
+from qmd.errors import ModelError
+
+
+class RemoteWriter:
+    """Streams `/chat/completions`."""
+
+    def __init__(self, address: str, *, timeout_s: float = 120.0) -> None:
+        self.url, _, self.model = address.partition("#")
+        self.url = self.url.rstrip("/")
+        self.name = address
+        self.timeout_s = timeout_s
+
+    def write(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        keep: str = "",
+        max_new_tokens: int = 160,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        """Raises ModelError if the server cannot be reached, refuses, or answers in another form."""
+        body = {
+            "model": self.model or "default",
+            "messages": [{"role": role, "content": text} for role, text in messages],
+            "max_tokens": max_new_tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get("QMD_API_KEY"):
+            headers["Authorization"] = f"Bearer {os.environ['QMD_API_KEY']}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        text = ""
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+                for raw in answer:
+                    line = raw.decode("utf-8").strip()
+                    if not line.startswith("data:") or line == "data: [DONE]":
+                        continue
+                    choices = json.loads(line[5:]).get("choices") or [{}]
+                    piece = (choices[0].get("delta") or {}).get("content") or ""
+                    text += piece
+                    if piece and stream is not None:
+                        stream(piece)
+        except (urllib.error.URLError, TimeoutError, OSError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"no answer from {self.url}: {error}. Is the server running, and the model known there?"
+            ) from error
+        return text

@@ -1,0 +1,96 @@
+"""Postings of words that were asked for, kept in memory with their scores. Exact: the sum is what FTS5 gives."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEPT_POSTINGS = 3_000_000
+"""16 bytes each: 48 MB. The words that were not asked for longest go first."""
+DENSE_IDS = 4_000_000
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float64]
+Rows = Iterable[tuple[int, float]]
+
+
+class Postings:
+    """expression -> (chunk ids, rising; BM25 of that expression alone). BM25 of several is the sum.
+
+    All of it belongs to one state of the index, `generation`, and is dropped with it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[Ids, Scores]] = OrderedDict()
+        self._generation = -1
+        self._size = 0
+        self._guard = threading.Lock()
+
+    def holds(self, expressions: Iterable[str], generation: int) -> bool:
+        return generation == self._generation and all(e in self._kept for e in expressions)
+
+    def take(
+        self, expressions: Sequence[str], generation: int, read: Callable[[str], Rows]
+    ) -> list[tuple[Ids, Scores]]:
+        """Postings of each expression; `read` gives (chunk id, BM25) of one that is not kept."""
+        with self._guard:
+            if generation != self._generation:
+                self._kept.clear()
+                self._generation, self._size = generation, 0
+            taken = []
+            for expression in expressions:
+                found = self._kept.get(expression)
+                if found is None:
+                    rows = list(read(expression))
+                    found = (
+                        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+                        np.fromiter((row[1] for row in rows), np.float64, len(rows)),
+                    )
+                    self._kept[expression] = found
+                    self._size += len(rows)
+                self._kept.move_to_end(expression)
+                taken.append(found)
+            while self._size > KEPT_POSTINGS and len(self._kept) > 1:
+                self._size -= self._kept.popitem(last=False)[1][0].shape[0]
+            return taken
+
+
+def add_up(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:
+    """Ids in any of the lists, rising, with the sum of their scores (all above 0)."""
+    highest = max((int(ids[-1]) for ids, _ in lists if ids.shape[0]), default=-1)
+    if highest < DENSE_IDS:
+        sums = np.zeros(highest + 1)
+        for ids, scores in lists:
+            sums[ids] += scores
+        ids = np.flatnonzero(sums)
+        return ids, sums[ids]
+    unique, place = np.unique(np.concatenate([ids for ids, _ in lists]), return_inverse=True)
+    total: Scores = np.zeros(unique.shape[0])
+    np.add.at(total, place, np.concatenate([scores for _, scores in lists]))
+    return unique, total
+
+
+def meet(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:
+    """Ids in all of the lists, rising, with the sum of their scores."""
+    (ids, sums), *others = sorted(lists, key=lambda item: item[0].shape[0])
+    for other, scores in others:
+        if not ids.shape[0]:
+            break
+        place = np.minimum(np.searchsorted(other, ids), other.shape[0] - 1)
+        same = other[place] == ids
+        ids, sums = ids[same], sums[same] + scores[place[same]]
+    return ids, sums
+
+
+def best(ids: Ids, scores: Scores, limit: int) -> list[tuple[int, float]]:
+    """The `limit` highest scores, best first; equal scores by id."""
+    if ids.shape[0] > limit:
+        worst = np.partition(scores, ids.shape[0] - limit)[ids.shape[0] - limit]
+        chosen = scores >= worst
+        ids, scores = ids[chosen], scores[chosen]
+    order = np.lexsort((ids, -scores))[:limit]
+    return list(zip(ids[order].tolist(), scores[order].tolist(), strict=True))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+import tokenizers
+import transformers
+
+from qmd.draft import (
+    KnowledgeCacheManager,
+    LayerSampler,
+    Qwen3DraftModel,
+    Qwen3Loader,
+    SpeculativeDecoder,
+)
+from qmd.draft.jobs import Bench, Question, read_questions
+from qmd.draft.writer import LocalWriter, repeats_from
+from qmd.errors import ModelError, NotFound, UsageError
+
+CONFIG = {
+    "draft_model": {"num_sampled_layers": 2},
+    "knowledge_enhancement": {"cache_dim": 32},
+    "training": {"num_epochs": 2, "learning_rate": 1e-3, "max_new_tokens": 8, "batch_size": 2},
+}
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    eos_token_id = 96
+    chat_template = None
+
+    def __call__(self, text, **kwargs):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(input_ids=[(ord(c) - 32) % 96 for c in text])
+
+    def decode(self, ids, **kwargs):
+        return "".join(chr(32 + int(i)) for i in ids)
+
+
+QUESTIONS = [
+    Question("How far is the moon?", answer="The moon is far."),
+    Question("Who made the tea?"),
+    Question("Where is the cat?", passage="The cat is on the mat."),
+    Question("Why?"),
+]
+
+
+@pytest.fixture
+def bench(qwen3, tmp_path):
+    return Bench(CONFIG, tmp_path, model=qwen3, tokenizer=Letters())
+
+
+def test_the_four_steps_of_the_specification(bench):
+    built = bench.build_knowledge(QUESTIONS)
+    assert built.entries == 4
+    assert built.size_bytes > 0
+    assert "mat" in bench.knowledge.retrieve("the cat on the mat", 1)[0][0].text
+    with pytest.raises(NotFound, match="qmd draft train"):
+        bench.draft()
+    report = bench.train_draft(QUESTIONS)
+    assert report.epochs == 2
+    assert (bench.folder / report.best).exists()
+    tested = bench.test_draft(QUESTIONS)
+    assert tested.identical == tested.questions == 4
+    assert 0 < tested.acceptance_with_knowledge <= 1
+    rows = bench.compare(QUESTIONS[:2], repeats=1)
+    assert [r.method for r in rows] == ["plain", "suffix", "draft", "suffix, then draft"]
+    assert rows[0].speedup == 1
+    assert all(r.tokens_per_step >= 1 for r in rows)
+
+
+def test_names_as_the_specification_uses_them(qwen3, tmp_path):
+    qwen3.save_pretrained(tmp_path / "model")
+    loader = Qwen3Loader({"target_model": {"name": str(tmp_path / "model")}})
+    target = loader.load_target_model("cpu")
+    assert Qwen3Loader(None).name == "Qwen/Qwen3-0.6B"
+    with pytest.raises(ModelError, match="tokenizer"):
+        loader.load_tokenizer()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "model")
+    assert loader.load_tokenizer()("b").input_ids == [1]
+    knowledge = KnowledgeCacheManager(hidden_size=64, num_heads=4, cache_dim=512)
+    assert knowledge.kv_cache == {}
+    draft = Qwen3DraftModel(
+        {"draft_model": {"num_sampled_layers": 2, "sampling_strategy": "uniform"}}, target, knowledge
+    )
+    assert draft.sampled_layers == LayerSampler(4, 2).sample() == [0, 3]
+    import torch
+
+    ids = torch.tensor([[1, 2, 3]])
+    assert draft(ids, retrieve_knowledge=True, query_text="a question")["logits"].shape == (1, 3, 97)
+    decoder = SpeculativeDecoder(draft, target, Letters(), gamma=5)
+    out = decoder.generate(ids, max_new_tokens=20, temperature=1.0, top_p=0.9)
+    assert out.shape[0] == 1
+    assert 3 < out.shape[1] <= 23
+
+
+def test_questions_files(tmp_path):
+    (tmp_path / "q.yaml").write_text("- one?\n- question: two?\n  answer: it is\n")
+    assert read_questions(tmp_path / "q.yaml") == [Question("one?"), Question("two?", answer="it is")]
+    (tmp_path / "q.txt").write_text("one?\n\ntwo?\n")
+    assert [q.question for q in read_questions(tmp_path / "q.txt")] == ["one?", "two?"]
+    (tmp_path / "bad.yaml").write_text("- {ask: x}\n")
+    with pytest.raises(UsageError, match="expected a list"):
+        read_questions(tmp_path / "bad.yaml")
+    with pytest.raises(NotFound):
+        read_questions(tmp_path / "none.txt")
+
+
+def test_a_writer_keeps_sources_and_streams(qwen3):
+    writer = LocalWriter("tiny", model=qwen3, tokenizer=Letters())
+    pieces: list[str] = []
+    keep = "Sources: the cat is on the mat. "
+    text = writer.write([("user", keep + "Where?")], keep=keep, max_new_tokens=12, stream=pieces.append)
+    assert "".join(pieces) == text
+    first = writer.stats
+    again = writer.write([("user", keep + "Why then?")], keep=keep, max_new_tokens=12)
+    assert isinstance(again, str)
+    assert writer.stats.reused_tokens >= len(keep)
+    assert first.prompt_tokens > len(keep)
+    assert len(writer.knowledge) == 1
+
+
+def test_repetition_is_noticed():
+    assert repeats_from("The cat sat down. The dog ran off. The cat sat down. ") == 34
+    assert repeats_from("Step 1: stir the pot.\nStep 2: stir the pot.\n") is not None
+    assert repeats_from("One thing here. Another thing there. ") is None

@@ -1,0 +1,463 @@
+"""Indexes against a brute-force model in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qmd import ivf
+from qmd.errors import IndexNotTrained
+from qmd.ivf import SearchParams
+
+
+def data(n, d, seed=0, clustered=False):
+    g = torch.Generator().manual_seed(seed)
+    if not clustered:
+        return torch.randn(n, d, generator=g)
+    centres = torch.randn(20, d, generator=g)
+    return centres[torch.randint(0, 20, (n,), generator=g)] + 0.2 * torch.randn(n, d, generator=g)
+
+
+def truth(x, ids, q, k, metric):
+    x, q, ids = np.asarray(x, np.float64), np.asarray(q, np.float64), np.asarray(ids)
+    s = ((q[:, None] - x[None]) ** 2).sum(-1) if metric == "l2" else -(q @ x.T)
+    out_d = np.full((len(q), k), np.inf)
+    out_i = np.full((len(q), k), -1)
+    order = np.argsort(s, 1, kind="stable")[:, :k]
+    out_d[:, : order.shape[1]] = np.take_along_axis(s, order, 1)
+    out_i[:, : order.shape[1]] = ids[order] if len(ids) else -1
+    return (out_d if metric == "l2" else -out_d), out_i
+
+
+def assert_same(got, want, tolerance=1e-4):
+    """Equal distances; equal ids except where distances tie."""
+    (d, i), (wd, wi) = got, want
+    d, i = np.asarray(d), np.asarray(i)
+    np.testing.assert_allclose(d, wd, rtol=tolerance, atol=tolerance)
+    for r in range(len(i)):
+        differing = i[r] != wi[r]
+        for c in np.nonzero(differing)[0]:
+            assert (np.abs(wd[r] - wd[r][c]) <= tolerance * (1 + abs(wd[r][c]))).sum() > 1 or c == len(
+                i[r]
+            ) - 1
+
+
+def make(kind, d, metric, nlist=8):
+    if kind == "flat":
+        return ivf.IndexFlat(d, metric)
+    return ivf.IndexIVFFlat(d=d, nlist=nlist, nprobe=nlist, metric=metric)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_search_matches_brute_force(kind, metric, clustered):
+    x, q = data(3000, 24, 1, clustered), data(70, 24, 2, clustered)
+    index = make(kind, 24, metric)
+    index.train(x)
+    index.add(x)
+    for mode in ("csr", "matrix"):
+        got = index.search(q, 10, SearchParams(search_mode=mode))
+        assert got[0].dtype == torch.float32
+        assert got[1].dtype == torch.int64
+        assert_same(got, truth(x, np.arange(3000), q, 10, metric))
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("mode", ["csr", "matrix"])
+def test_all_lists_probed_equals_flat_bit_for_bit(metric, mode):
+    x, q = data(5000, 48, 3), data(100, 48, 4)
+    flat, index = make("flat", 48, metric), make("ivf", 48, metric, nlist=40)
+    index.train(x)
+    for i in (flat, index):
+        i.add(x[:3000])
+        i.add(x[3000:])
+    a, b = flat.search(q, 15), index.search(q, 15, SearchParams(search_mode=mode))
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, "f2", "f4", "f8", ">f4"]
+)
+def test_every_float_dtype_goes_in_and_float32_comes_out(kind, dtype):
+    x = data(400, 16)
+    x = x.to(dtype) if isinstance(dtype, torch.dtype) else x.numpy().astype(dtype)
+    index = make(kind, 16, "l2", 4)
+    index.train(x)
+    index.add(x)
+    d, i = index.search(x[:9], 3)
+    assert isinstance(d, torch.Tensor if isinstance(dtype, torch.dtype) else np.ndarray)
+    assert d.dtype in (torch.float32, np.float32)
+    assert i.dtype in (torch.int64, np.int64)
+    assert np.asarray(i)[:, 0].tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("mode", ["csr", "matrix"])
+def test_places_without_a_hit_are_padded(kind, metric, mode):
+    x = data(10, 8)
+    index = make(kind, 8, metric, 2)
+    index.train(x)
+    worst = np.inf if metric == "l2" else -np.inf
+    d, i = index.search(x.numpy(), 4, SearchParams(search_mode=mode))
+    assert (i == -1).all()
+    assert (d == worst).all()
+    index.add(x)
+    d, i = index.search(x.numpy(), 25, SearchParams(search_mode=mode))
+    assert (i[:, 10:] == -1).all()
+    assert (d[:, 10:] == worst).all()
+    assert sorted(i[0, :10].tolist()) == list(range(10))
+    assert index.search(x[:0], 3)[1].shape == (0, 3)
+
+
+def test_bad_input_is_refused_with_reason():
+    index = ivf.IndexIVFFlat(d=4, nlist=2)
+    x = data(10, 4)
+    with pytest.raises(IndexNotTrained, match="train"):
+        index.add(x)
+    with pytest.raises(IndexNotTrained, match="train"):
+        index.search(x, 1)
+    with pytest.raises(ValueError, match="at least as many"):
+        index.train(x[:1])
+    index.train(x)
+    index.add(x)
+    bad = x.clone()
+    bad[3, 2] = float("nan")
+    for call in (
+        index.add,
+        lambda v: index.search(v, 2),
+        index.train,
+        lambda v: index.add_with_ids(v, range(10)),
+    ):
+        with pytest.raises(ValueError, match=r"NaN|holds"):
+            call(bad)
+    with pytest.raises(ValueError, match="shape"):
+        index.add(data(3, 5))
+    with pytest.raises(ValueError, match="at least 1"):
+        index.search(x, 0)
+    with pytest.raises(ValueError, match="one id"):
+        index.add_with_ids(x, [1, 2])
+    with pytest.raises(ValueError, match="negative"):
+        index.add_with_ids(x[:1], [-1])
+    with pytest.raises(ValueError, match="search_mode"):
+        index.search_mode = "fast"
+    with pytest.raises(ValueError, match="nprobe"):
+        index.nprobe = 0
+    assert index.ntotal == 10
+
+
+def test_far_off_centre_rows_find_themselves():
+    g = torch.Generator().manual_seed(5)
+    x = 100 + 0.01 * torch.randn(4000, 64, generator=g)
+    for index in (ivf.IndexFlatL2(64), ivf.IndexIVFFlat(d=64, nlist=16, nprobe=4)):
+        index.train(x)
+        index.add(x)
+        for mode in ("csr", "matrix"):
+            d, i = index.search(x, 1, SearchParams(search_mode=mode))
+            assert (i[:, 0] == torch.arange(4000)).all()
+            assert (d == 0).all()
+        assert torch.equal(index.reconstruct(7), x[7])
+
+
+def test_training_is_seeded_and_leaves_the_global_state_alone():
+    x = data(2000, 8)
+    before = torch.get_rng_state()
+    a, b = make("ivf", 8, "l2"), make("ivf", 8, "l2")
+    a.train(x)
+    b.train(x)
+    assert torch.equal(a.centroids, b.centroids)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_kmeans_repairs_empty_lists_and_balances():
+    same = torch.cat([torch.zeros(500, 4), data(12, 4)])
+    c = ivf.kmeans(same, 8, niter=20)
+    numbers = torch.cdist(same, c).argmin(1)
+    assert torch.isfinite(c).all()
+    assert len(numbers.unique()) >= 6
+    g = torch.Generator().manual_seed(0)
+    skewed = torch.cat([0.05 * torch.randn(3000, 8, generator=g), torch.randn(1000, 8, generator=g)])
+    plain, even = (ivf.IndexIVFFlat(d=8, nlist=32, balance=b) for b in (0.0, 1.0))
+    for index in (plain, even):
+        index.train(skewed)
+        index.add(skewed)
+    assert even.imbalance < plain.imbalance
+    assert torch.allclose(ivf.kmeans(data(300, 8), 5, metric="ip").norm(dim=1), torch.ones(5), atol=1e-5)
+
+
+def test_faiss_positional_form():
+    x = data(500, 8)
+    for index in (
+        ivf.IndexIVFFlat(ivf.IndexFlatL2(8), 8, 4, ivf.METRIC_L2),
+        ivf.IndexIVFFlat(8, 4, "l2"),
+        ivf.IndexIVFFlat(d=8, nlist=4, metric="l2"),
+    ):
+        index.train(x)
+        index.add(x)
+        assert (index.nlist, index.d, index.metric) == (4, 8, "l2")
+        assert index.search(x[:5], 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert ivf.IndexIVFFlat(ivf.IndexFlatIP(8), 8, 4).metric == "ip"
+    quantizer = ivf.IndexFlatL2(8)
+    quantizer.add(x[:4])
+    assert torch.equal(ivf.IndexIVFFlat(quantizer, 8, 4).centroids, x[:4])
+
+
+@pytest.mark.parametrize(
+    "profile", ["exact", "speed", "approx", "approx_fast", "approx_balanced", "approx_quality"]
+)
+@pytest.mark.parametrize("strategy", ["uniform", "distance_weighted"])
+@pytest.mark.parametrize("ordering", [None, "none", "residual_norm_asc"])
+@pytest.mark.parametrize("per_list", [None, True, False])
+def test_every_combination_of_search_params_works(profile, strategy, ordering, per_list):
+    x, q = data(2000, 12, 1), data(20, 12, 2)
+    index = make("ivf", 12, "l2", 10)
+    index.train(x)
+    index.add(x)
+    want = truth(x, np.arange(2000), q, 5, "l2")
+    for budget in (None, 300):
+        for mode in ("csr", "matrix"):
+            params = SearchParams(
+                profile=profile, budget_strategy=strategy, list_ordering=ordering, use_per_list_sizes=per_list,
+                candidate_budget=budget, search_mode=mode, debug_stats=True,
+            )  # fmt: skip
+            got = index.search(q, 5, params)
+            if budget is None or profile == "exact":
+                assert_same(got, want)
+            else:
+                assert 100 <= index.last_search_stats["candidates_per_query"] <= 320
+
+
+def test_roads_agree_under_budgets_and_ordering_changes_what_is_read():
+    x, q = data(4000, 16, 1), data(50, 16, 2)
+    index = ivf.IndexIVFFlat(d=16, nlist=16, nprobe=8)
+    index.train(x)
+    index.add(x)
+    hits = {}
+    for ordering in ("none", "residual_norm_asc"):
+        p = {"candidate_budget": 400, "use_per_list_sizes": True, "list_ordering": ordering}
+        a = index.search(q, 10, SearchParams(**p, search_mode="csr"))
+        b = index.search(q, 10, SearchParams(**p, search_mode="matrix"))
+        assert torch.equal(a[1], b[1])
+        hits[ordering] = a[1]
+    assert not torch.equal(hits["none"], hits["residual_norm_asc"])
+    with pytest.raises(ValueError, match="l2"):
+        SearchParams(list_ordering="residual_norm_asc").ordering("ip")
+
+
+def test_max_codes_stops_early():
+    x, q = data(4000, 16, 1), data(30, 16, 2)
+    index = ivf.IndexIVFFlat(d=16, nlist=16, nprobe=16)
+    index.train(x)
+    index.add(x)
+    index.max_codes = 300
+    _, i = index.search(q, 10, SearchParams(debug_stats=True))
+    assert index.last_search_stats["candidates_per_query"] < 1000
+    full = index.search(q, 10, SearchParams(max_codes=0))
+    assert 0.1 < (i[:, :, None] == full[1][:, None]).any(-1).double().mean() < 1
+    assert torch.equal(
+        index.search(q, 10, SearchParams(search_mode="csr"))[1],
+        index.search(q, 10, SearchParams(search_mode="matrix"))[1],
+    )
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("share", [0.003, 0.3, 0.9])
+def test_filters_in_every_form(kind, metric, share):
+    x, q = data(3000, 12, 1), data(25, 12, 2)
+    index = make(kind, 12, metric)
+    index.train(x)
+    index.add(x)
+    keep = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < share
+    ids = keep.nonzero().reshape(-1)
+    want = truth(x[keep], ids, q, 10, metric)
+    forms = [keep, keep.numpy(), ids, ids.tolist(), ivf.IDSelectorBatch(ids), lambda i: keep[i.clamp(min=0)]]
+    for form in forms:
+        for mode in ("csr", "matrix"):
+            for exact_below in (None, 0):
+                p = SearchParams(search_mode=mode, exact_below=exact_below)
+                assert_same(index.search(q, 10, p, filter=form), want)
+    assert_same(
+        index.search(q, 10, SearchParams(sel=ivf.IDSelectorNot(ivf.IDSelectorNot(ivf.IDSelectorBatch(ids))))),
+        want,
+    )
+    low = index.search(q, 10, filter=ivf.IDSelectorRange(0, 50))[1]
+    assert ((low >= 0) & (low < 50)).all()
+    assert (index.search(q, 10, filter=[])[1] == -1).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_range_search(kind, metric):
+    x, q = data(2000, 8, 1), data(30, 8, 2)
+    index = make(kind, 8, metric)
+    index.train(x)
+    index.add(x)
+    radius = 4.0 if metric == "l2" else 6.0
+    lims, d, i = index.range_search(q.numpy(), radius)
+    s = (
+        ((q[:, None].double() - x[None].double()) ** 2).sum(-1)
+        if metric == "l2"
+        else -(q.double() @ x.double().T)
+    )
+    inside = s < (radius if metric == "l2" else -radius)
+    assert lims[0] == 0
+    assert len(d) == len(i) == lims[-1] == int(inside.sum())
+    for r in range(30):
+        assert sorted(i[lims[r] : lims[r + 1]].tolist()) == inside[r].nonzero().reshape(-1).tolist()
+    few = index.range_search(q, radius, filter=list(range(100)))
+    assert int(few[0][-1]) == int(inside[:, :100].sum())
+
+
+def test_duplicate_ids_are_defined():
+    x = data(20, 4)
+    index = make("ivf", 4, "l2", 2)
+    index.train(x)
+    index.add_with_ids(x[:2], [7, 7])
+    assert index.ntotal == 2
+    assert index.search(x[:1], 2)[1].tolist() == [[7, 7]]
+    index.update_vectors([7, 7], x[3:5])
+    assert index.ntotal == 1
+    assert torch.equal(index.reconstruct(7), x[4])
+    with pytest.raises(KeyError, match="9"):
+        index.update_vectors([7, 9], x[:2])
+    assert index.remove_ids([7]) == 1
+    with pytest.raises(KeyError):
+        index.reconstruct(7)
+
+
+def test_merge_reset_reconstruct():
+    x = data(600, 8)
+    a, b = make("ivf", 8, "l2", 4), make("ivf", 8, "l2", 3)
+    for index, part in ((a, x[:400]), (b, x[400:])):
+        index.train(part)
+        index.add(part)
+    a.merge_from(b, add_id=400)
+    assert (a.ntotal, b.ntotal) == (600, 0)
+    assert torch.equal(a.reconstruct_n(0, 600), x)
+    assert torch.equal(a.reconstruct_batch(torch.tensor([500, 3])), x[[500, 3]])
+    assert a.search(x[450:451], 1)[1].item() == 450
+    a.reset()
+    assert a.ntotal == 0
+    a.add(x[:5])
+    assert a.search(x[:5], 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+OPERATION = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 60)),
+    st.tuples(st.just("add_one"), st.integers(1, 25)),
+    st.tuples(st.just("remove"), st.floats(0.0, 0.9)),
+    st.tuples(st.just("update"), st.floats(0.0, 0.4)),
+    st.tuples(st.just("save"), st.booleans()),
+    st.tuples(st.just("order"), st.just(0)),
+    st.tuples(st.just("compact"), st.just(0)),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["flat", "ivf"]),
+    metric=st.sampled_from(["l2", "ip"]),
+    operations=st.lists(OPERATION, max_size=12),
+    seed=st.integers(0, 999),
+)
+def test_random_operations_against_a_model(tmp_path, kind, metric, operations, seed):
+    g = torch.Generator().manual_seed(seed)
+    d = 6
+    index = make(kind, d, metric, 5)
+    index.train(torch.randn(40, d, generator=g))
+    model: dict[int, torch.Tensor] = {}
+    next_id = 0
+    for name, argument in operations:
+        held = sorted(model)
+        if name in ("add", "add_one"):
+            x = torch.randn(argument, d, generator=g)
+            ids = torch.arange(next_id, next_id + argument)
+            next_id += argument
+            if name == "add":
+                index.add_with_ids(x, ids)
+            else:
+                for row, i in zip(x, ids, strict=True):
+                    index.add_with_ids(row[None], i[None])
+            model.update(zip(ids.tolist(), x, strict=True))
+        elif name == "remove":
+            gone = [i for i in held if torch.rand((), generator=g) < argument]
+            assert index.remove_ids(gone) == len(gone)
+            for i in gone:
+                del model[i]
+        elif name == "update":
+            changed = [i for i in held if torch.rand((), generator=g) < argument]
+            x = torch.randn(len(changed), d, generator=g)
+            if changed:
+                index.update_vectors(changed, x)
+            model.update(zip(changed, x, strict=True))
+        elif name == "save":
+            index.save(tmp_path / "i.safetensors")
+            index = type(index).load(tmp_path / "i.safetensors", mmap=argument)
+        elif name == "order" and kind == "ivf" and metric == "l2":
+            index.rebuild_lists()
+        elif name == "compact":
+            index.compact()
+        assert index.ntotal == len(model)
+        ids = np.asarray(sorted(model), dtype=np.int64)
+        x = torch.stack([model[int(i)] for i in ids]) if len(ids) else torch.zeros(0, d)
+        q = torch.randn(4, d, generator=g)
+        allowed = torch.rand(next_id + 1, generator=g) < 0.5
+        for mode in ("csr", "matrix"):
+            p = SearchParams(search_mode=mode)
+            assert_same(index.search(q, 7, p), truth(x, ids, q, 7, metric))
+            chosen = allowed[torch.from_numpy(ids)]
+            assert_same(
+                index.search(q, 7, p, filter=allowed), truth(x[chosen], ids[chosen.numpy()], q, 7, metric)
+            )
+
+
+def test_single_row_adds_stay_linear_and_small():
+    import time
+
+    x = data(6000, 32)
+    index = make("ivf", 32, "l2", 16)
+    index.train(x)
+    times = []
+    for part in range(3):
+        begin = time.process_time()
+        for i in range(part * 2000, part * 2000 + 2000):
+            index.add(x[i : i + 1])
+        times.append(time.process_time() - begin)
+    assert times[2] < 2.5 * times[0] + 0.2
+    assert index.nbytes <= 1.3 * 6000 * (32 * 4 + 12)
+    assert torch.equal(index.reconstruct_n(0, 6000), x)
+
+
+@pytest.mark.soak
+def test_a_million_single_row_adds_stay_linear():
+    import time
+
+    x = data(10_000, 32)
+    index = make("ivf", 32, "l2", 256)
+    index.train(x)
+    times = []
+    for _ in range(10):
+        begin = time.process_time()
+        for i in range(100_000):
+            index.add(x[i % 10_000 : i % 10_000 + 1])
+        times.append(time.process_time() - begin)
+    assert times[-1] < 2 * times[0]
+    assert index.nbytes <= 1.3 * 1_000_000 * (32 * 4 + 12)
+
+
+def test_many_removals_give_memory_back():
+    x = data(20_000, 16)
+    index = make("ivf", 16, "l2", 8)
+    index.train(x)
+    index.add(x)
+    before = index.nbytes
+    assert index.remove_ids(ivf.IDSelectorRange(0, 15_000)) == 15_000
+    assert index.nbytes < 0.4 * before
+    assert_same(index.search(x[:5], 3), truth(x[15_000:], np.arange(15_000, 20_000), x[:5], 3, "l2"))

@@ -1,0 +1,315 @@
+"""Quantised lists, wrappers, factory, files, Faiss, operators that are missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qmd import ivf
+from qmd.errors import StoreDamaged, StoreTooNew
+from qmd.ivf import SearchParams, operators
+
+
+def data(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(text, x, metric="l2", nprobe=16):
+    index = ivf.index_factory(x.shape[1], text, metric)
+    index.train(x)
+    index.add(x)
+    if "IVF" in text:
+        index.nprobe = nprobe
+    return index
+
+
+ALL = [
+    "Flat",
+    "IVF16,Flat",
+    "IVF16,SQ8",
+    "IVF16,SQfp16",
+    "IVF16,SQbf16",
+    "IVF16,SQ8,RFlat",
+    "IDMap,Flat",
+    "IDMap,IVF16,SQ8",
+]
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize("mode", ["csr", "matrix"])
+def test_factory_indexes_find_what_flat_finds(text, metric, mode):
+    x, q = data(2000, 32, 1), data(40, 32, 2)
+    want = filled("Flat", x, metric).search(q, 10)[1]
+    got = filled(text, x, metric).search(q, 10, SearchParams(search_mode=mode))[1]
+    recall = (got[:, :, None] == want[:, None]).any(-1).double().mean()
+    assert recall >= (1.0 if "Flat" in text else 0.93)
+
+
+@pytest.mark.parametrize("text", ["PQ8", "IVF4,PQ8", "HNSW32", "IVF,Flat"])
+def test_factory_names_what_it_does_not_know(text):
+    with pytest.raises(ValueError, match="not known"):
+        ivf.index_factory(8, text)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("qtype", ["int8", "fp16", "bf16"])
+@pytest.mark.parametrize("by_residual", [False, True])
+def test_quantised_distances_are_those_to_the_stored_rows(metric, qtype, by_residual):
+    x, q = data(1500, 32, 1), data(20, 32, 2)
+    index = ivf.IndexIVFScalarQuantizer(
+        d=32, nlist=8, nprobe=8, metric=metric, qtype=qtype, by_residual=by_residual
+    )
+    index.train(x)
+    index.add(x)
+    stored = index.reconstruct_n()
+    assert (stored - x).abs().max() < 0.05
+    flat = ivf.IndexFlat(32, metric)
+    flat.add(stored)
+    want = flat.search(q, 10)
+    for mode in ("csr", "matrix"):
+        d, i = index.search(q, 10, SearchParams(search_mode=mode))
+        torch.testing.assert_close(d, want[0], rtol=1e-4, atol=1e-4)
+        assert (i == want[1]).double().mean() > 0.97
+
+
+def test_refine_is_exact_and_follows_changes():
+    x, q = data(1500, 32, 1), data(30, 32, 2)
+    index = filled("IVF16,SQ8,RFlat", x)
+    index.remove_ids(list(range(0, 1500, 3)))
+    index.update_vectors([1, 2], x[[2, 1]])
+    kept = [i for i in range(1500) if i % 3]
+    flat = ivf.IndexFlatL2(32)
+    y = x.clone()
+    y[[1, 2]] = x[[2, 1]]
+    flat.add_with_ids(y[kept], kept)
+    a, b = index.search(q, 10), flat.search(q, 10)
+    assert torch.equal(a[1], b[1])
+    assert torch.equal(a[0], b[0])
+    lims, _, _ = index.range_search(q, 40.0)
+    want = flat.range_search(q, 40.0)
+    assert (lims[-1] - want[0][-1]).abs() <= 0.02 * want[0][-1]
+    with pytest.raises(ValueError, match="unique"):
+        index.add_with_ids(x[:1], [1])
+
+
+def test_shards_answer_like_one_index():
+    x, q = data(2000, 16, 1), data(30, 16, 2)
+    shards = ivf.IndexShards([ivf.IndexFlatL2(16) for _ in range(3)])
+    shards.add(x[:1500])
+    shards.add(x[1500:])
+    one = filled("Flat", x)
+    assert [s.ntotal for s in shards.shards] == [667, 667, 666]
+    a, b = shards.search(q, 9), one.search(q, 9)
+    assert torch.equal(a[1], b[1])
+    assert torch.equal(shards.reconstruct(1999), x[1999])
+    assert shards.remove_ids([0, 1999]) == 2
+
+
+@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize("mmap", [True, False])
+def test_files_bring_back_the_same_answers_and_can_be_changed(tmp_path, text, mmap):
+    x, q = data(800, 16, 1), data(20, 16, 2)
+    index = filled(text, x)
+    index.remove_ids([5, 6])
+    index.save(tmp_path / "index")
+    again = ivf.load(tmp_path / "index", mmap=mmap)
+    a, b = index.search(q, 6), again.search(q, 6)
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
+    before = (tmp_path / "index").read_bytes()
+    again.remove_ids([int(b[1][0, 0])])
+    again.add_with_ids(q[:1], [5000])
+    assert int(again.search(q[:1], 1)[1]) == 5000
+    assert again.ntotal == 798
+    assert (tmp_path / "index").read_bytes() == before
+    again.save(tmp_path / "index")
+    assert int(ivf.read_index(tmp_path / "index").search(q[:1], 1)[1]) == 5000
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_damaged_and_later_files_are_refused(tmp_path):
+    path = tmp_path / "i"
+    filled("Flat", data(50, 4)).save(path)
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(StoreDamaged):
+        ivf.load(path)
+    path.write_bytes(good.replace(b'"format_version":"1"', b'"format_version":"9"'))
+    with pytest.raises(StoreTooNew, match="9"):
+        ivf.load(path)
+    with pytest.raises(FileNotFoundError):
+        ivf.load(tmp_path / "none")
+
+
+def test_state_dict_goes_into_another_index():
+    x = data(300, 8)
+    a = filled("IVF16,Flat", x)
+    b = ivf.IndexIVFFlat(d=8, nlist=16)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a.search(x, 3)[1], b.search(x, 3)[1])
+    with pytest.raises(ValueError, match="another"):
+        ivf.IndexFlatL2(8).load_state_dict(a.state_dict())
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("text", ["Flat", "IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,SQbf16"])
+def test_faiss_there_and_back(text, metric):
+    faiss = pytest.importorskip("faiss")
+    x, q = data(2000, 32, 1).numpy(), data(40, 32, 2).numpy()
+    theirs = faiss.index_factory(32, text, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+    theirs.train(x)
+    theirs.add(x)
+    if "IVF" in text:
+        theirs.nprobe = 5
+    ours = ivf.from_faiss(theirs)
+    back = ivf.to_faiss(ours)
+    want_d, want_i = theirs.search(q, 10)
+    for d, i in (ours.search(q, 10), back.search(q, 10)):
+        np.testing.assert_allclose(d, want_d, rtol=1e-3, atol=1e-3)
+        assert (i == want_i).mean() > 0.99
+    own = ivf.index_factory(32, text, metric)
+    own.train(x)
+    own.add_with_ids(x, np.arange(2000) * 2)
+    d, i = ivf.to_faiss(own).search(q, 10)
+    mine = own.search(q, 10)
+    assert (i == mine[1]).mean() > 0.98
+
+
+class Refusing(TorchDispatchMode):
+    """A backend without some operators, as DirectML, MPS and old ROCm are."""
+
+    missing = (
+        "searchsorted",
+        "isin.",
+        "_weight_int8pack_mm",
+        "amin.out",
+        "addmm.out",
+        "index_select.out",
+        "sort.stable",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        if name.startswith(self.missing):
+            raise NotImplementedError(f"{name} is not available on this backend")
+        if any(isinstance(a, torch.Tensor) and a.dtype == torch.float64 for a in args):
+            raise RuntimeError("float64 is not available on this backend")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("text", ["Flat", "IVF16,Flat", "IVF16,SQ8"])
+def test_a_backend_that_lacks_operators_gives_the_same_answers(text):
+    x, q = data(1200, 32, 1), data(40, 32, 2)
+    keep = torch.arange(0, 1200, 2)
+    answers = []
+    for poor in (False, True):
+        operators.forget()
+        try:
+            if poor:
+                with Refusing():
+                    with pytest.raises(NotImplementedError):
+                        torch.isin(keep, keep)
+                    answers.append(_use(filled(text, x), x, q, keep))
+            else:
+                answers.append(_use(filled(text, x), x, q, keep))
+        finally:
+            operators.forget()
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def _use(index, x, q, keep):
+    out = []
+    for mode in ("csr", "matrix"):
+        out += [index.search(q, 5, SearchParams(search_mode=mode, max_codes=600))[1]]
+        out += [index.search(q, 5, SearchParams(search_mode=mode, exact_below=0), filter=keep)[1]]
+    index.remove_ids([1, 2, 3])
+    index.update_vectors([10], x[:1])
+    out.append(index.search(x[:1], 2)[1].sort().values)
+    out.append(index.range_search(q, 30.0)[0])
+    return out
+
+
+def test_two_processes_answer_like_one(tmp_path):
+    code = """
+import sys, torch, torch.distributed as dist
+from qmd.ivf.distributed import DistributedIVF
+from qmd import ivf
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+g = torch.Generator().manual_seed(0)
+x, q = torch.randn(2000, 16, generator=g), torch.randn(30, 16, generator=g)
+index = DistributedIVF(ivf.IndexIVFFlat(d=16, nlist=12, nprobe=4))
+index.train(x)
+index.add(x)
+one = ivf.IndexIVFFlat(d=16, nlist=12, nprobe=4)
+one.train(x); one.add(x)
+a, b = index.search(q, 10), one.search(q, 10)
+assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+assert 0 < index.index.ntotal < 2000 and index.ntotal == 2000
+assert index.remove_ids([0, 1, 2]) == 3
+f = index.search(q, 10, filter=torch.arange(100))[1]
+assert ((f >= -1) & (f < 100)).all()
+dist.destroy_process_group()
+print("same")
+"""
+    rendezvous = str(tmp_path / "meet")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(r), rendezvous],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_env(),
+        )
+        for r in range(2)
+    ]
+    for w in workers:
+        out, err = w.communicate(timeout=120)
+        assert "same" in out, err
+
+
+def _env():
+    import os
+    from pathlib import Path
+
+    return {**os.environ, "PYTHONPATH": str(Path(ivf.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def test_cost_model_prefers_grouping_for_large_batches():
+    from qmd.ivf.cost import Cost
+
+    c = Cost(each=20e-6, touch=40e-6, task=1e-6, select_each=100e-6, select_grouped=30e-6, start=1e-3)
+    assert not c.prefers_grouped(1, 32, 512)
+    assert c.prefers_grouped(512, 32, 512)
+    index = filled("IVF16,Flat", data(2000, 16))
+    for threshold, mode in ((0.0, "csr"), (1e9, "matrix")):
+        index.auto_search_avg_group_threshold = threshold
+        index.search(data(10, 16), 3, SearchParams(debug_stats=True))
+        assert index.last_search_stats["search_mode"] == mode
+    assert ivf.IndexIVFFlat(d=4, nlist=4).auto_search_avg_group_threshold == 8.0
+
+
+def test_read_only_numpy_goes_in_without_a_warning(recwarn):
+    x = data(50, 8).numpy()
+    x.flags.writeable = False
+    index = ivf.IndexFlatL2(8)
+    index.add(x)
+    assert index.search(x[:3], 1)[1][:, 0].tolist() == [0, 1, 2]
+    assert not recwarn.list
+    assert json.dumps(index.state_dict()["header"])
+
+
+def test_old_names_are_in_qmd_ivf_index():
+    from qmd.ivf.index import IndexFlatIP, IndexFlatL2, IndexIVFFlat
+    from qmd.ivf.index import SearchParams as Same
+
+    assert Same is SearchParams
+    assert (IndexFlatIP, IndexFlatL2, IndexIVFFlat) == (ivf.IndexFlatIP, ivf.IndexFlatL2, ivf.IndexIVFFlat)

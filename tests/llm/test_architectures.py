@@ -1,0 +1,164 @@
+"""Tiny random models of real architectures: ONNX through QMD against transformers, to 1e-4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qmd.errors import ModelError, UsageError
+from qmd.llm import open_embedder, open_generator, open_reranker
+from qmd.llm.reranker import CausalReranker, ClassifierReranker
+from qmd.search.rerank import LLMReranker
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+Build = Callable[[str], tuple[Path, Any]]
+TEXTS = ["how to change file permissions", "bread", "the weather of the river and the bridge"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-r", "modernbert"])
+def test_pooled_vectors_equal_transformers(kind: str, tiny_model: Build) -> None:
+    folder, model = tiny_model(kind)
+    embedder = open_embedder(str(folder))
+    got = embedder.embed_documents(TEXTS)
+    for text, vector in zip(TEXTS, got, strict=True):
+        ids = torch.tensor([embedder._tokenizer._tokenizer.encode(text).ids])  # type: ignore[attr-defined]
+        with torch.no_grad():
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
+        wanted = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
+        np.testing.assert_allclose(vector, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-r"])
+def test_the_fused_float_graph_keeps_every_architecture_it_knows(kind: str, tiny_model: Build) -> None:
+    from qmd.llm.bert_graph import read_bert, write_bert
+    from qmd.llm.files import describe_folder
+    from qmd.llm.open import find_card
+    from qmd.llm.session import open_session
+
+    folder, _ = tiny_model(kind)
+    card = find_card(str(folder))
+    files = describe_folder(card, card.variants[0], folder, "0" * 64)
+    weights = read_bert(files.graph, heads=files.heads, first_position=files.first_position)
+    assert weights is not None
+    fused = open_session(write_bert(weights, products="float", pooling="mean"))
+    embedder: Any = open_embedder(str(folder))
+    wanted = embedder.embed_documents(TEXTS)
+    embedder.adopt(fused)
+    np.testing.assert_allclose(embedder.embed_documents(TEXTS), wanted, atol=1e-4)
+
+
+def test_a_classifier_scores_pairs_as_transformers_does(tiny_model: Build) -> None:
+    folder, model = tiny_model("bert-seq-cls")
+    reranker = open_reranker(str(folder))
+    reranker.card = reranker.card.__class__(name="x", role="reranker", max_tokens=128)
+    scores = reranker.score("file permissions", TEXTS)
+    tokenizer = reranker._tokenizer._tokenizer  # type: ignore[attr-defined]
+    for text, score in zip(TEXTS, scores, strict=True):
+        e = tokenizer.encode("file permissions", text)
+        ids, types = torch.tensor([e.ids]), torch.tensor([e.type_ids])
+        with torch.no_grad():
+            logit = model(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=types)[0][0, 0]
+        assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen3-causal", "qwen3-no-cache"])
+def test_a_causal_model_given_as_reranker_judges_by_yes_and_no(kind: str, tiny_model: Build) -> None:
+    folder, model = tiny_model(kind)
+    reranker = open_reranker(str(folder))
+    assert isinstance(reranker, CausalReranker)
+    scores = reranker.score("file permissions", TEXTS)
+    tokenizer = reranker._tokenizer._tokenizer
+    for text, score in zip(TEXTS, scores, strict=True):
+        head, bodies, tail, _ = reranker._parts("file permissions", [text])
+        ids = torch.tensor([[*head, *bodies[0], *tail]])
+        with torch.no_grad():
+            last = model(input_ids=ids).logits[0, -1]
+        pair = last[[tokenizer.token_to_id("no"), tokenizer.token_to_id("yes")]]
+        assert score == pytest.approx(float(torch.softmax(pair, 0)[1]), abs=1e-4)
+
+
+def test_qwen3_as_classifier_uses_the_template_and_equals_transformers(tiny_model: Build) -> None:
+    folder, model = tiny_model("qwen3-seq-cls")
+    reranker = open_reranker(str(folder))
+    assert isinstance(reranker, ClassifierReranker)
+    scores = reranker.score("file permissions", TEXTS)
+    head, bodies, tail, _ = reranker._parts("file permissions", TEXTS)
+    for body, score in zip(bodies, scores, strict=True):
+        ids = torch.tensor([[*head, *body, *tail]])
+        with torch.no_grad():
+            logit = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, 0]
+        assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-4)
+
+
+def test_scored_pairs_are_not_run_again(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker: Any = open_reranker(str(tiny_model("qwen3-causal")[0]))
+    first = reranker.score("bread", TEXTS)
+    monkeypatch.setattr(reranker, "_forward", lambda *_: pytest.fail("ran again"))
+    np.testing.assert_array_equal(reranker.score("bread", TEXTS[::-1]), first[::-1])
+
+
+def test_greedy_tokens_equal_transformers_and_streams_stop(tiny_model: Build) -> None:
+    folder, model = tiny_model("qwen3-causal")
+    generator: Any = open_generator(str(folder))
+    prompt = generator._tokenizer.content_ids(["how to change the file " * 40])[0]
+    got = list(generator.generate_ids(prompt, max_new_tokens=12))
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        full = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    wanted = full[0, len(prompt) :].tolist()
+    assert got == wanted[: len(got)]
+    assert len(got) == 12 or wanted[len(got)] in generator._ends
+
+    text = "".join(generator.generate("bread", max_new_tokens=20))
+    assert "".join(generator.generate("bread", max_new_tokens=20)) == text
+    cut = text[3:6]
+    assert "".join(generator.generate("bread", max_new_tokens=20, stop=[cut])) == text[: text.index(cut)]
+    one, two, other = (
+        "".join(generator.generate("bread", max_new_tokens=20, temperature=1.0, top_p=0.9, seed=s))
+        for s in (1, 1, 2)
+    )
+    assert one == two != other
+
+
+def test_a_grammar_holds_the_text(tiny_model: Build) -> None:
+    pytest.importorskip("llguidance")
+    generator = open_generator(str(tiny_model("qwen3-causal")[0]))
+    grammar = 'start: ("lex: " | "vec: ") /[a-c]{3,6}/ "\\n"'
+    text = "".join(generator.generate("bread", max_new_tokens=40, grammar=grammar, temperature=1.0, seed=3))
+    assert text[:5] in {"lex: ", "vec: "}
+    assert text.endswith("\n")
+    assert set(text[5:-1]) <= set("abc")
+    with pytest.raises(UsageError, match="grammar"):
+        list(generator.generate("bread", grammar="start: ((("))
+
+
+def test_wrong_kind_of_model_is_refused_with_the_remedy(tiny_model: Build) -> None:
+    with pytest.raises(ModelError, match="as embedding a model is needed that gives vectors"):
+        open_embedder(str(tiny_model("qwen3-causal")[0]))
+    with pytest.raises(ModelError, match="gives vectors; as generation"):
+        open_generator(str(tiny_model("bert")[0]))
+
+
+def test_llm_reranker_as_the_specification_writes_it(tiny_model: Build) -> None:
+    folder = str(tiny_model("qwen3-causal")[0])
+    reranker = LLMReranker(folder, folder)
+    documents = [{"content": t, "title": "T", "id": i} for i, t in enumerate(TEXTS)]
+    ranked = reranker.rerank("bread", documents, top_k=2)
+    assert len(ranked) == 2
+    assert ranked[0]["score"] >= ranked[1]["score"]
+    assert {"content", "title", "id", "score"} == set(ranked[0])
+    assert "score" not in documents[0]
+    assert reranker.rerank("bread", []) == []
+    with pytest.raises(UsageError, match="content"):
+        reranker.rerank("bread", [{"title": "no text"}])

@@ -1,0 +1,183 @@
+"""Download against a loopback server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmd.errors import ModelError, NotFound
+from qmd.llm import find_card, open_embedder
+from qmd.llm.catalog import CATALOG
+from qmd.llm.hub import cached_models, find_on_hub, lock_path, read_lock, remove_cached
+from qmd.types import ModelCard, ModelVariant
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CARD = ModelCard("tiny/model", "embedding", variants=(ModelVariant("fp32", ("onnx/model.onnx",)),))
+
+
+class Hub(ThreadingHTTPServer):
+    """`files` of every repository; `broken_after` cuts bodies off after so many bytes, once."""
+
+    daemon_threads = True
+    files: dict[str, bytes]
+    asked: list[tuple[str, str, str | None]]
+    broken_after: int | None = None
+
+
+class Answers(BaseHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        hub = self.server
+        assert isinstance(hub, Hub)
+        hub.asked.append((self.command, self.path, self.headers.get("Range")))
+        name = self.path.partition("/resolve/")[2].partition("/")[2]
+        if not self.path.startswith("/tiny/model/"):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = hub.files.get(name)
+        if data is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("Content-Length", str(len(data) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        if body:
+            end = len(data)
+            if hub.broken_after is not None and name.endswith(".onnx"):
+                end, hub.broken_after = start + hub.broken_after, None
+            self.wfile.write(data[start:end])
+            self.close_connection = True
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    folder, _ = tiny_model("bert")
+    server = Hub(("127.0.0.1", 0), Answers)
+    server.asked = []
+    server.files = {
+        "onnx/model.onnx": (folder / "model.onnx").read_bytes(),
+        "tokenizer.json": (folder / "tokenizer.json").read_bytes(),
+        "config.json": (folder / "config.json").read_bytes(),
+        "pytorch_model.bin": b"not wanted" * 1000,
+    }
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+def test_only_needed_files_at_one_commit_and_locked(hub: Hub) -> None:
+    embedder = open_embedder("tiny/model")
+    assert embedder.embed_query("bread").shape == (32,)
+    gets = {path.rpartition(COMMIT)[2] or path for command, path, _ in hub.asked if command == "GET"}
+    assert not any("pytorch_model" in path for path in gets)
+    entry = read_lock()["tiny/model"]
+    assert entry["commit"] == COMMIT
+    assert entry["files"]["onnx/model.onnx"] == hashlib.sha256(hub.files["onnx/model.onnx"]).hexdigest()
+    assert cached_models()["tiny/model"] >= len(hub.files["onnx/model.onnx"])
+
+
+def test_once_downloaded_no_network_is_needed(hub: Hub) -> None:
+    first = find_on_hub(CARD, CARD.variants[0])
+    hub.asked.clear()
+    again = find_on_hub(CARD, CARD.variants[0], download=False)
+    assert again == first
+    assert hub.asked == []
+
+
+def test_a_changed_or_truncated_file_is_refused_and_the_remedy_works(hub: Hub) -> None:
+    graph = find_on_hub(CARD, CARD.variants[0]).graph.resolve()
+    whole = graph.read_bytes()
+    for damaged in (whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])):
+        graph.chmod(0o644)
+        graph.write_bytes(damaged)
+        with pytest.raises(ModelError, match="qmd models remove tiny/model"):
+            find_on_hub(CARD, CARD.variants[0])
+    assert remove_cached(["tiny/model"]) == ["tiny/model"]
+    assert find_on_hub(CARD, CARD.variants[0]).graph.read_bytes() == whole
+
+
+def test_an_interrupted_download_goes_on(hub: Hub) -> None:
+    hub.broken_after = 10_000
+    with contextlib.suppress(ModelError):  # the library may go on by itself, or give up and go on next time
+        find_on_hub(CARD, CARD.variants[0])
+    assert find_on_hub(CARD, CARD.variants[0]).graph.read_bytes() == hub.files["onnx/model.onnx"]
+    gets = [path for command, path, _ in hub.asked if command == "GET" and path.endswith(".onnx")]
+    assert len(gets) >= 2
+
+
+def test_unknown_models_and_missing_files_say_what_to_do(hub: Hub) -> None:
+    with pytest.raises(ModelError, match="Check the spelling"):
+        open_embedder("nobody/nothing")
+    del hub.files["onnx/model.onnx"]
+    with pytest.raises(ModelError, match=r"no file onnx/model\.onnx"):
+        open_embedder("tiny/model")
+    with pytest.raises(NotFound, match="Did you mean 'all-MiniLM-L6-v2'"):
+        find_card("all-MiniLM-L6-v3")
+
+
+def test_no_network_says_network_proxy_mirror(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    dead = "http://127.0.0.1:9"
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    with pytest.raises(ModelError, match=r"HF_ENDPOINT"):
+        find_on_hub(CARD, CARD.variants[0])
+
+
+def test_a_damaged_lock_file_is_not_forgotten(hub: Hub) -> None:
+    lock_path().parent.mkdir(parents=True)
+    lock_path().write_text("{half")
+    with pytest.raises(ModelError, match="Remove it"):
+        read_lock()
+
+
+def test_every_model_of_the_specification_has_a_row() -> None:
+    for name in (
+        "BAAI/bge-small-en-v1.5", "cross-encoder/ms-marco-MiniLM-L-6-v2", "Qwen/Qwen2.5-0.5B-Instruct",
+        "Qwen/Qwen3-Reranker-0.6B", "Xenova/jina-embeddings-v2-base-zh", "onnx-community/Qwen3-0.6B-ONNX",
+        "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", "thomasht86/Qwen3-Reranker-0.6B-int8-ONNX",
+        "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3", "intfloat/multilingual-e5-small",
+    ):  # fmt: skip
+        assert CATALOG[name].variants
+        assert CATALOG[name].license

@@ -1,0 +1,69 @@
+"""One process owns the model: same vectors through the socket, one server a socket, plain errors."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qmd.errors import ModelError, NotFound, UsageError
+from qmd.llm.engine import LLMEngine
+from qmd.llm.share import PROTOCOL_VERSION, Connection, ModelServer, Request, connect, socket_path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMD_MODEL_SOCKET", str(tmp_path / "m.sock"))
+    monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("QMD_MODEL_IDLE_S", "30")
+    monkeypatch.setenv("PYTHONPATH", "src")
+    return tmp_path
+
+
+def test_two_engines_share_one_process_and_get_the_same_vectors(place: Path) -> None:
+    texts = ["how to change file permissions", "bread"]
+    alone = LLMEngine().embed_texts(texts)
+    first, second = LLMEngine("server"), LLMEngine("auto")
+    np.testing.assert_allclose(first.embed_texts(texts), alone, atol=1e-4)
+    np.testing.assert_allclose(second.embed_query(texts[0]), alone[0], atol=1e-4)
+    assert first.embedder.fingerprint == LLMEngine().embedder.fingerprint
+    connection = connect(start=False)
+    assert connection is not None
+    info = connection.ask("status").info
+    assert info["models"] == ["embedding all-MiniLM-L6-v2"]
+    assert info["pid"] != os.getpid()
+    assert ModelServer(socket_path()).serve() is False
+    connection.ask("stop")
+
+
+def test_auto_without_a_process_works_here(place: Path) -> None:
+    assert LLMEngine("auto").embed_query("hello").shape == (384,)
+    assert not socket_path().exists()
+    with pytest.raises(UsageError, match="mode"):
+        LLMEngine("both")  # type: ignore[arg-type]
+
+
+def test_the_server_survives_bad_requests_and_leaves_when_idle(place: Path) -> None:
+    server = ModelServer(socket_path(), idle_s=1.5)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    connection = None
+    while connection is None:
+        connection = connect(start=False)
+    reply = server.answer(Request(version=PROTOCOL_VERSION + 1, op="hello"))
+    assert "protocol" in reply.error
+    with pytest.raises((ModelError, NotFound), match="no model is named"):
+        connection.ask("hello", model="no-such-model")
+    with pytest.raises(UsageError):
+        connection.ask("dance", model="all-MiniLM-L6-v2")
+    garbage = Connection(socket_path())
+    garbage._socket.sendall(b"\x03\x00\x00\x00abc")
+    assert connection.ask("status").info["pid"] == os.getpid()
+    garbage.close()
+    connection.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not socket_path().exists()

@@ -1,0 +1,155 @@
+"""Tiny models with random weights of real architectures, exported to ONNX folders as a hub would hold
+them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "how to change file permissions bread recipe weather river bridge the a of and yes no is query document"
+)
+
+
+def write_tokenizer(folder: Path, *, pair: bool) -> int:
+    """A byte-level BPE; with `pair`, [CLS] a [SEP] b [SEP] around texts. Returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["[PAD]", "[CLS]", "[SEP]", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "yes", "no"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([WORDS] * 5, trainer)
+    if pair:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return int(tokenizer.get_vocab_size())
+
+
+def build_model(kind: str, vocab: int) -> Any:
+    import torch
+    import transformers as t
+
+    torch.manual_seed(7)
+    small = {"vocab_size": vocab, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "bert":
+        model = t.BertModel(t.BertConfig(**small, intermediate_size=64), add_pooling_layer=False)
+    elif kind == "xlm-r":
+        config = t.XLMRobertaConfig(
+            **small, intermediate_size=64, max_position_embeddings=130, pad_token_id=0
+        )
+        model = t.XLMRobertaModel(config, add_pooling_layer=False)
+    elif kind == "modernbert":
+        config = t.ModernBertConfig(
+            **small, intermediate_size=64, pad_token_id=0, max_position_embeddings=256
+        )
+        model = t.ModernBertModel(config)
+    elif kind == "bert-seq-cls":
+        model = t.BertForSequenceClassification(t.BertConfig(**small, intermediate_size=64, num_labels=1))
+    else:
+        config = t.Qwen3Config(
+            **small, intermediate_size=64, num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=4,
+            bos_token_id=None, num_labels=1, use_cache=True,
+        )  # fmt: skip
+        model = (
+            t.Qwen3ForSequenceClassification(config)
+            if kind == "qwen3-seq-cls"
+            else t.Qwen3ForCausalLM(config)
+        )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.set_attn_implementation("eager")
+    return model.eval()
+
+
+def export(kind: str, folder: Path) -> Any:
+    """Write `model.onnx`, `tokenizer.json`, `config.json`; returns the transformers model for comparison."""
+    import torch
+
+    pair = not kind.startswith("qwen3")
+    vocab = write_tokenizer(folder, pair=pair)
+    model = build_model(kind, vocab)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), default=str))
+    ids = torch.randint(6, vocab, (2, 5))
+    mask = torch.ones_like(ids)
+    mask[1, 3:] = 0  # with nothing masked, transformers leaves the mask out of the traced graph
+    axes: dict[str, dict[int, str]] = {"input_ids": {0: "B", 1: "T"}, "attention_mask": {0: "B", 1: "S"}}
+    if kind == "qwen3-causal":
+        wrapper: Any = _WithCache(model)
+        past = [torch.randn(2, 1, 3, 16) for _ in range(4)]
+        mask = torch.ones(2, 8, dtype=torch.long)
+        positions = torch.arange(3, 8).expand(2, 5)
+        args: tuple[Any, ...] = (ids, mask, positions, *past)
+        names = [f"{n}.{p}" for n in range(2) for p in ("key", "value")]
+        inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)]
+        outputs = ["logits", *(f"present.{n}" for n in names)]
+        axes |= {"position_ids": {0: "B", 1: "T"}, "logits": {0: "B", 1: "T"}}
+        axes |= {f"past_key_values.{n}": {0: "B", 2: "P"} for n in names}
+        axes |= {f"present.{n}": {0: "B", 2: "S"} for n in names}
+    else:
+        wrapper, args = _Plain(model), (ids, mask)
+        inputs = ["input_ids", "attention_mask"]
+        if kind == "bert-seq-cls":
+            inputs, args = [*inputs, "token_type_ids"], (ids, mask, torch.zeros_like(ids))
+            axes["token_type_ids"] = {0: "B", 1: "T"}
+        outputs = ["logits"] if kind.endswith(("seq-cls", "causal", "no-cache")) else ["last_hidden_state"]
+        axes[outputs[0]] = {0: "B"} if kind.endswith("seq-cls") else {0: "B", 1: "T"}
+        axes["attention_mask"] = {0: "B", 1: "T"}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            wrapper.eval(), args, str(folder / "model.onnx"), input_names=inputs, output_names=outputs,
+            dynamic_axes=axes, dynamo=False, opset_version=18,
+        )  # fmt: skip
+    return model
+
+
+def _Plain(model: Any) -> Any:
+    import torch
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
+            extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+            if hasattr(model.config, "use_cache"):
+                extra["use_cache"] = False
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
+
+    return Plain()
+
+
+def _WithCache(model: Any) -> Any:
+    import torch
+    from transformers import DynamicCache
+
+    class WithCache(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
+            cache = DynamicCache()
+            for layer in range(len(past) // 2):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            out = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            held = out.past_key_values
+            flat = [part for layer in held.layers for part in (layer.keys, layer.values)]
+            return (out.logits, *flat)
+
+    return WithCache()

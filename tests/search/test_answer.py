@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+import qmd.index
+from qmd.errors import ModelError
+from qmd.search.answer import (
+    NOTHING_FOUND,
+    Source,
+    ask,
+    check_claims,
+    cut_passage,
+    read_history,
+    write_history,
+)
+from qmd.search.endpoint import RemoteWriter
+
+
+class Parrot:
+    """Writes what it is told to, and keeps what it was asked."""
+
+    name = "parrot"
+
+    def __init__(self, text: str) -> None:
+        self.text, self.messages, self.keep = text, [], ""
+
+    def write(self, messages, *, keep="", max_new_tokens=160, stream=None):
+        self.messages, self.keep = list(messages), keep
+        for word in self.text.split(" "):
+            if stream is not None:
+                stream(word + " ")
+        return self.text
+
+
+@pytest.fixture
+def index(tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "garden.md").write_text(
+        "# Tomatoes\n\nWater the tomatoes every second morning.\nNever on the leaves.\n"
+    )
+    (notes / "bread.md").write_text("# Sourdough\n\nFeed the starter with rye flour at ten at night.\n")
+    with qmd.index.open(tmp_path / "index.sqlite") as opened:
+        opened.add(notes, name="notes", embed=False)
+        yield opened
+
+
+def test_an_answer_from_the_passages_is_cited(index):
+    writer = Parrot("Water the tomatoes every second morning [1].")
+    pieces: list[str] = []
+    answer = ask(index, "when do I water tomatoes", writer=writer, stream=pieces.append)
+    assert answer.found
+    assert "".join(pieces).strip() == answer.text
+    assert [s.file for s in answer.cited] == ["qmd://notes/garden.md"]
+    assert answer.claims[0].supported
+    assert not answer.claims[0].added
+    assert "Question: when do I water tomatoes" in writer.messages[-1][1]
+    assert writer.messages[-1][1].startswith(writer.keep)
+    assert "every second morning" in writer.keep
+
+
+def test_an_invented_claim_is_marked_and_the_sources_are_quoted(index):
+    answer = ask(index, "when do I water tomatoes", writer=Parrot("Penguins deliver cheese on Tuesdays [1]."))
+    assert not answer.claims[0].supported
+    assert "[not in the sources]" in answer.marked()
+    assert answer.quote is not None
+    assert "second morning" in answer.quote.text
+
+
+def test_nothing_found_nothing_said(index):
+    writer = Parrot("Something.")
+    answer = ask(index, "quantum chromodynamics on a lattice", writer=writer)
+    assert (answer.found, answer.text, writer.messages) == (False, NOTHING_FOUND, [])
+
+
+def test_follow_up_searches_with_the_earlier_question(index, tmp_path):
+    writer = Parrot("Never on the leaves [1].")
+    history = [("how to water tomatoes", "Every second morning.")]
+    answer = ask(index, "and where not?", writer=writer, history=history)
+    assert answer.found
+    assert "Earlier question: how to water tomatoes" in writer.messages[-1][1]
+    write_history(tmp_path / "x" / "c.json", [*history, ("a", "b")])
+    assert read_history(tmp_path / "x" / "c.json") == [*history, ("a", "b")]
+    (tmp_path / "x" / "c.json").write_text("{")
+    assert read_history(tmp_path / "x" / "c.json") == []
+
+
+def test_claims_are_held_against_the_right_passage():
+    sources = [
+        Source(1, "#1", "a", "Cats", 1, 2, "Cats sleep sixteen hours a day."),
+        Source(2, "#2", "b", "Dogs", 1, 2, "Dogs bark at strangers."),
+    ]
+    wrong, right, late, uncited = check_claims(
+        "Rabbits eat purple carrots [1]. Dogs bark [2]. Cats sleep sixteen hours. [1] Dogs bark at strangers.",
+        sources,
+    )
+    assert not wrong.supported
+    assert (right.cited, right.supported, right.added) == ((2,), True, False)
+    assert (late.cited, late.added) == ((1,), False)
+    assert (uncited.cited, uncited.supported, uncited.added) == ((2,), True, True)
+    # the right words with the wrong number: the number is corrected, and said to be ours
+    (moved,) = check_claims("Dogs bark at strangers [1].", sources)
+    assert (moved.cited, moved.added) == ((2,), True)
+
+
+def test_passages_are_cut_at_lines():
+    text = "\n".join(f"line {i} " + "x" * 30 for i in range(40))
+    cut, first, last = cut_passage(text, 20, 200)
+    assert cut.splitlines() == text.splitlines()[first : last + 1]
+    assert first <= 20 <= last
+    assert len(cut) <= 210
+    assert len(cut_passage("字" * 1000, 0, 300)[0]) <= 200
+
+
+def test_a_server_that_speaks_openai(index):
+    seen: list[dict] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            for word in ("Water ", "the tomatoes every second morning [1]."):
+                row = {"choices": [{"delta": {"content": word}}]}
+                self.wfile.write(f"data: {json.dumps(row)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *args): ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        writer = RemoteWriter(f"http://127.0.0.1:{server.server_port}/v1#tiny")
+        answer = ask(index, "when do I water tomatoes", writer=writer)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert answer.claims[0].supported
+    assert seen[0]["model"] == "tiny"
+    assert seen[0]["stream"]
+    with pytest.raises(ModelError, match="no answer from"):
+        RemoteWriter("http://127.0.0.1:9/v1").write([("user", "x")])
+
+
+def test_the_index_answers(index):
+    answer = index.ask(
+        "when do I water tomatoes", writer=Parrot("Every second morning [1]."), collections=["notes"]
+    )
+    assert answer.claims[0].supported
+    assert answer.timings_ms["first_words"] <= answer.timings_ms["total"]
