@@ -44,7 +44,7 @@ RECIPE = {
     "batch_size": 256,
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
-    "epochs": 12,
+    "epochs": 8,
     "eval_strategy": "no",
     "logging_steps": 20,
 }
