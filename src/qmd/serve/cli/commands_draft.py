@@ -34,7 +34,11 @@ _HERE = "qmd.serve.cli.commands_draft"
 
 
 @click.group(
-    cls=LazyGroup, places={"build": Place(f"{_HERE}:build", "Store keys and values of known answers.")}
+    cls=LazyGroup,
+    places={"build": Place(f"{_HERE}:build", "Store keys and values of known answers.")},
+    epilog="""
+    qmd knowledge build --help
+    """,
 )
 def knowledge() -> None:
     """Known texts, computed once for the model that answers."""
@@ -47,6 +51,10 @@ def knowledge() -> None:
         "test": Place(f"{_HERE}:test_", "Acceptance and answers on known questions."),
         "bench": Place(f"{_HERE}:bench", "Plain decoding against drafting, on this machine."),
     },
+    epilog="""
+    qmd draft bench
+    qmd draft train draft.yaml
+    """,
 )
 def draft() -> None:
     """A small model that drafts what the large one would write: faster, not other, answers."""
