@@ -57,7 +57,10 @@ def knowledge() -> None:
     """,
 )
 def draft() -> None:
-    """A small model that drafts what the large one would write: faster, not other, answers."""
+    """Train and measure a draft for faster answers.
+
+    A small model drafts what the large one would write; the large one checks it, so the answers stay the same.
+    """
 
 
 def _bench(session: Session, config: Path | None, model: str | None, folder: Path | None) -> Bench:

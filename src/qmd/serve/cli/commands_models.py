@@ -13,9 +13,9 @@ from qmd.serve.cli.session import Session, pass_session
 _HERE = "qmd.serve.cli.commands_models"
 
 PLACES = {
-    "list": Place(f"{_HERE}:list_", "List known models and what is on this machine."),
-    "pull": Place(f"{_HERE}:pull", "Download a model now, and verify it."),
-    "remove": Place(f"{_HERE}:remove", "Delete a downloaded model."),
+    "list": Place(f"{_HERE}:list_", "List the models of the catalog and those on this machine."),
+    "pull": Place(f"{_HERE}:pull", "Download the variant of a model that fits this machine, and verify it."),
+    "remove": Place(f"{_HERE}:remove", "Delete a downloaded model; vectors that it made stay in the index."),
 }
 
 
@@ -43,7 +43,7 @@ class ModelRow:
     """,
 )
 def models() -> None:
-    """Models: which are known, which are on this machine.
+    """List, fetch and remove models.
 
     The configuration names the model of each role (`models.embedding`, `models.reranker`, ...); a model that is
     missing is downloaded when it is first needed. After another embedding model is configured, `qmd embed
