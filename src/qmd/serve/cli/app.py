@@ -36,7 +36,9 @@ PLACES = {
     ),
     "draft": Place(f"{_HERE}.commands_draft:draft", "Train and measure a draft for faster answers."),
     "init": Place(f"{_HERE}.commands_add:init", "Give this project its own index in .qmd/."),
-    "train": Place(f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs."),
+    "train": Place(
+        f"{_HERE}.commands_train:train", "Teach an embedding model your own pairs of texts and images."
+    ),
     "status": Place(
         f"{_HERE}.commands_upkeep:status", "Show what is indexed: collections, documents, vectors, sizes."
     ),
