@@ -101,7 +101,7 @@ def test_cjk_and_folding_find(store, put, text, query):
     put("a.md", text)
     put("b.md", "文限 件权 unrelated 法方")
     hits = store.keyword.match(" ".join(query_terms(query)))
-    assert 1 in [i for i, _ in hits]
+    assert {i for i, _ in hits} >= {1}
 
 
 def test_cjk_bigrams_keep_their_order(store, put):

@@ -44,6 +44,6 @@ def open_session(
         return ort.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph), options, providers=list(providers)
         )
-    except Exception as error:
+    except Exception as error:  # onnxruntime's errors share no base class below Exception
         name = "graph" if isinstance(graph, bytes) else str(graph)
         raise ModelError(f"ONNX Runtime cannot load {name}: {str(error).splitlines()[0]}") from error

@@ -35,7 +35,7 @@ class TextTokenizer:
 
         try:
             return cls(Tokenizer.from_file(str(path)))
-        except Exception as error:
+        except Exception as error:  # tokenizers raises plain Exception for a bad file
             raise ModelError(
                 f"{path} is not a readable tokenizer.json ({error}). "
                 "Remove the model with `qmd models remove` and pull it again."
