@@ -30,8 +30,6 @@ SEARCHES = [
         "Search by meaning: hardly a word in common with the note",
         [
             ("vsearch", "my bread comes out heavy and wet inside"),
-            ("vsearch", "春天和妈妈去京都"),
-            ("vsearch", "火事と地震の記録"),
         ],
     ),
     (

@@ -16,8 +16,6 @@ EXPECTED = [
     "linux/文件权限.md",
     "linux/ファイルの権限.md",
     "kitchen/sourdough.md",
-    "travel/京都三日.md",
-    "books/読書メモ.md",
     "work/2026-04-22 ingest outage.md",
     "health/睡眠记录.md",
     "health/花粉症.md",
