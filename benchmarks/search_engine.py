@@ -207,7 +207,7 @@ def main() -> None:
     for name, value in figures.items():
         recorded = "" if peer or name not in RECORDED else f"   (the original, recorded: {RECORDED[name]})"
         print(f"{name:28} {value if isinstance(value, Spread | int) else f'{value:.3g}'}{recorded}")
-    append_result("search_engine", figures, ("tokenizers", "cmarkgfm", "click"))
+    append_result("search_engine", figures, ("tokenizers", "pyromark", "click"))
 
 
 if __name__ == "__main__":

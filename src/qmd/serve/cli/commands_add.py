@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command(
     epilog="""
     qmd add ~/notes
-    qmd add ~/work/wiki --name wiki --ignore 'archive/**'
+    qmd add ~/wiki --name wiki --ignore 'archive/**'
     qmd add . --pattern '**/*.md' --no-embed
     """
 )
