@@ -86,7 +86,8 @@ def test_kill_9_keeps_what_was_acknowledged(database, tmp_path, job):
             else:
                 done, total = store.vectors.count("fake-1")
                 assert done >= max(kept, acknowledged)
-                assert len(store.vectors.matrix("fake-1")) == done or done == 0
+                if done:  # rows of chunks that are gone may stay in the matrix, marked
+                    assert (store.vectors.matrix("fake-1").chunk_ids >= 0).sum() == done
                 assert total == store.db.value(f"SELECT count(*) FROM {table}")
         kept = done
         if kept == (FILES if job == "index" else total):  # all done: the remaining kills begin afresh
