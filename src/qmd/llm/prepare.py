@@ -53,10 +53,14 @@ class Prepared:
 
 
 def prepared_path(files: ModelFiles) -> Path:
+    return cache_root() / "prepared" / files.sha256[:24] / f"{machine_name()}-{files.card.pooling}.onnx"
+
+
+def machine_name() -> str:
+    """This processor with this ONNX Runtime: what a measured speed holds for."""
     import onnxruntime
 
-    machine = f"{platform.machine()}-{_processor()}-ort{onnxruntime.__version__}-{files.card.pooling}"
-    return cache_root() / "prepared" / files.sha256[:24] / f"{machine}.onnx"
+    return f"{platform.machine()}-{_processor()}-ort{onnxruntime.__version__}"
 
 
 def load_prepared(files: ModelFiles) -> tuple[bytes, Prepared] | None:

@@ -16,6 +16,10 @@ EXPANSION_GRAMMAR = r"""
 start: line~1..4
 line: ("lex: " | "vec: " | "hyde: ") /[^\n]{2,200}/ "\n"
 """
+EXPANSION_GBNF = r"""
+root ::= line (line (line line?)?)?
+line ::= ("lex: " | "vec: " | "hyde: ") [^\n]{2,200} "\n"
+"""
 EXPANSION_PROMPT = (
     "Rewrite the search query in other words that documents might use. Write up to four lines, each starting "
     "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the "
@@ -68,8 +72,11 @@ class LLMReranker:
         """The query itself, then other wordings of it, without repeats."""
         if self._expansion is None:
             self._expansion = open_generator(self.expansion_model)
+        grammar = self._grammar
+        if grammar is not None and getattr(self._expansion, "grammar_form", "lark") == "gbnf":
+            grammar = EXPANSION_GBNF
         pieces = self._expansion.generate(
-            EXPANSION_PROMPT.format(query=query), max_new_tokens=160, grammar=self._grammar
+            EXPANSION_PROMPT.format(query=query), max_new_tokens=160, grammar=grammar
         )
         found = [query]
         for line in "".join(pieces).splitlines():
