@@ -136,3 +136,4 @@ class CheckResult:
     state: Literal["ok", "warning", "problem"]
     message: str
     remedy: str | None = None
+    figures: Mapping[str, object] | None = None

@@ -130,7 +130,7 @@ _ROWS = (
     ),
     _embedding(
         "Xenova/jina-embeddings-v2-base-zh", 768, 8192, "Apache-2.0", ("zh", "en"), (INT8, FP16, FP32),
-        checked="model page of the int8 file",
+        checked=DOWNLOADS,
     ),
     ModelCard(
         "intfloat/multilingual-e5-small", "embedding", 384, 512, "mean", "query: ", "passage: ", "MIT", _MANY,
@@ -163,7 +163,7 @@ _ROWS = (
     ),
     _reranker(
         "thomasht86/Qwen3-Reranker-0.6B-int8-ONNX", (ModelVariant("int8", ("model.onnx",)),), form="causal",
-        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY, checked=DOWNLOADS,
     ),
     _reranker(
         "Qwen/Qwen3-Reranker-0.6B", (FP32_FLAT,),

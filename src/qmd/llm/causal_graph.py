@@ -175,11 +175,19 @@ class _Writer:
         biases = [self.weights(f"{name}.attn_{p}.bias") for p in "qkv"]
         bias = np.concatenate([b for b in biases if b is not None]) if biases[0] is not None else None
         joint = self.product(x, np.concatenate(parts), f"{layer}.qkv", bias=bias)
-        q_gain, k_gain = self.weights(f"{name}.attn_q_norm.weight"), self.weights(f"{name}.attn_k_norm.weight")
+        q_gain, k_gain = (
+            self.weights(f"{name}.attn_q_norm.weight"),
+            self.weights(f"{name}.attn_k_norm.weight"),
+        )
         inputs = [joint, "", ""]
         if q_gain is not None and k_gain is not None:
             sizes = np.array([s.heads * s.head_width, s.kv_heads * s.head_width, s.kv_heads * s.head_width])
-            self.node("Split", [joint, self.constant(f"{layer}.sizes", sizes)], *(f"{layer}.{p}" for p in "qkv"), axis=-1)
+            self.node(
+                "Split",
+                [joint, self.constant(f"{layer}.sizes", sizes)],
+                *(f"{layer}.{p}" for p in "qkv"),
+                axis=-1,
+            )
             inputs = [
                 self.head_norm(f"{layer}.q", q_gain, s.heads, f"{layer}.qn"),
                 self.head_norm(f"{layer}.k", k_gain, s.kv_heads, f"{layer}.kn"),
@@ -213,7 +221,7 @@ class _Writer:
         )  # fmt: skip
 
     def graph(self) -> bytes:
-        from onnx import TensorProto, helper
+        from onnx import TensorProto
 
         s = self.shape
         angles = np.arange(s.positions)[:, None] / s.rope_base ** (
@@ -222,9 +230,7 @@ class _Writer:
         self.constant("cos", np.cos(angles).astype(np.float32))
         self.constant("sin", np.sin(angles).astype(np.float32))
         self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
-        self.node(
-            "ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0
-        )
+        self.node("ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0)
         self.node("Sub", ["lengths", self.constant("one", np.array(1, np.int32))], "last")
         self.node("Shape", ["attention_mask"], "size", start=1, end=2)
         self.node("Squeeze", ["size"], "width")

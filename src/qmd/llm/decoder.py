@@ -108,7 +108,12 @@ class CausalModel:
         """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows; a graph whose
         attention cannot start a batch from a shared cache runs head and row together."""
         if self._shares_prefix:
-            from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NotImplemented, RuntimeException
+            from onnxruntime.capi.onnxruntime_pybind11_state import (
+                Fail,
+                InvalidArgument,
+                NotImplemented,
+                RuntimeException,
+            )
 
             try:
                 return self._shared_logits(head, rows, pad_id)

@@ -41,6 +41,7 @@ class OnnxGenerator:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
         self._model = CausalModel(session, device)
+        self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
         self._decoding: Decoding | None = None
         self._seen: list[int] = []
         self._tokenizer = tokenizer

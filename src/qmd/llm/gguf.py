@@ -60,6 +60,7 @@ class GgufGenerator:
             variants=(ModelVariant("q4", (path.name,)),),
             form="causal",
         )
+        self.runs_on = "llama.cpp"
         self.fingerprint = f"{path.stem}:{file_sha256(path)[:16]}"
 
     def generate(

@@ -16,9 +16,7 @@ from qmd.llm.causal_graph import CausalShape
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _DIGITS_ONE_BY_ONE = ("smollm", "starcoder", "refact", "command-r")
-_QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = _QWEN_SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|")
 
 
@@ -106,7 +104,10 @@ def write_tokenizer(model: GgufFile, target: Path) -> None:
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
     kind = str(fields.get("tokenizer.ggml.pre", ""))
     if kind in _DIGITS_ONE_BY_ONE:
-        steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        steps: list[Any] = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     elif kind in {"qwen2", "llama-bpe", "llama3"}:
         split = _QWEN_SPLIT if kind == "qwen2" else _LLAMA3_SPLIT
         steps = [
@@ -118,9 +119,15 @@ def write_tokenizer(model: GgufFile, target: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k in (2, 3)]
+        [
+            AddedToken(t, special=True, normalized=False)
+            for t, k in zip(tokens, kinds, strict=True)
+            if k in (2, 3)
+        ]
     )
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == 4])
+    tokenizer.add_tokens(
+        [AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == 4]
+    )
     tokenizer.save(str(target))
 
 

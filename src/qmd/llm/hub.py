@@ -105,7 +105,9 @@ def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None
     except GatedRepoError as error:
         raise ModelError(f"{repo} asks for consent. Accept its terms, then set HF_TOKEN.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise ModelError(f"no model {repo} (revision {revision or 'main'}) on the hub. Check the spelling.") from error
+        raise ModelError(
+            f"no model {repo} (revision {revision or 'main'}) on the hub. Check the spelling."
+        ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, ConnectionError, TimeoutError, ValueError):
         return None  # the download itself then says what is wrong
     if info.sha is None:

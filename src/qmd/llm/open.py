@@ -162,12 +162,16 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
         if card.role != role:
             raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
         return replace(card, repo=str(folder), package="")
-    graphs = [p.relative_to(folder).as_posix() for p in (*folder.glob("*.onnx*"), *folder.glob("onnx/*.onnx*"))]
+    graphs = [
+        p.relative_to(folder).as_posix() for p in (*folder.glob("*.onnx*"), *folder.glob("onnx/*.onnx*"))
+    ]
     variants = find_variants(sorted(graphs), folder.name)
     if not variants:
         raise ModelError(f"{folder} holds no .onnx file. Export the model to ONNX, or name a hub id.")
     template = {"embedding": "", "reranker": QWEN3_RERANK, "generation": CHATML}[role]
-    return _complete(ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template), folder)
+    return _complete(
+        ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template), folder
+    )
 
 
 def _read_card(path: Path) -> ModelCard:

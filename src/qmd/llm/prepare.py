@@ -148,7 +148,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         path = prepared_path(files)
         write_atomically(path, graph)
         write_atomically(path.with_suffix(".json"), json.dumps(asdict(record)).encode())
-    source.adopt(open_session(graph, threads=source.threads) if graph else None)
+    source.adopt(open_session(graph, threads=source.threads) if graph else None, best or "")
     return record
 
 

@@ -30,9 +30,10 @@ CACHED_PAIRS = 20_000
 class PairReranker:
     """What both forms share: windows of long texts, batches, and a cache of scored pairs."""
 
-    def __init__(self, files: ModelFiles, tokenizer: TextTokenizer) -> None:
+    def __init__(self, files: ModelFiles, tokenizer: TextTokenizer, providers: Sequence[str]) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
+        self.runs_on = f"{providers[0]} {files.variant.precision}"
         self._tokenizer = tokenizer
         self._scored: OrderedDict[bytes, float] = OrderedDict()
 
@@ -87,7 +88,7 @@ class ClassifierReranker(PairReranker):
     def __init__(
         self, files: ModelFiles, session: onnxruntime.InferenceSession, tokenizer: TextTokenizer
     ) -> None:
-        super().__init__(files, tokenizer)
+        super().__init__(files, tokenizer, session.get_providers())
         self._session = session
         signature = read_signature(session)
         self._inputs = signature.inputs
@@ -121,7 +122,7 @@ class CausalReranker(PairReranker):
     all rows."""
 
     def __init__(self, files: ModelFiles, model: CausalModel, tokenizer: TextTokenizer) -> None:
-        super().__init__(files, tokenizer)
+        super().__init__(files, tokenizer, model.session.get_providers())
         self._model = model
         yes, no = tokenizer.token_id("yes"), tokenizer.token_id("no")
         if yes is None or no is None:

@@ -235,6 +235,7 @@ class SharedEmbedder:
         self.max_tokens: int = info["max_tokens"]
         self.fingerprint: str = info["fingerprint"]
         self.card = ModelCard(info["name"], "embedding", self.dim, self.max_tokens)
+        self.runs_on = "the model process"
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         if isinstance(texts, str):

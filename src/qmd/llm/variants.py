@@ -9,7 +9,9 @@ from typing import Literal
 from qmd.types import ModelVariant
 
 Precision = Literal["fp32", "fp16", "int8", "q4", "q4f16"]
-_GRAPH = re.compile(r"^(?:(?P<folder>.+)/)?(?P<stem>model|decoder_model_merged|decoder_model)(?P<suffix>[\w.-]*)\.onnx$")
+_GRAPH = re.compile(
+    r"^(?:(?P<folder>.+)/)?(?P<stem>model|decoder_model_merged|decoder_model)(?P<suffix>[\w.-]*)\.onnx$"
+)
 _SUFFIXES: tuple[tuple[str, Precision], ...] = (
     ("", "fp32"),
     ("_fp16", "fp16"),
@@ -39,7 +41,9 @@ def find_variants(names: Sequence[str], repo: str = "") -> tuple[ModelVariant, .
         for rank, (suffix, kind) in enumerate(_SUFFIXES):
             if match["suffix"] == suffix:
                 rank += 100 * (_FOLDERS.index(match["folder"]) + 2 * (match["stem"] == "decoder_model"))
-                precision: Precision = "int8" if suffix == "" and re.search(r"int8|quantized", repo, re.I) else kind
+                precision: Precision = (
+                    "int8" if suffix == "" and re.search(r"int8|quantized", repo, re.I) else kind
+                )
                 if precision not in found or rank < found[precision][0]:
                     found[precision] = (rank, name)
     return tuple(
