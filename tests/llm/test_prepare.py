@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qmd.llm import open_reranker
 from qmd.llm.bert_graph import read_bert, write_bert
 from qmd.llm.catalog import CATALOG
 from qmd.llm.embedder import OnnxEmbedder
@@ -81,3 +83,46 @@ def test_preparing_without_a_place_to_write_still_embeds(
     embedder = OnnxEmbedder.open(find_packaged(CATALOG["all-MiniLM-L6-v2"]))
     assert embedder.prepare() is not None
     assert embedder.embed_query("still here").shape == (384,)
+
+
+def test_a_cross_encoder_is_prepared_and_keeps_its_scores(
+    cache: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qmd.llm.prepare_reranker import MEAN_DIFFERENCE
+    from qmd.llm.reranker import ClassifierReranker
+
+    folder, _ = tiny_model("bert-seq-cls")
+    reranker = open_reranker(str(folder))
+    assert isinstance(reranker, ClassifierReranker)
+    before = reranker.score("file permissions", TEXTS[:2])
+    for only in ("float", "signed"):
+        monkeypatch.setattr("qmd.llm.prepare_reranker.CANDIDATES", (only,))
+        monkeypatch.setattr("qmd.llm.prepare_reranker.MEAN_DIFFERENCE", {only: 0.05 if only == "signed" else 1e-4})
+        record = reranker.prepare()
+        assert record is not None
+        assert record.products in (only, "source")
+        assert record.mean_cosine >= 1 - max(MEAN_DIFFERENCE[only], 0.05)
+        reranker._scored.clear()
+        np.testing.assert_allclose(reranker.score("file permissions", TEXTS[:2]), before, atol=0.1)
+    weights = read_bert(folder / "model.onnx", heads=2)
+    assert weights is not None
+    assert weights.classifies
+    fused = open_session(write_bert(weights, products="float", pooling="classify"))
+    reranker.adopt(fused, "float")
+    reranker._scored.clear()
+    np.testing.assert_allclose(reranker.score("file permissions", TEXTS[:2]), before, atol=1e-4)
+    again = open_reranker(str(folder))
+    np.testing.assert_allclose(again.score("file permissions", TEXTS[:2]), before, atol=0.1)
+
+
+def test_a_first_token_pooling_computes_the_last_layer_for_it_alone(tiny_model: Any) -> None:
+    folder, _ = tiny_model("bert")
+    weights = read_bert(folder / "model.onnx", heads=2)
+    assert weights is not None
+    ids = np.array([[1, 9, 10, 11, 2], [1, 12, 2, 0, 0]])
+    mask = (ids != 0).astype(np.int64)
+    got = open_session(write_bert(weights, products="float", pooling="cls")).run(
+        ["pooled"], {"input_ids": ids, "attention_mask": mask}
+    )[0]
+    hidden = open_session(folder / "model.onnx").run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    np.testing.assert_allclose(got, hidden[:, 0], atol=1e-4)
