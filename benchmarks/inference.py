@@ -197,7 +197,7 @@ def _fresh(code: str) -> str:
 
 
 def rerank(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[str, Any]:
-    """A BERT classifier of MiniLM's size with its encoder's weights and a random head, as `ms-marco-MiniLM-L-6-v2` is."""
+    """A BERT classifier of MiniLM's size with its encoder's weights and a random head."""
     from qmd.llm import open_reranker
     from qmd.llm.reranker import ClassifierReranker
 

@@ -38,7 +38,8 @@ def check_machine() -> Iterator[CheckResult]:
         figures = {
             "total_bytes": total, "available_bytes": free, "process_bytes": own_bytes, "peak_bytes": peak_bytes(),
         }  # fmt: skip
-        message = f"{free / GIB:.1f} of {total / GIB:.1f} GiB available, {(own_bytes or 0) / 2**20:.0f} MiB in this process"
+        own_mib = (own_bytes or 0) / 2**20
+        message = f"{free / GIB:.1f} of {total / GIB:.1f} GiB available, {own_mib:.0f} MiB in this process"
         yield CheckResult("memory", "ok" if free > GIB / 2 else "warning", message, figures=figures)
 
 
@@ -50,7 +51,8 @@ def _sqlite() -> CheckResult:
         except sqlite3.OperationalError:
             full_text = False
         json = bool(probe.execute("SELECT json('1')").fetchone())
-    version = f"{sqlite3.sqlite_version}, full-text search {'yes' if full_text else 'no'}, JSON {'yes' if json else 'no'}"
+    words = {True: "yes", False: "no"}
+    version = f"{sqlite3.sqlite_version}, full-text search {words[full_text]}, JSON {words[json]}"
     if not full_text or sqlite3.sqlite_version_info < OLDEST_SQLITE:
         return CheckResult(
             "sqlite", "problem", version, "Use a Python whose SQLite is 3.35 or later, built with FTS5."
@@ -65,9 +67,8 @@ def _providers() -> CheckResult:
 
         devices, threads = available_devices(), default_threads()
     except ImportError as error:
-        return CheckResult(
-            "providers", "problem", f"ONNX Runtime does not load: {error}", "Run `pip install --force-reinstall onnxruntime`."
-        )  # fmt: skip
+        remedy = "Run `pip install --force-reinstall onnxruntime`."
+        return CheckResult("providers", "problem", f"ONNX Runtime does not load: {error}", remedy)
     message = f"models run on {', '.join(devices)}; {threads} threads"
     return CheckResult("providers", "ok", message, figures={"devices": list(devices), "threads": threads})
 

@@ -25,7 +25,8 @@ NAMES = {
     "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
 }  # fmt: skip
 
@@ -126,7 +127,8 @@ def test_blocks_hold_what_they_can() -> None:
 
 
 def test_chat_templates_take_every_message() -> None:
-    template = "<|im_start|>system\nStanding.<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    template = "<|im_start|>system\nStanding.<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n"
+    template += "<|im_start|>assistant\n<think>\n"
     assert render_chat(template, [("user", "Hi")]) == template.replace("{prompt}", "Hi")
     text = render_chat(
         template, [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Bye")]
@@ -156,7 +158,8 @@ def test_files_that_are_no_gguf_are_refused(tmp_path: Path) -> None:
 QUESTIONS = (
     "How do I bake bread?", "What is a river?", "Name three colours.", "Who wrote Hamlet?", "What is 7 plus 5?",
     "Explain gravity to a child.", "Write a haiku about rain.", "What is the capital of France?", "How do birds fly?",
-    "Give me a synonym of big.", "Why is the sky blue?", "What is Python?", "List two fruits.", "What does a lawyer do?",
+    "Give me a synonym of big.", "Why is the sky blue?", "What is Python?", "List two fruits.",
+    "What does a lawyer do?",
     "Translate 'hello' to Spanish.", "How many days are in a week?", "What is a prime number?", "Tell me about cats.",
     "How do I tie a knot?", "What is photosynthesis?",
 )  # fmt: skip

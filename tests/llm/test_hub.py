@@ -185,7 +185,8 @@ def test_an_interrupted_download_goes_on(hub: Hub) -> None:
 def test_ctrl_c_in_a_download_loses_nothing(hub: Hub, tmp_path: Path) -> None:
     hub.stall_after = 20_000
     environment = os.environ | {
-        "PYTHONPATH": "src", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "PYTHONPATH": "src", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
         "HF_HUB_DISABLE_XET": "1", "QMD_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
     pull = [sys.executable, "-m", "qmd", "models", "pull", "tiny/model"]
@@ -249,11 +250,15 @@ def test_a_mirror_without_lists_serves_what_the_card_says(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("names", "repo", "wanted"),
     [
-        (["onnx/model.onnx", "onnx/model.onnx_data", "model.onnx"], "", {"fp32": ("onnx/model.onnx", "onnx/model.onnx_data")}),
-        (["onnx/model_quantized.onnx", "onnx/model_int8.onnx", "onnx/model_uint8.onnx"], "", {"int8": ("onnx/model_quantized.onnx",)}),
+        (["onnx/model.onnx", "onnx/model.onnx_data", "model.onnx"], "",
+         {"fp32": ("onnx/model.onnx", "onnx/model.onnx_data")}),
+        (["onnx/model_quantized.onnx", "onnx/model_int8.onnx", "onnx/model_uint8.onnx"], "",
+         {"int8": ("onnx/model_quantized.onnx",)}),
         (["model.onnx", "model.onnx.data"], "me/x-int8-ONNX", {"int8": ("model.onnx", "model.onnx.data")}),
-        (["onnx/model_q4f16.onnx", "onnx/model_q4.onnx", "onnx/model_bnb4.onnx"], "", {"q4f16": ("onnx/model_q4f16.onnx",), "q4": ("onnx/model_q4.onnx",)}),
-        (["onnx/decoder_model_merged.onnx", "onnx/decoder_with_past_model.onnx"], "", {"fp32": ("onnx/decoder_model_merged.onnx",)}),
+        (["onnx/model_q4f16.onnx", "onnx/model_q4.onnx", "onnx/model_bnb4.onnx"], "",
+         {"q4f16": ("onnx/model_q4f16.onnx",), "q4": ("onnx/model_q4.onnx",)}),
+        (["onnx/decoder_model_merged.onnx", "onnx/decoder_with_past_model.onnx"], "",
+         {"fp32": ("onnx/decoder_model_merged.onnx",)}),
         (["openvino/model.onnx", "README.md"], "", {}),
     ],
 )  # fmt: skip

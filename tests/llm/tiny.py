@@ -76,8 +76,8 @@ def build_model(kind: str, vocab: int) -> Any:
 
 
 def jina_bert(vocab: int) -> Any:
-    """The network of jina-embeddings-v2 (Guenther et al. 2023) from the paper: BERT after-norm, no positions but a linear
-    penalty on distance in both directions (ALiBi), gated feed-forward GELU(x W) * (x V) without bias."""
+    """The network of jina-embeddings-v2 (Guenther et al. 2023) from the paper: BERT after-norm, no positions but a
+    linear penalty on distance in both directions (ALiBi), gated feed-forward GELU(x W) * (x V) without bias."""
     import torch
     from torch import nn
     from transformers import BertConfig
@@ -188,7 +188,8 @@ def export_causal(model: Any, folder: Path) -> None:
         torch.onnx.export(
             _WithCache(model).eval(), (*args, *past), str(folder / "model.onnx"),
             input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
-            output_names=["logits", *(f"present.{n}" for n in names)], dynamic_axes=axes, dynamo=False, opset_version=18,
+            output_names=["logits", *(f"present.{n}" for n in names)], dynamic_axes=axes, dynamo=False,
+            opset_version=18,
         )  # fmt: skip
 
 

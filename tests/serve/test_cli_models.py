@@ -1,4 +1,4 @@
-"""`qmd models use`, `qmd models export`, `qmd check --models`: with the model that comes with the install and stand-ins."""
+"""`qmd models use` and `qmd check --models`: with the model that comes with the install and stand-ins."""
 
 from __future__ import annotations
 
@@ -143,7 +143,8 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
 
     program = tmp_path / "nvidia-smi"
     program.write_text(
-        "#!/bin/sh\ncase $1 in *compute-apps*) echo \"GPU-1, $PPID, 321\";; *) echo 'GPU-1, GTX 1660 Ti, 6144, 900';; esac\n"
+        '#!/bin/sh\ncase $1 in *compute-apps*) echo "GPU-1, $PPID, 321";; '
+        "*) echo 'GPU-1, GTX 1660 Ti, 6144, 900';; esac\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

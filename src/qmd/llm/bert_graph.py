@@ -123,8 +123,8 @@ def write_bert(
 ) -> bytes:
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
-    Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is `logits`
-    (B, labels). Where only the first token is read in the end, the last layer computes only that one.
+    Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is
+    `logits` (B, labels). Where only the first token is read in the end, the last layer computes only that one.
     Raises KeyError when a weight of the architecture is missing.
     """
     if products != "float" and ranges is None:

@@ -1,9 +1,9 @@
 """Write a causal transformer (LLaMA, Qwen2, Qwen3) as an ONNX graph of ONNX Runtime's fused operators.
 
-One product for query, key and value, grouped-query attention with rotation and cache inside, gate and up in one product,
-residual + RMS norm in one operator. Products are float, or 8- or 4-bit blocks of 32 weights (`MatMulNBits`) whose inputs
-are rounded to int8 on the way. Names and shapes are those of the hub's exports, so one reader serves both, except that
-logits come for the last token only: (B, 1, vocabulary).
+One product for query, key and value, grouped-query attention with rotation and cache inside, gate and up in one
+product, residual + RMS norm in one operator. Products are float, or 8- or 4-bit blocks of 32 weights (`MatMulNBits`)
+whose inputs are rounded to int8 on the way. Names and shapes are those of the hub's exports, so one reader serves both,
+except that logits come for the last token only: (B, 1, vocabulary).
 """
 
 from __future__ import annotations
@@ -197,7 +197,8 @@ class _Writer:
         present = [f"present.{layer}.key", f"present.{layer}.value"]
         self.node(
             "GroupQueryAttention", [*inputs, *past, "last", "total", "cos", "sin"], f"{layer}.mixed", *present,
-            contrib=True, num_heads=s.heads, kv_num_heads=s.kv_heads, do_rotary=1, rotary_interleaved=int(s.interleaved),
+            contrib=True, num_heads=s.heads, kv_num_heads=s.kv_heads, do_rotary=1,
+            rotary_interleaved=int(s.interleaved),
         )  # fmt: skip
         return self.product(f"{layer}.mixed", self.need(f"{name}.attn_output.weight"), f"{layer}.out")
 

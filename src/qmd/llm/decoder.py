@@ -162,7 +162,8 @@ class PlainDecoding:
         self.length = len(self._tokens)
         ids = np.array([self._tokens], dtype=np.int64)
         logits, _ = self._model.step(ids, np.ones_like(ids), np.arange(self.length)[None, :], {})
-        return logits[0, -1].astype(np.float32)
+        row: Vectors = logits[0, -1].astype(np.float32)
+        return row
 
     def rewind(self, length: int) -> None:
         del self._tokens[length:]
@@ -183,7 +184,8 @@ class GrowingDecoding:
         positions = np.arange(self.length, end, dtype=np.int64)[None, :]
         logits, self._cache = self._model.step(ids, np.ones((1, end), np.int64), positions, self._cache)
         self.length = end
-        return logits[0, -1].astype(np.float32)
+        row: Vectors = logits[0, -1].astype(np.float32)
+        return row
 
     def rewind(self, length: int) -> None:
         import onnxruntime as ort

@@ -1,7 +1,7 @@
 """Choose how a GGUF file runs on this machine: llama.cpp, or ONNX Runtime after it was rewritten. Measured once.
 
-Only ways that keep the file's words compete: llama.cpp and int8 (logits of SmolLM2: cosine .9996 to fp32). Four bits are
-rounded a second time when a file is rewritten (cosine .98): smaller and faster, and taken only when asked for.
+Only ways that keep the file's words compete: llama.cpp and int8 (logits of SmolLM2: cosine .9996 to fp32). Four bits
+are rounded a second time when a file is rewritten (cosine .98): smaller and faster, and taken only when asked for.
 
 The rewritten graphs and the measurement lie under `~/.cache/qmd/prepared`, by the digest of the file.
 """
@@ -44,8 +44,8 @@ class Measured:
 def write_folder(gguf: Path, folder: Path, precision: Precision) -> Path:
     """Rewrite a GGUF file as an ONNX folder: `model.onnx`, `tokenizer.json`, `config.json`, `card.json`.
 
-    precision: fp32, int8, or q4 (4-bit blocks, the embedding and head in 8). Returns the graph's path. Raises ModelError
-    for an architecture that is not known, MissingExtra without the GGUF reader.
+    precision: fp32, int8, or q4 (4-bit blocks, the embedding and head in 8). Returns the graph's path. Raises
+    ModelError for an architecture that is not known, MissingExtra without the GGUF reader.
     """
     from qmd.llm.causal_graph import write_causal
     from qmd.llm.gguf_file import read_gguf, write_config, write_tokenizer

@@ -55,9 +55,9 @@ def _write_lock(models: dict[str, Any]) -> None:
 def resolve_card(card: ModelCard, *, download: bool = True) -> ModelCard:
     """The card with the variants that its repository really holds, at the commit that is then used.
 
-    A repository that is on this machine keeps to its lock entry. Else its file list is asked for, and variants are found
-    in it by their names; a hub that gives no list (a plain mirror) leaves the card as it is. Raises ModelError for an
-    unknown repository, and for one that holds no ONNX graph.
+    A repository that is on this machine keeps to its lock entry. Else its file list is asked for, and variants are
+    found in it by their names; a hub that gives no list (a plain mirror) leaves the card as it is. Raises ModelError
+    for an unknown repository, and for one that holds no ONNX graph.
     """
     repo = card.repo or card.name
     known = read_lock().get(repo)
@@ -78,10 +78,9 @@ def resolve_card(card: ModelCard, *, download: bool = True) -> ModelCard:
             "that was exported to ONNX, or export the model into a local folder."
         )
     exact = {v.precision: v for v in card.variants if set(v.files) <= set(names)}
-    if known is not None:  # what is here, and what the card says could be fetched
-        kept = {v.precision: v for v in card.variants} | found | exact
-    else:
-        kept = found | exact
+    # of a repository that is here, the card's other variants can still be fetched
+    wished = {v.precision: v for v in card.variants} if known is not None else {}
+    kept = wished | found | exact
     order = [v.precision for v in card.variants]
     ranked = sorted(kept.values(), key=lambda v: order.index(v.precision) if v.precision in order else 9)
     return replace(card, variants=tuple(ranked), revision=card.revision or commit)
