@@ -31,6 +31,10 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "serve": Place(
+        f"{_HERE}.commands_serve:serve",
+        "Answer programs over HTTP, with models loaded and folders watched.",
+    ),
     "knowledge": Place(
         f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
     ),
@@ -56,6 +60,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Serve", ("serve",)),
     ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )
