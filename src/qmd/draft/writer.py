@@ -22,8 +22,8 @@ Message = tuple[str, str]
 class LocalWriter:
     """A causal model with its tokenizer, a suffix proposer that remembers answers, and stored keys and values.
 
-    name: SmolLM2-135M-Instruct (from its package), a folder (torch or ONNX), a GGUF file or a hub id. knowledge_folder: where keys and
-    values of sources are kept between questions; None keeps them in memory.
+    name: SmolLM2-135M-Instruct (from its package), a folder (torch or ONNX), a GGUF file or a hub id.
+    knowledge_folder: where keys and values of sources are kept between questions; None keeps them in memory.
     """
 
     def __init__(

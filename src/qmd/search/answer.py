@@ -28,11 +28,14 @@ ENOUGH_WORDS = 0.4
 ENOUGH_MEANING = 0.35
 
 _STOP_WORDS = frozenset(
-    """
+    re.findall(
+        r"\w+",
+        """
     a about an and are as at be by can do does for from has have how i if in is it its of on or should
     so than that the their them then there these they this to up was what when where which who why will
     with you your we my me our not no but also into one use used using
-    """.split()
+    """,
+    )
 )
 
 
