@@ -56,7 +56,10 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         document = store.find_document(collection.name, relative)
         if document is not None:
             return document
-    on_disk = Path(path).expanduser().absolute()
+    try:
+        on_disk = Path(path).expanduser().absolute()
+    except RuntimeError:  # ~name, where nobody is called so
+        return store.find_docid(ref)
     for collection in collections:
         root = Path(collection.root)
         if on_disk.is_relative_to(root):

@@ -31,6 +31,8 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "mcp": Place(f"{_HERE}.commands_mcp:mcp", "Let agents search and read: the Model Context Protocol."),
+    "skill": Place(f"{_HERE}.commands_skill:skill", "What agents should know about QMD."),
     "knowledge": Place(
         f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
     ),
@@ -50,12 +52,13 @@ PLACES = {
 }
 
 # Words of the TypeScript original that mean a command of ours.
-ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
+ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check", "skills": "skill"}
 
 SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Serve", ("mcp", "skill")),
     ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )
