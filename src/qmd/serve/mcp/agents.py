@@ -1,4 +1,4 @@
-"""How each agent is told about the server: the lines, the file they belong in, the command that does it. Writes nothing."""
+"""How each agent is told about the server: the lines, the file they belong in, the command that does it."""
 
 from __future__ import annotations
 

@@ -95,13 +95,14 @@ def _make_manager(service: Service) -> Any:
 
     async def run(method: Method, params: Mapping[str, Any], call: Call) -> dict[str, Any]:
         asking = params.get("name") == "ask"
-        return await service.call(
+        done: dict[str, Any] = await service.call(
             method,
             params,
             call,
             lane=service.answers if asking else service.searches,
             deadline_s=service.limits.ask_deadline_s if asking else None,
         )
+        return done
 
     return StreamableHTTPSessionManager(
         app=QmdServer(operations, run),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -291,9 +291,10 @@ def check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     checked = {p.key: p.default for p in tool.parameters}
     given: dict[str, str] = {}
     for name, value in arguments.items():
-        parameter = known.get(name) or names.get(name)
-        if parameter is None:
+        found = known.get(name) or names.get(name)
+        if found is None:
             raise UsageError(_unknown(tool, name, list(known)))
+        parameter = found
         if value is None:
             continue
         if parameter.key in given:
@@ -341,7 +342,7 @@ def _value(tool: Tool, parameter: Parameter, value: Any) -> Any:
     return tuple(_search(tool, item) for item in value)
 
 
-def _number(parameter: Parameter, value: Any, wrong: Any) -> int | float:
+def _number(parameter: Parameter, value: Any, wrong: Callable[[str], UsageError]) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise wrong("a number")
     if parameter.kind == "integer":
@@ -352,7 +353,8 @@ def _number(parameter: Parameter, value: Any, wrong: Any) -> int | float:
         raise wrong(f"at least {parameter.least:g}")
     if parameter.most is not None and value > parameter.most:
         raise wrong(f"at most {parameter.most:g}")
-    return value
+    number: int | float = value
+    return number
 
 
 def _search(tool: Tool, item: Any) -> tuple[str, str]:

@@ -151,8 +151,8 @@ def search_typed(
         raise failed
     if len(lists) == 1:
         [only] = lists.values()
-        hits = [hit for hit in only if least is None or hit.score >= least][: asked["limit"]]
-        return Hits(tuple(hits), tuple(dict.fromkeys(degraded)), only.timings_ms)
+        enough = [hit for hit in only if least is None or hit.score >= least]
+        return Hits(tuple(enough[: asked["limit"]]), tuple(dict.fromkeys(degraded)), only.timings_ms)
     weights = {name: 2.0 if name.startswith("0:") else 1.0 for name in lists}
     ranked = fuse_ranks({n: [h.docid for h in hits] for n, hits in lists.items()}, weights)
     best: dict[str, Hit] = {}

@@ -1,8 +1,8 @@
 """JSON-RPC messages in, messages out, for one connection. Knows neither the tools nor where the bytes come from.
 
-The official SDK needs 0.8 CPU seconds to be imported, which every agent that starts `qmd mcp` would wait for; on standard
-input these lines speak the protocol instead, in both of its eras: the `initialize` handshake (2024-11-05 to 2025-11-25) and
-the envelope in every request (2026-07-28). The first request decides. A test holds every answer against the SDK's server.
+Importing the official SDK takes 0.8 CPU seconds, for which every agent that starts `qmd mcp` would wait. On standard
+input these lines speak the protocol instead, in both of its eras: the `initialize` handshake (2024-11-05 to 2025-11-25)
+and the envelope in every request (2026-07-28). The first request decides. A test holds the answers against the SDK's.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Conversation:
             return run(params, Call(progress=self._progress(params), cancelled=flag.is_set))
         except (ProtocolError, Cancelled):
             raise
-        except Exception as error:  # noqa: BLE001  a bug must answer its own request and leave the next ones alive
+        except Exception as error:  # a bug answers its own request and leaves the next ones alive
             _report(error)
             raise ProtocolError(INTERNAL_ERROR, "internal error; the server's log has the details") from error
 
