@@ -178,18 +178,22 @@ def ask(
     max_new_tokens: int = 120,
     history: Sequence[tuple[str, str]] = (),
     stream: Callable[[str], None] | None = None,
+    on_sources: Callable[[Sequence[Source]], None] | None = None,
     **conditions: Any,
 ) -> Answer:
     """Answer `question` from the index.
 
     history: earlier (question, answer) pairs; the last question helps to search for a follow-up. conditions: as for
     `Index.query` (collections, path, tags, after, before). stream: called with pieces of text as they are written.
+    on_sources: called once with the passages, before the first piece.
     """
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question
     hits = index.query(wanted, limit=limit, **conditions)
     sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars)
     searched = time.perf_counter()
+    if on_sources is not None:
+        on_sources(sources)
     if not sources:
         if stream is not None:
             stream(NOTHING_FOUND)

@@ -31,6 +31,10 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "serve": Place(
+        f"{_HERE}.commands_serve:serve",
+        "Answer programs over HTTP, with models loaded and folders watched.",
+    ),
     "mcp": Place(f"{_HERE}.commands_mcp:mcp", "Let agents search and read: the Model Context Protocol."),
     "skill": Place(f"{_HERE}.commands_skill:skill", "What agents should know about QMD."),
     "knowledge": Place(
@@ -58,7 +62,7 @@ SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
-    ("Serve", ("mcp", "skill")),
+    ("Serve", ("serve", "mcp", "skill")),
     ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )

@@ -1,0 +1,389 @@
+"""The long-running process: one for each index. What it leaves on disk, and how others find, trust and end it.
+
+Beside each other in a folder that only this user may enter: a lock (held as long as the process lives, so the kernel
+gives it back even after `kill -9`), a state file (process, address) and a socket. The lock alone says whether a daemon
+runs; a state file or socket without it is stale, whatever process has the number in it by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from qmd import __version__
+from qmd.errors import NotFound, QmdError, UsageError
+
+if TYPE_CHECKING:
+    from qmd.config import Places
+    from qmd.serve.service import Service
+
+log = logging.getLogger("qmd.serve")
+DRAIN_S = 10.0
+START_S = 30.0
+SOCKET_PATH_BYTES = 100
+LEAST_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a running daemon says of itself. `url` is where it answers HTTP, `socket` where the command line asks."""
+
+    pid: int
+    url: str
+    socket: str
+    version: str
+    database: str
+    config_dir: str
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where the files of the daemon of one index lie."""
+
+    folder: Path
+    name: str
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / f"{self.name}.lock"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / f"{self.name}.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+
+def run_folder() -> Path:
+    """`QMD_RUN_DIR`, else `$XDG_RUNTIME_DIR/qmd`, else a folder in the cache."""
+    chosen = os.environ.get("QMD_RUN_DIR")
+    if chosen:
+        return Path(chosen)
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime) / "qmd"
+    cache = os.environ.get("QMD_CACHE_DIR")
+    if cache:
+        return Path(cache).expanduser() / "run"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmd" / "run"
+
+
+def find_spot(places: Places, index: str = "index") -> Spot:
+    """The spot of an index under a configuration. Makes nothing."""
+    named = f"{os.path.realpath(places.database(index))}\0{os.path.realpath(places.config_dir)}"
+    digest = hashlib.blake2b(named.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return Spot(run_folder(), f"serve-{digest}")
+
+
+def is_private(folder: Path) -> bool:
+    """Whether the folder is ours and nobody else may enter."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def read_state(spot: Spot) -> State | None:
+    """What the daemon of this spot says of itself, if one runs. A stale file says nothing."""
+    if not is_private(spot.folder) or not is_held(spot):
+        return None
+    try:
+        return State(**json.loads(spot.state.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_held(spot: Spot) -> bool:
+    """Whether a living process holds the lock."""
+    import fcntl
+
+    try:
+        with spot.lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def claimed(spot: Spot) -> Iterator[None]:
+    """Hold the lock. Raises UsageError when another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        raise UsageError("`qmd serve` needs a system with Unix locks and sockets.") from None
+
+    spot.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(spot.folder):
+        raise UsageError(f"{spot.folder} can be entered by others. Run `chmod 700 {spot.folder}`.")
+    with _open_private(spot.lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = read_state(spot)
+            where = f" (process {running.pid}, {running.url})" if running else ""
+            raise UsageError(
+                f"a daemon serves this index already{where}. `qmd serve stop` ends it."
+            ) from None
+        try:
+            yield
+        finally:
+            for path in (spot.state, spot.socket):
+                path.unlink(missing_ok=True)
+
+
+def _open_private(path: Path) -> IO[str]:
+    return open(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8")
+
+
+def write_state(spot: Spot, state: State) -> None:
+    draft = spot.state.with_suffix(f".{os.getpid()}.new")
+    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(asdict(state), file)
+    draft.replace(spot.state)
+
+
+def read_token(path: Path) -> str:
+    """The token of a file that nobody else can read. Raises UsageError, NotFound."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.read(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(f"cannot read the token file {path}: {error}") from error
+    if mode & 0o077:
+        raise UsageError(f"others can read {path}. Run `chmod 600 {path}`.")
+    if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"the token in {path} must be one word of {LEAST_TOKEN} or more ASCII characters.")
+    return token
+
+
+def bind(host: str, port: int, *, token: str | None) -> socket.socket:
+    """A listening socket. Raises UsageError beyond loopback without a token, and where the port is taken."""
+    if not is_loopback(host) and token is None:
+        raise UsageError(
+            f"--host {host} can be reached from other machines: that needs a token. Put one in a file that only you "
+            "can read and name it with --token-file."
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.create_server(address[:2], family=family, backlog=512)
+    except OSError as error:
+        raise UsageError(
+            f"cannot serve on {host} port {port}: {error.strerror or error}. Choose another with --port."
+        ) from error
+    return bound
+
+
+def is_loopback(host: str) -> bool:
+    import ipaddress
+
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def bind_private(path: Path) -> socket.socket:
+    """A Unix socket that only this user may use. Whatever lies there is stale: the caller holds the lock."""
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise UsageError(f"{path} is too long for a socket. Set QMD_RUN_DIR to a shorter folder.")
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    listening.listen(256)
+    return listening
+
+
+def address_of(bound: socket.socket, host: str) -> str:
+    port = bound.getsockname()[1]
+    name = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{name}:{port}"
+
+
+def hosts_for(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """The names a request may be addressed to."""
+    from qmd.serve.http.guard import LOOPBACK
+
+    own = () if is_loopback(host) or host in ("0.0.0.0", "::") else (host,)
+    return (*LOOPBACK, *own, *allowed)
+
+
+def run(
+    service: Service,
+    spot: Spot,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8181,
+    token: str | None = None,
+    allowed_hosts: Collection[str] = (),
+    watch: bool = True,
+    announce: Any = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was accepted. `announce(state)` is called once it listens."""
+    with (
+        claimed(spot),
+        contextlib.closing(bind(host, port, token=token)) as bound,
+        contextlib.closing(bind_private(spot.socket)) as private,
+    ):
+        state = State(
+            pid=os.getpid(),
+            url=address_of(bound, host),
+            socket=str(spot.socket),
+            version=__version__,
+            database=str(service.database),
+            config_dir=str(service.places.config_dir),
+            started=time.time(),
+        )
+        hosts = hosts_for(host, tuple(allowed_hosts))
+        asyncio.run(_serve(service, spot, state, bound, private, token, hosts, watch, announce))
+
+
+async def _serve(
+    service: Service,
+    spot: Spot,
+    state: State,
+    bound: socket.socket,
+    private: socket.socket,
+    token: str | None,
+    hosts: Collection[str],
+    watch: bool,
+    announce: Any,
+) -> None:
+    import uvicorn
+
+    from qmd.serve.http.app import create_app
+
+    class Quiet(uvicorn.Server):
+        """Leaves the signals to us: two servers share them."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    def server(app: Any) -> Quiet:
+        return Quiet(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="on",
+                timeout_graceful_shutdown=int(DRAIN_S),
+                ws="none",
+            )
+        )
+
+    servers = (
+        (server(create_app(service, token=token, allowed_hosts=hosts)), bound),
+        (server(create_app(service, local=True)), private),
+    )
+
+    def end() -> None:
+        service.events.publish("end")
+        for one, _ in servers:
+            one.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    watcher = None
+    if watch:
+        from qmd.serve.watch import Watcher
+
+        watcher = Watcher(service)
+        watcher.start()
+    warming = loop.run_in_executor(None, _warm, service)
+    tasks = [asyncio.ensure_future(one.serve(sockets=[where])) for one, where in servers]
+    try:
+        while not all(one.started for one, _ in servers):
+            if any(task.done() for task in tasks):
+                break
+            await asyncio.sleep(0.005)
+        write_state(spot, state)
+        if announce is not None:
+            announce(state)
+        await asyncio.gather(*tasks)
+    finally:
+        if watcher is not None:
+            await loop.run_in_executor(None, watcher.stop)
+        await loop.run_in_executor(None, service.close, DRAIN_S)
+        await warming
+
+
+def _warm(service: Service) -> None:
+    try:
+        service.warm()
+    except QmdError as error:  # keyword search needs no model; `status` and hits say what is missing
+        log.warning("not loaded: %s", error)
+
+
+def start(arguments: Sequence[str], spot: Spot) -> State:
+    """Start `qmd ARGUMENTS` in the background and wait until it listens. Raises UsageError with its last words."""
+    spot.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _open_private(spot.log) as output:
+        output.truncate(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qmd", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        state = read_state(spot)
+        if state is not None and state.pid == process.pid:
+            return state
+        if process.poll() is not None:
+            words = spot.log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("qmd: ")
+            raise UsageError(words or f"the daemon ended at once with code {process.returncode}.")
+        time.sleep(0.02)
+    process.terminate()
+    raise UsageError(f"the daemon did not start within {START_S:.0f} s. Its log: {spot.log}")
+
+
+def stop(spot: Spot, *, within_s: float = DRAIN_S + 5) -> State:
+    """End the daemon of this spot and wait until it has. Raises NotFound when none runs."""
+    state = read_state(spot)
+    if state is None:
+        raise NotFound("no daemon serves this index.")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not is_held(spot):
+            return state
+        time.sleep(0.02)
+    raise UsageError(f"process {state.pid} has not ended within {within_s:.0f} s. Its log: {spot.log}")
