@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from qmd.errors import NotFound, QmdError
 from qmd.serve.mcp.instructions import write_instructions
@@ -173,11 +172,7 @@ class Operations:
             raise ProtocolError(INVALID_PARAMS, "a resource is addressed as qmd://collection/path")
         uri = valid_unicode(uri)
         try:
-            index = self.index()
-            try:
-                document = index.get(uri)
-            except NotFound:
-                document = index.get(unquote(uri))
+            document = self.index().get(uri)
         except NotFound as error:
             raise ProtocolError(RESOURCE_NOT_FOUND, safe(str(error)), {"uri": safe(uri)}) from error
         except (QmdError, OSError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 from qmd.errors import MissingExtra, QmdError
 from qmd.serve.mcp.operations import INTERNAL_ERROR, Method, Operations, ProtocolError
 from qmd.serve.mcp.tools import Call, Cancelled
-from qmd.serve.mcp.wire import server_info
+from qmd.serve.mcp.wire import ENVELOPE_VERSIONS, enveloped_result, server_info
 
 try:
     import anyio
@@ -45,7 +45,7 @@ class QmdServer(Server[Any]):
         about = server_info()
         super().__init__(about["name"], version=about["version"], title=about["title"])
         for method, params in PARAMS.items():
-            self.add_request_handler(method, params, _handler(operations.methods[method], runner))
+            self.add_request_handler(method, params, _handler(method, operations.methods[method], runner))
 
     @property
     def instructions(self) -> str | None:
@@ -61,7 +61,7 @@ async def run_in_thread(method: Method, params: Mapping[str, Any], call: Call) -
     return await anyio.to_thread.run_sync(method, params, call, abandon_on_cancel=True)
 
 
-def _handler(method: Method, runner: Runner) -> Any:
+def _handler(method: str, run: Method, runner: Runner) -> Any:
     async def handle(ctx: Any, params: Any) -> dict[str, Any]:
         gone = False
         token = anyio.lowlevel.current_token()
@@ -71,9 +71,10 @@ def _handler(method: Method, runner: Runner) -> Any:
                 anyio.from_thread.run(ctx.session.report_progress, done, total, message, token=token)
 
         try:
-            return await runner(
-                method, dict(ctx.params or {}), Call(progress=progress, cancelled=lambda: gone)
+            result = await runner(
+                run, dict(ctx.params or {}), Call(progress=progress, cancelled=lambda: gone)
             )
+            return enveloped_result(method, result) if ctx.protocol_version in ENVELOPE_VERSIONS else result
         except ProtocolError as error:
             raise MCPError(code=error.code, message=error.message, data=error.data) from error
         except Cancelled as error:

@@ -98,7 +98,8 @@ class Conversation:
             self._enveloped = enveloped and method != "initialize"
         if self._enveloped:
             _check_envelope(method, params)
-            return self._stamped(method, self._dispatch(method, params, flag))
+            stamped = enveloped_result(method, self._dispatch(method, params, flag))
+            return stamped | {"_meta": {**stamped.get("_meta", {}), SERVER_KEY: server_info()}}
         if enveloped and method != "initialize":
             raise ProtocolError(
                 INVALID_REQUEST,
@@ -162,13 +163,11 @@ class Conversation:
 
         return tell
 
-    def _stamped(self, method: str, result: dict[str, Any]) -> dict[str, Any]:
-        """What the 2026 era wants in every result."""
-        stamped = {"resultType": "complete", **result}
-        if method in _CACHEABLE:
-            stamped = {"ttlMs": 0, "cacheScope": "private", **stamped}
-        stamped["_meta"] = {**result.get("_meta", {}), SERVER_KEY: server_info()}
-        return stamped
+
+def enveloped_result(method: str, result: dict[str, Any]) -> dict[str, Any]:
+    """A result with what the 2026 era wants in each: its type, and how long it holds."""
+    fresh = {"ttlMs": 0, "cacheScope": "private"} if method in _CACHEABLE else {}
+    return {"resultType": "complete", **fresh, **result}
 
 
 def _meta(params: Mapping[str, Any]) -> Mapping[str, Any]:
