@@ -153,8 +153,16 @@ def test_installing_the_skill(
 
 # ---- the daemon
 
+NEAR = """
+import sys
+from qmd.serve.cli.session import Session
+from qmd.serve.mcp.near import NearIndex
+hits = NearIndex(Session()).query("heavy loaf", limit=1)
+print(f"{hits[0].collection}/{hits[0].path}", "onnxruntime" in sys.modules)
+"""
 
-def test_http_daemon_and_stop(environment: dict[str, str], tmp_path: Path) -> None:
+
+def test_one_daemon_for_http_and_for_agents_on_standard_input(environment: dict[str, str], tmp_path: Path) -> None:
     env = environment | {"QMD_RUN_DIR": str(tmp_path / "run")}
 
     def qmd(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -181,6 +189,8 @@ def test_http_daemon_and_stop(environment: dict[str, str], tmp_path: Path) -> No
         )
         assert reply.status_code == 200
         assert "serverInfo" in reply.text
+        near = subprocess.run([sys.executable, "-c", NEAR], env=env, capture_output=True, text=True, timeout=60)
+        assert near.stdout == "notes/kitchen/bread.md False\n", near.stderr
     finally:
         stopped = qmd("mcp", "stop")
     assert stopped.returncode == 0, stopped.stderr

@@ -58,6 +58,7 @@ def mcp(ctx: click.Context, http: bool, port: int | None, host: str | None, daem
         options |= {"host": host} if host is not None else {}
         ctx.invoke(serve, **options)
         return
+    from qmd.serve.mcp.near import NearIndex
     from qmd.serve.mcp.stdio import serve_stdio
 
     session = session_of(ctx)
@@ -65,7 +66,7 @@ def mcp(ctx: click.Context, http: bool, port: int | None, host: str | None, daem
         click.echo(
             "An agent starts this and speaks to it. `qmd mcp install` shows how. Ctrl-D ends it.", err=True
         )
-    ctx.exit(serve_stdio(session.open))
+    ctx.exit(serve_stdio(lambda: NearIndex(session)))
 
 
 @command(epilog="qmd mcp stop")

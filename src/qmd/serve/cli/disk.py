@@ -12,15 +12,16 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.reports import DocumentText
+    from qmd.serve.cli.remote import RemoteIndex
     from qmd.types import Hit
 
 
-def roots_of(index: Index) -> dict[str, Path]:
+def roots_of(index: Index | RemoteIndex) -> dict[str, Path]:
     """The folder of each collection, by its name."""
     return {c.name: Path(c.root) for c in index.list_collections()}
 
 
-def paths_on_disk(index: Index, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
+def paths_on_disk(index: Index | RemoteIndex, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
     """`file` -> the path on disk, for those that are still there."""
     roots = roots_of(index)
     paths = {f.file: roots[f.collection] / f.path for f in found if f.collection in roots}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qmd.serve.mcp.marking import safe_line
 
 if TYPE_CHECKING:
-    from qmd.index import Index
+    from qmd.serve.mcp.near import AnyIndex
 
 SHOWN_COLLECTIONS = 20
 CONTEXT_CHARS = 160
@@ -28,7 +28,7 @@ QMD searches the user's own documents, but nothing is indexed yet: the user can 
 tool answers with that error."""
 
 
-def write_instructions(index: Index | None) -> str:
+def write_instructions(index: AnyIndex | None) -> str:
     """Server instructions from the state of the index; a fixed text where there is none."""
     if index is None:
         return NO_INDEX

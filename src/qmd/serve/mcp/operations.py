@@ -16,7 +16,7 @@ from qmd.serve.mcp.schema import TOOLS, check_arguments
 from qmd.serve.mcp.tools import RUN, Call, ask, mime_type, text_block
 
 if TYPE_CHECKING:
-    from qmd.index import Index
+    from qmd.serve.mcp.near import AnyIndex
 
 INVALID_PARAMS = -32602
 RESOURCE_NOT_FOUND = -32002
@@ -64,12 +64,12 @@ class Kept:
     next call looks again.
     """
 
-    def __init__(self, open_index: Callable[[], Index]) -> None:
+    def __init__(self, open_index: Callable[[], AnyIndex]) -> None:
         self._open = open_index
-        self._index: Index | None = None
+        self._index: AnyIndex | None = None
         self._guard = threading.Lock()
 
-    def __call__(self) -> Index:
+    def __call__(self) -> AnyIndex:
         """Raises NotFound while there is none."""
         with self._guard:
             if self._index is None:
@@ -89,7 +89,7 @@ class Operations:
     index: gives the index as it stands. ask: in place of `Index.ask`, where the models are shared.
     """
 
-    def __init__(self, index: Callable[[], Index], *, ask: Callable[..., Any] | None = None) -> None:
+    def __init__(self, index: Callable[[], AnyIndex], *, ask: Callable[..., Any] | None = None) -> None:
         self.index = index
         self._ask = ask
         self.methods: Mapping[str, Method] = {

@@ -22,14 +22,14 @@ from qmd.serve.mcp.operations import Kept, Operations
 from qmd.serve.mcp.wire import Conversation, Message, malformed, not_json
 
 if TYPE_CHECKING:
-    from qmd.index import Index
+    from qmd.serve.mcp.near import AnyIndex
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 DRAIN_S = 5.0
 PARENT_POLL_S = 0.5
 
 
-def serve_stdio(open_index: Callable[[], Index]) -> int:
+def serve_stdio(open_index: Callable[[], AnyIndex]) -> int:
     """Serve until the input ends or the parent is gone. Returns the exit code.
 
     open_index: called at the first request, and again with each while it raises NotFound.

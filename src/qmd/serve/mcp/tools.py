@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from qmd.serve.cli.format_hits import hash_mark
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
 
 if TYPE_CHECKING:
-    from qmd.index import Index
     from qmd.reports import DocumentText
     from qmd.search.answer import Answer as Written
+    from qmd.serve.mcp.near import AnyIndex
     from qmd.types import Hit, Hits
 
 ANSWER_CHARS = 1_000_000
@@ -61,7 +62,7 @@ def text_block(text: str) -> dict[str, Any]:
 # ---- query
 
 
-def query(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
+def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     """Raises UsageError where not exactly one of `query` and `searches` is there."""
     searches = asked["searches"] or ()
     text = asked["query"] or ""
@@ -83,11 +84,11 @@ def query(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
     return Answer([text_block(_results_text(hits, structured["results"], text))], structured)
 
 
-def _plain(index: Index, text: str, asked: Mapping[str, Any]) -> Hits:
+def _plain(index: AnyIndex, text: str, asked: Mapping[str, Any]) -> Hits:
     """`Index.query`, with whatever of the asked-for it knows; what it does not know is named in `degraded`."""
     from dataclasses import replace
 
-    known = inspect.signature(index.query).parameters
+    known = _query_parameters()
     wanted: dict[str, Any] = {"limit": asked["limit"], "full": asked["full"], "explain": asked["explain"]}
     wanted |= _conditions(asked)
     ignored = []
@@ -100,6 +101,13 @@ def _plain(index: Index, text: str, asked: Mapping[str, Any]) -> Hits:
         wanted["rerank"] = False
     hits = index.query(text, **wanted)
     return replace(hits, degraded=(*hits.degraded, *ignored)) if ignored else hits
+
+
+@cache
+def _query_parameters() -> frozenset[str]:
+    from qmd.index import Index
+
+    return frozenset(inspect.signature(Index.query).parameters)
 
 
 def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def search_typed(
-    index: Index, searches: Sequence[tuple[str, str]], asked: Mapping[str, Any], call: Call
+    index: AnyIndex, searches: Sequence[tuple[str, str]], asked: Mapping[str, Any], call: Call
 ) -> Hits:
     """Typed sub-queries, fused by rank, the first counting double.
 
@@ -163,7 +171,7 @@ def search_typed(
     return Hits(tuple(chosen[: asked["limit"]]), tuple(dict.fromkeys(degraded)))
 
 
-def _vaults(index: Index, hits: Hits) -> dict[str, tuple[Path, Path]]:
+def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
     """collection -> (its root, its vault), for the collections of the hits that lie in one."""
     from qmd.serve.vault import find_vault
 
@@ -228,7 +236,7 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
 # ---- get, multi_get
 
 
-def get(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
+def get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     """Raises NotFound, naming the nearest documents."""
     document = index.get(asked["file"], from_line=asked["from_line"], max_lines=asked["max_lines"])
     record, cut = _document(document, line_numbers=asked["line_numbers"], max_bytes=asked["max_bytes"])
@@ -236,7 +244,7 @@ def get(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
     return Answer(blocks, record)
 
 
-def multi_get(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
+def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     """Raises NotFound where nothing matches at all."""
     from qmd.reports import NotShown
 
@@ -327,7 +335,7 @@ def mime_type(path: str) -> str:
 # ---- status, ask
 
 
-def status(index: Index, asked: Mapping[str, Any], call: Call) -> Answer:
+def status(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     now = index.status()
     contexts = {(c.collection, c.path): c.text for c in now.contexts}
     newest: dict[str, float] = {}
