@@ -91,7 +91,7 @@ def _make_manager(service: Service) -> Any:
     from qmd.serve.mcp.sdk import QmdServer
 
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    operations = Operations(lambda: service.index, ask=service.ask_now)
+    operations = Operations(lambda: service.index, ask=service.ask_now, status=service.status_now)
 
     async def run(method: Method, params: Mapping[str, Any], call: Call) -> dict[str, Any]:
         asking = params.get("name") == "ask"

@@ -51,7 +51,7 @@ def write_instructions(index: AnyIndex | None) -> str:
         lines += [f"  - {safe_line(path)}: {_short(text)}" for path, text in below[:5]]
     if len(collections) > SHOWN_COLLECTIONS:
         lines.append(f"- and {len(collections) - SHOWN_COLLECTIONS} more; `status` shows all")
-    if not any(model.done for model in index.status().vectors):
+    if not index.store.has_vectors:
         lines.append("There are no vectors yet, so vec and hyde cannot run: the user can run `qmd embed`.")
     return "\n".join([*lines, "", _HOW])
 

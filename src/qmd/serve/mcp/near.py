@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from qmd.index import Index
 
 if TYPE_CHECKING:
-    from qmd.reports import CollectionStatus, Context, DocumentText, Entry, NotShown, Status
+    from qmd.reports import CollectionStatus, Context, DocumentText, NotShown, Status
     from qmd.search.answer import Answer
     from qmd.serve.cli.remote import RemoteIndex
     from qmd.serve.cli.session import Session
+    from qmd.store.store import Store
     from qmd.types import Hits
 
 
@@ -27,6 +28,7 @@ class NearIndex:
 
         self._index = session.open()
         self._spot = find_spot(self._index.places, session.index)
+        self._counted: tuple[object, Status] | None = None
         self._alone = os.name != "posix" or bool(os.environ.get("QMD_NO_DAEMON"))
 
     def _searcher(self) -> Index | RemoteIndex:
@@ -60,11 +62,17 @@ class NearIndex:
     def multi_get(self, pattern: str, **options: Any) -> list[DocumentText | NotShown]:
         return self._index.multi_get(pattern, **options)
 
-    def ls(self) -> list[Entry]:
-        return self._index.ls()
+    @property
+    def store(self) -> Store:
+        return self._index.store
 
     def status(self) -> Status:
-        return self._index.status()
+        """Counted again only when something changed."""
+        store = self._index.store
+        key = (store.generation, repr(store.included()), repr(store.contexts()))
+        if self._counted is None or self._counted[0] != key:
+            self._counted = (key, self._index.status())
+        return self._counted[1]
 
     def list_collections(self) -> list[CollectionStatus]:
         return self._index.list_collections()

@@ -13,9 +13,10 @@ from qmd.errors import NotFound, QmdError
 from qmd.serve.mcp.instructions import write_instructions
 from qmd.serve.mcp.marking import safe, safe_line, safe_tree, uri_of
 from qmd.serve.mcp.schema import TOOLS, check_arguments
-from qmd.serve.mcp.tools import RUN, Call, ask, mime_type, text_block
+from qmd.serve.mcp.tools import RUN, Call, ask, mime_type, status, text_block
 
 if TYPE_CHECKING:
+    from qmd.reports import Status
     from qmd.serve.mcp.near import AnyIndex
 
 INVALID_PARAMS = -32602
@@ -24,6 +25,7 @@ INTERNAL_ERROR = -32603
 
 TEMPLATE = "qmd://{+path}"
 LISTED_RESOURCES = 100
+COMPLETED = 100
 MAX_URI = 4_096
 
 CAPABILITIES: Mapping[str, Any] = {
@@ -86,11 +88,19 @@ class Kept:
 class Operations:
     """The methods over one index. Usable from several threads.
 
-    index: gives the index as it stands. ask: in place of `Index.ask`, where the models are shared.
+    index: gives the index as it stands. ask, status: in place of `Index.ask` and `Index.status`, where models are
+    shared and counts are kept.
     """
 
-    def __init__(self, index: Callable[[], AnyIndex], *, ask: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        index: Callable[[], AnyIndex],
+        *,
+        ask: Callable[..., Any] | None = None,
+        status: Callable[[], Status] | None = None,
+    ) -> None:
         self.index = index
+        self._status = status
         self._ask = ask
         self.methods: Mapping[str, Method] = {
             "ping": lambda params, call: {},
@@ -131,6 +141,8 @@ class Operations:
             index = self.index()
             if tool.name == "ask":
                 return ask(self._ask or index.ask, asked, call).result()
+            if tool.name == "status":
+                return status(index, asked, call, self._status).result()
             return RUN[tool.name](index, asked, call).result()
         except (QmdError, OSError) as error:
             return {"content": [text_block(f"Error: {safe(str(error))}")], "isError": True}
@@ -139,20 +151,19 @@ class Operations:
     def list_resources(self, params: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """The documents changed last; the template reaches all of them."""
         try:
-            entries = self.index().ls()
+            found = self.index().store.documents.recent(LISTED_RESOURCES)
         except NotFound:
-            entries = []
-        entries.sort(key=lambda entry: -entry.modified)
+            found = []
         return {
             "resources": [
                 {
-                    "uri": uri_of(entry.collection, entry.path),
-                    "name": safe_line(f"{entry.collection}/{entry.path}"),
-                    "title": safe_line(entry.title) or safe_line(entry.path),
-                    "mimeType": mime_type(entry.path),
-                    "size": entry.size_bytes,
+                    "uri": uri_of(document.collection, document.path),
+                    "name": safe_line(f"{document.collection}/{document.path}"),
+                    "title": safe_line(document.title) or safe_line(document.path),
+                    "mimeType": mime_type(document.path),
+                    "size": document.size,
                 }
-                for entry in entries[:LISTED_RESOURCES]
+                for document in found
             ]
         }
 
@@ -224,13 +235,13 @@ class Operations:
                     [c.name for c in index.list_collections()] if argument.get("name") == "collection" else []
                 )
             elif argument.get("name") == "path":
-                names = [f"{entry.collection}/{entry.path}" for entry in index.ls()]
+                names = index.store.documents.named_from(start, COMPLETED + 1)
             else:
                 names = []
         except NotFound:
             names = []
         found = [safe_line(name) for name in names if name.startswith(start)]
-        return {"completion": {"values": found[:100], "total": len(found), "hasMore": len(found) > 100}}
+        return {"completion": {"values": found[:COMPLETED], "hasMore": len(found) > COMPLETED}}
 
 
 def valid_unicode(value: Any) -> Any:
