@@ -3,7 +3,7 @@
 The peer is the TypeScript original (npm @tobilu/qmd), where `--peer` names its folder; it gets the same files, and only
 calls that need no model, because it has none without a download. Both are started in turn, five times.
 
-    python benchmarks/mcp_serving.py [--corpus FOLDER] [--files N] [--peer node_modules/@tobilu/qmd] [--save]
+    python benchmarks/mcp_serving.py [--corpus FOLDER] [--index DATA_FOLDER] [--peer node_modules/@tobilu/qmd] [--save]
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Figures:
 
 
 def typed(words: str, kind: str = "lex") -> dict[str, Any]:
-    return {"searches": [{"type": kind, "query": words}], "limit": 10}
+    return {"searches": [{"type": kind, "query": words}], "limit": 10, "rerank": False}
 
 
 def measure(command: Sequence[str], env: Mapping[str, str], figures: Figures, *, ours: bool) -> None:
@@ -117,7 +117,7 @@ def measure(command: Sequence[str], env: Mapping[str, str], figures: Figures, *,
     server.ask("initialize", HELLO)
     figures.add("start to initialize, s", server.since_start())
     figures.add("the same, CPU s", server.cpu_s())
-    server.tool("query", **typed(WORDS[0]), **({} if ours else {"rerank": False}))
+    server.tool("query", **typed(WORDS[0]))
     figures.add("start to first keyword answer, s", server.since_start())
     figures.add("the same (keyword), CPU s", server.cpu_s())
     took: dict[str, list[float]] = {}
@@ -126,9 +126,9 @@ def measure(command: Sequence[str], env: Mapping[str, str], figures: Figures, *,
         _time(
             took,
             "query, lex",
-            lambda w=words: server.tool("query", **typed(w), **({} if ours else {"rerank": False})),
+            lambda w=words: server.tool("query", **typed(w)),
         )
-    found = server.tool("query", **typed(WORDS[1]), **({} if ours else {"rerank": False}))
+    found = server.tool("query", **typed(WORDS[1]))
     files = [hit["file"] for hit in found["structuredContent"]["results"]]
     for number in range(CALLS):
         name = f"{files[number % len(files)]}:1:40"
@@ -158,7 +158,10 @@ def _time(took: dict[str, list[float]], name: str, call: Any) -> None:
 
 def sdk_import(figures: Figures) -> None:
     """What importing the official SDK's server alone costs: the reason for a wire of our own on standard input."""
-    program = "import time; t = time.process_time(); import mcp.server.stdio, mcp.server.lowlevel; print(time.process_time() - t)"
+    program = (
+        "import time; t = time.process_time(); import mcp.server.stdio, mcp.server.lowlevel; "
+        "print(time.process_time() - t)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     figures.add("import of the official SDK, CPU s", float(done.stdout))
 

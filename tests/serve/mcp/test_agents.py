@@ -162,7 +162,9 @@ print(f"{hits[0].collection}/{hits[0].path}", "onnxruntime" in sys.modules)
 """
 
 
-def test_one_daemon_for_http_and_for_agents_on_standard_input(environment: dict[str, str], tmp_path: Path) -> None:
+def test_one_daemon_for_http_and_for_agents_on_standard_input(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     env = environment | {"QMD_RUN_DIR": str(tmp_path / "run")}
 
     def qmd(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -189,7 +191,9 @@ def test_one_daemon_for_http_and_for_agents_on_standard_input(environment: dict[
         )
         assert reply.status_code == 200
         assert "serverInfo" in reply.text
-        near = subprocess.run([sys.executable, "-c", NEAR], env=env, capture_output=True, text=True, timeout=60)
+        near = subprocess.run(
+            [sys.executable, "-c", NEAR], env=env, capture_output=True, text=True, timeout=60
+        )
         assert near.stdout == "notes/kitchen/bread.md False\n", near.stderr
     finally:
         stopped = qmd("mcp", "stop")

@@ -16,8 +16,8 @@ from qmd.errors import ModelError, NotFound
 from qmd.search.answer import Answer as Written
 from qmd.search.answer import Claim, Source
 from qmd.serve.mcp.operations import Kept, Operations, ProtocolError
-from qmd.serve.mcp.schema import TOOLS
-from qmd.serve.mcp.tools import Call, Cancelled
+from qmd.serve.mcp.schema import QUERY, TOOLS, check_arguments
+from qmd.serve.mcp.tools import Call, Cancelled, search_typed
 
 Tool = Callable[..., dict[str, Any]]
 
@@ -62,7 +62,6 @@ def test_typed_searches_are_fused_and_the_first_counts_double(tool: Tool) -> Non
     dal, bread = {"type": "lex", "query": "lentils"}, {"type": "lex", "query": "bake"}
     found = structured("query", tool("query", searches=[dal, bread]))["results"]
     assert [r["file"] for r in found] == ["notes/kitchen/weeknight dal.md", "notes/kitchen/bread.md"]
-    assert found[0]["score"] == pytest.approx(2 * found[1]["score"], abs=1e-3)
     found = structured("query", tool("query", searches=[bread, dal]))["results"]
     assert [r["file"] for r in found] == ["notes/kitchen/bread.md", "notes/kitchen/weeknight dal.md"]
     meaning = {"type": "vec", "query": "a heavy loaf wants more water and a longer rest"}
@@ -71,18 +70,23 @@ def test_typed_searches_are_fused_and_the_first_counts_double(tool: Tool) -> Non
     assert all(0 < r["score"] <= 1 for r in found)
 
 
-def test_a_typed_search_that_cannot_run_is_named(tool: Tool, index: Any, monkeypatch: Any) -> None:
+def test_a_typed_search_that_cannot_run_is_named(index: Any, monkeypatch: Any) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ModelError("the model is not there")
 
     monkeypatch.setattr(index, "vsearch", broken)
-    lex = {"type": "lex", "query": "lentils"}
-    found = structured("query", tool("query", searches=[lex, {"type": "vec", "query": "soup"}]))
-    assert found["degraded"] == ["vec: the model is not there"]
-    assert found["results"]
-    alone = tool("query", searches=[{"type": "hyde", "query": "soup"}])
-    assert alone["isError"]
-    assert "the model is not there" in text(alone)
+    asked = check_arguments(QUERY, {"limit": 5})
+    hits = search_typed(index, [("lex", "lentils"), ("vec", "soup")], asked, Call())
+    assert hits.degraded == ("vec: the model is not there",)
+    assert hits[0].path == "kitchen/weeknight dal.md"
+    with pytest.raises(ModelError):
+        search_typed(index, [("hyde", "soup")], asked, Call())
+
+
+def test_rank_fusion_of_typed_searches(index: Any) -> None:
+    hits = search_typed(index, [("lex", "lentils"), ("lex", "bake")], check_arguments(QUERY, {}), Call())
+    assert [h.path for h in hits] == ["kitchen/weeknight dal.md", "kitchen/bread.md"]
+    assert hits[0].score == pytest.approx(2 * hits[1].score, abs=1e-3)
 
 
 def test_conditions_narrow(tool: Tool) -> None:

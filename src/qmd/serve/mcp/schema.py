@@ -176,6 +176,7 @@ QUERY = Tool(
         _COLLECTIONS,
         Parameter("intent", "string", "What the question is about, to tell its meanings apart; not searched for"),
         Parameter("rerank", "boolean", "Rerank, where a reranker is configured; false is faster", True),
+        Parameter("budgetMs", "number", "Milliseconds the search may take; what does not fit is left out", least=1),
         *_CONDITIONS,
         Parameter("full", "boolean", "The whole document (`body`) in place of a snippet", False),
         Parameter("explain", "boolean", "Say how each score came about", False),

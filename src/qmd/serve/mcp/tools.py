@@ -72,11 +72,15 @@ def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
             f"query: give either 'query' (plain text) or 'searches' (typed sub-queries); {reason}."
         )
     call.progress(0, len(searches) or 1, "searching")
-    if searches:
+    if searches and "intent" in _query_parameters():  # a search that reads lines of typed queries by itself
+        lines = "\n".join(f"{kind}: {' '.join(words.split())}" for kind, words in searches)
+        hits = _plain(index, lines, asked)
+    elif searches:
         hits = search_typed(index, searches, asked, call)
-        text = next((t for kind, t in searches if kind == "lex"), searches[0][1])
     else:
         hits = _plain(index, text, asked)
+    if searches:
+        text = next((t for kind, t in searches if kind == "lex"), searches[0][1])
     call.progress(len(searches) or 1, len(searches) or 1, "found")
     vaults = _vaults(index, hits)
     records = [_result(hit, vaults) for hit in hits]
@@ -92,10 +96,10 @@ def _plain(index: AnyIndex, text: str, asked: Mapping[str, Any]) -> Hits:
     wanted: dict[str, Any] = {"limit": asked["limit"], "full": asked["full"], "explain": asked["explain"]}
     wanted |= _conditions(asked)
     ignored = []
-    for name, given in (("intent", asked["intent"]), ("candidate_limit", asked["candidate_limit"])):
-        if given is not None and name in known:
-            wanted[name] = given
-        elif given is not None:
+    for name in ("intent", "candidate_limit", "budget_ms"):
+        if asked[name] is not None and name in known:
+            wanted[name] = asked[name]
+        elif asked[name] is not None:
             ignored.append(f"{name}: not used by this version's search")
     if "rerank" in known and asked["rerank"] is False:
         wanted["rerank"] = False
