@@ -14,6 +14,7 @@ from qmd.serve.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
     from qmd.index import Index
+    from qmd.serve.cli.remote import RemoteIndex
     from qmd.types import Hit, Hits
 
 
@@ -30,7 +31,7 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
     fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
     asked = {name: value for name, value in options.items() if value not in (None, (), False)}
     starts: dict[tuple[str, int], int] = {}
-    with session.open() as index:
+    with session.reach() as index:
         hits: Hits = getattr(index, way)(text + fields, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
@@ -50,7 +51,7 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         write(format_hits(hits, session.format, view))
 
 
-def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines: int) -> Hit:
+def _around(index: Index | RemoteIndex, hit: Hit, starts: Mapping[tuple[str, int], int], lines: int) -> Hit:
     """The hit with the lines around its place as the snippet."""
     first = starts[hit.file, hit.line]
     text = index.get(hit.docid, from_line=first, max_lines=hit.line + lines - first + 1).text
@@ -58,7 +59,7 @@ def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines
 
 
 def _places(
-    index: Index, hits: Hits, *, full_path: bool, linked: bool
+    index: Index | RemoteIndex, hits: Hits, *, full_path: bool, linked: bool
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
     if not (full_path or linked) or not hits:
         return {}, {}

@@ -84,6 +84,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
 def _start(session: Session, options: dict[str, Any]) -> None:
     from qmd.serve import daemon
     from qmd.serve.cli.screen import write
+    from qmd.serve.spot import find_spot
 
     places, _ = session.settings()
     session.open().close()  # what keeps it from starting is better said here
@@ -105,7 +106,7 @@ def _start(session: Session, options: dict[str, Any]) -> None:
         arguments += ["--token-file", str(options["token_file"].absolute())]
     for name in options["allowed_hosts"]:
         arguments += ["--allow-host", name]
-    state = daemon.start(arguments, daemon.find_spot(places, session.index))
+    state = daemon.start(arguments, find_spot(places, session.index))
     write(f"Serving at {state.url} (process {state.pid}). `qmd serve stop` ends it.\n")
 
 
@@ -116,6 +117,7 @@ def _run(session: Session, options: dict[str, Any]) -> None:
     from qmd.serve import daemon
     from qmd.serve.cli.screen import say
     from qmd.serve.service import Limits, Service
+    from qmd.serve.spot import find_spot
 
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -127,7 +129,7 @@ def _run(session: Session, options: dict[str, Any]) -> None:
     service = Service(index=session.index, places=places, limits=limits)
     daemon.run(
         service,
-        daemon.find_spot(places, session.index),
+        find_spot(places, session.index),
         host=options["host"],
         port=options["port"],
         token=token,
@@ -146,9 +148,10 @@ def stop(session: Session, /) -> None:
     """
     from qmd.serve import daemon
     from qmd.serve.cli.screen import write
+    from qmd.serve.spot import find_spot
 
     places, _ = session.settings()
-    state = daemon.stop(daemon.find_spot(places, session.index))
+    state = daemon.stop(find_spot(places, session.index))
     write(f"Stopped process {state.pid}.\n")
 
 
@@ -168,11 +171,11 @@ def status(session: Session, /) -> None:
     from dataclasses import asdict
 
     from qmd.errors import NotFound
-    from qmd.serve import daemon
     from qmd.serve.cli.answer import answer
+    from qmd.serve.spot import find_spot, read_state
 
     places, _ = session.settings()
-    state = daemon.read_state(daemon.find_spot(places, session.index))
+    state = read_state(find_spot(places, session.index))
     if state is None:
         raise NotFound("no daemon serves this index. `qmd serve --daemon` starts one.")
     lines = [f"{state.url}  process {state.pid}, QMD {state.version}", f"index  {state.database}"]

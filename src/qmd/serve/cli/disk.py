@@ -12,10 +12,11 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.reports import DocumentText
+    from qmd.serve.cli.remote import RemoteIndex
     from qmd.types import Hit
 
 
-def paths_on_disk(index: Index, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
+def paths_on_disk(index: Index | RemoteIndex, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
     """`file` -> the path on disk, for those that are still there."""
     roots = {c.name: Path(c.root) for c in index.list_collections()}
     paths = {f.file: roots[f.collection] / f.path for f in found if f.collection in roots}

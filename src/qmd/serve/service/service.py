@@ -24,6 +24,7 @@ from qmd.serve.service.events import Events
 from qmd.serve.service.lanes import Job, Lane, check_job
 from qmd.serve.service.limits import Abandoned, Limits, TooLate
 from qmd.serve.service.models import Kept, SharedEmbedder, SharedReranker
+from qmd.serve.service.vectors import ServedVectors
 from qmd.types import Hits
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Service:
         self._index = qmd.index.open(
             index=self.name, config=self._config, places=self.places, embedder=embedder, create=False
         )
+        self._index.store.vectors = ServedVectors(self._index.store.vectors)
         self._database_stamp = _file_id(self.database)
         self._looked = time.monotonic()
 
