@@ -227,7 +227,7 @@ def test_images_stand_in_a_grid_and_hits_carry_their_marks(visit: Any) -> None:
     )
     hit = {"score": 0.9, "line": 1, "end_line": 1, "collection": "garden", "heading_path": [], "marks": []}
     hits = [
-        hit | {"docid": "aaa111", "path": "tomatoes.md", "file": "qmd://garden/tomatoes.md", "title": "Text", "snippet": "old", "stale": True},
+        hit | {"docid": "aaa111", "path": "tomatoes.md", "file": "qmd://garden/tomatoes.md", "title": "Text", "snippet": "old", "stale": "changed"},
         hit | {"docid": "bbb222", "path": "bed.png", "file": "qmd://garden/bed.png", "title": "The bed", "type": "image"},
     ]  # fmt: skip
     body = {"hits": hits, "degraded": [], "timings_ms": {}, "nothing_relevant": True}
