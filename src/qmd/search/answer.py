@@ -7,6 +7,7 @@ words, if one does. Nothing found, nothing said.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -321,9 +322,12 @@ def read_history(path: Path) -> list[tuple[str, str]]:
 
 
 def write_history(path: Path, history: Sequence[tuple[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(list(history)[-8:], ensure_ascii=False), encoding="utf-8")
+    with open(
+        os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        json.dump(list(history)[-8:], file, ensure_ascii=False)
     temporary.replace(path)
 
 

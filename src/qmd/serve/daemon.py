@@ -11,17 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from qmd import __version__
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.serve.spot import Spot, State, find_spot, is_held, is_private, read_state
 
 if TYPE_CHECKING:
+    from qmd.llm.protocols import Embedder, Reranker
+    from qmd.llm.share import ModelServer
     from qmd.serve.service import Service
 
 __all__ = ["Spot", "State", "find_spot", "run", "start", "stop"]
@@ -227,6 +230,8 @@ async def _serve(
 
         watcher = Watcher(service)
         watcher.start()
+    door = ModelDoor(service)
+    door.start()
     warming = loop.run_in_executor(None, _warm, service)
     tasks = [asyncio.ensure_future(one.serve(sockets=[where])) for one, where in servers]
     try:
@@ -239,10 +244,56 @@ async def _serve(
             announce(state)
         await asyncio.gather(*tasks)
     finally:
+        await loop.run_in_executor(None, door.end)
         if watcher is not None:
             await loop.run_in_executor(None, watcher.stop)
         await loop.run_in_executor(None, service.close, DRAIN_S)
         await warming
+
+
+class ModelDoor(threading.Thread):
+    """Serves the models to other programs of this user (`LLMEngine(mode="auto")`), as `python -m qmd.llm.share` does, for
+    as long as no other process does. They are the service's own: nothing is loaded twice."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(name="qmd-models", daemon=True)
+        self.service = service
+        self._server: ModelServer | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        from qmd.llm.share import ModelServer, socket_path
+
+        while not self._ended.is_set():
+            self._server = ModelServer(
+                socket_path(), open_embedder=self._embedder, open_reranker=self._reranker
+            )
+            try:
+                if not self._server.serve():
+                    return  # another process has the door
+            except OSError as error:
+                log.warning("models are not shared: %s", error.strerror or type(error).__name__)
+                return
+
+    def end(self) -> None:
+        self._ended.set()
+        if self._server is not None:
+            self._server.stop()
+        self.join(timeout=2)
+
+    def _embedder(self, name: str) -> Embedder:
+        if name == self.service.config.models.embedding:
+            return cast("Embedder", self.service.embedder)
+        from qmd.llm import open_embedder
+
+        return open_embedder(name)
+
+    def _reranker(self, name: str) -> Reranker:
+        if name == self.service.config.models.reranker:
+            return cast("Reranker", self.service.reranker)
+        from qmd.llm import open_reranker
+
+        return open_reranker(name)
 
 
 def _warm(service: Service) -> None:
@@ -286,7 +337,17 @@ def stop(spot: Spot, *, within_s: float = DRAIN_S + 5) -> State:
         os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not is_held(spot):
+        if not is_held(spot) and not _is_alive(state.pid):
             return state
         time.sleep(0.02)
     raise UsageError(f"process {state.pid} has not ended within {within_s:.0f} s. Its log: {spot.log}")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # the number is somebody else's by now
+        return False
+    return True

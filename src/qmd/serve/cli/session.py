@@ -28,10 +28,10 @@ class Session:
 
     def settings(self) -> tuple[Places, Config]:
         """The folders and the configuration in force."""
-        from qmd.config import CONFIG_NAME, find_places, load_config
+        from qmd.config import find_places, load_config_of
 
         places = find_places(self.config_dir, self.data_dir)
-        return places, load_config(places.config_dir / CONFIG_NAME)
+        return places, load_config_of(places)
 
     def open(self, *, create: bool = False) -> Index:
         """Open the index in force. Raises NotFound where there is none, unless `create`."""

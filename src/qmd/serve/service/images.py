@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from qmd.errors import NotFound
+from qmd.errors import NotFound, UsageError
 from qmd.index import Index
 
 MOST_BYTES = 64 << 20
@@ -32,8 +32,9 @@ def read_image(index: Index, docid: str) -> tuple[bytes, str]:
     if root is None:
         raise gone
     try:
+        index.stay_inside(Path(root))
         data = read_inside(root, document.path)
-    except OSError:
+    except (OSError, UsageError):
         raise gone from None
     kind = image_type(data)
     if kind is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import qmd.index
-from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config
+from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config_of
 from qmd.errors import ConfigError, NotFound, UsageError
 from qmd.index import Index
 from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
@@ -112,7 +112,7 @@ class Service:
 
     def _open(self) -> None:
         self._config_stamp, self._database_stamp = _stamp(self._config_file), _file_id(self.database)
-        config = self._fixed_config or load_config(self._config_file)
+        config = self._fixed_config or load_config_of(self.places)
         self._config = config
         embedder: Kept[Embedder] = Kept("embedding", lambda: self._open_embedder(config.models.embedding))
         self._kept: list[Kept[Any]] = [embedder]
