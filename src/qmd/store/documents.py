@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,6 +183,27 @@ class Documents:
             values.extend(globs)
         rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
         return [_document(row) for row in rows]
+
+    def recent(self, limit: int) -> builtins.list[StoredDocument]:
+        """The documents whose files changed last, newest first, without their texts."""
+        rows = self._db.all(f"SELECT {_COLUMNS} ORDER BY d.mtime_ns DESC, d.id LIMIT ?", (limit,))
+        return [_document(row) for row in rows]
+
+    def newest(self) -> dict[str, int]:
+        """collection -> the latest modification time of its files, in nanoseconds."""
+        rows = self._db.all(
+            "SELECT n.name, max(d.mtime_ns) FROM documents d JOIN collections n ON n.id = d.collection_id GROUP BY 1"
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def named_from(self, start: str, limit: int) -> builtins.list[str]:
+        """Names (`collection/path`) that begin with `start`, in order."""
+        rows = self._db.all(
+            "SELECT n.name || '/' || d.path AS name FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "WHERE typeof(d.path) = 'text' AND substr(n.name || '/' || d.path, 1, ?) = ? ORDER BY name LIMIT ?",
+            (len(start), start, limit),
+        )
+        return [row[0] for row in rows]
 
 
 def _document(row: tuple[Any, ...], text: str | None = None) -> StoredDocument:

@@ -141,6 +141,11 @@ class Store:
         """Without their texts, by collection and path."""
         return self.documents.list(collection, glob)
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there is any; without loading what vectors need."""
+        return bool(self.db.value("SELECT EXISTS (SELECT 1 FROM vectors)"))
+
     # chunks
 
     def chunks(self, ids: Iterable[int]) -> dict[int, ChunkRow]:

@@ -35,6 +35,8 @@ PLACES = {
         f"{_HERE}.commands_serve:serve",
         "Answer programs over HTTP, with models loaded and folders watched.",
     ),
+    "mcp": Place(f"{_HERE}.commands_mcp:mcp", "Let agents search and read: the Model Context Protocol."),
+    "skill": Place(f"{_HERE}.commands_skill:skill", "What agents should know about QMD."),
     "knowledge": Place(
         f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
     ),
@@ -54,13 +56,13 @@ PLACES = {
 }
 
 # Words of the TypeScript original that mean a command of ours.
-ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
+ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check", "skills": "skill"}
 
 SECTIONS = (
     ("Find", ("search", "vsearch", "query", "ask")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
-    ("Serve", ("serve",)),
+    ("Serve", ("serve", "mcp", "skill")),
     ("Teach", ("train", "knowledge", "draft")),
     ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
 )

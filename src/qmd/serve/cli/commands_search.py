@@ -63,7 +63,7 @@ def _places(
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
     if not (full_path or linked) or not hits:
         return {}, {}
-    from qmd.serve.cli.disk import link_target, paths_on_disk, readable
+    from qmd.serve.cli.disk import link_target, paths_on_disk, readable, roots_of
     from qmd.serve.cli.screen import say
 
     paths = paths_on_disk(index, hits)
@@ -74,7 +74,10 @@ def _places(
             "Run `qmd update`."
         )
     names = {file: readable(path) for file, path in paths.items()} if full_path else {}
-    return names, {file: link_target(path) for file, path in paths.items()} if linked else {}
+    if not linked:
+        return names, {}
+    roots, collections = roots_of(index), {h.file: h.collection for h in hits}
+    return names, {file: link_target(path, roots[collections[file]]) for file, path in paths.items()}
 
 
 def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
