@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -154,6 +154,41 @@ def update(
         counts["unchanged"],
         tuple(run.skipped),
         tuple(run.errors),
+    )
+
+
+def update_files(store: Store, collection: str, paths: Iterable[str], config: Config) -> UpdateReport:
+    """Bring single files of a collection up to date: read again where they changed, removed where they are gone.
+
+    paths: as the index knows them; one that it does not know is passed over. Raises UsageError without the collection.
+    """
+    from qmd.ingest.walk import FoundFile
+
+    where = store.collection(collection)
+    run = _Run(store, collection, config, default_steps(), lambda *_: None)
+    known = store.known_files(collection)
+    fresh: list[Found] = []
+    gone: dict[str, FileStamp] = {}
+    for path in paths:
+        if path not in known:
+            continue
+        absolute = os.path.join(where.root, path)
+        try:
+            stat = os.stat(absolute)
+        except (FileNotFoundError, NotADirectoryError):
+            gone[path] = known[path]
+            continue
+        fresh.append(FoundFile(path, Path(absolute), stat.st_size, stat.st_mtime_ns))
+    run.total = len(fresh)
+    _remove(run, gone, ())
+    _index(run, fresh, known)
+    counts = run.counts
+    return UpdateReport(
+        changed=counts["changed"],
+        removed=counts["removed"],
+        unchanged=counts["unchanged"],
+        skipped=tuple(run.skipped),
+        errors=tuple(run.errors),
     )
 
 

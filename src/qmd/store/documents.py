@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -153,6 +153,15 @@ class Documents:
         """Language -> number of documents, most frequent first."""
         rows = self._db.all("SELECT lang, count(*) FROM documents GROUP BY lang ORDER BY 2 DESC, 1")
         return {row[0]: int(row[1]) for row in rows}
+
+    def days(self, ids: Iterable[int]) -> dict[int, tuple[str, date | None]]:
+        """document id -> (collection, its date; None where it is no date)."""
+        rows = self._db.all(
+            "SELECT d.id, n.name, d.day FROM json_each(?) w CROSS JOIN documents d ON d.id = w.value "
+            "JOIN collections n ON n.id = d.collection_id",
+            (json.dumps(sorted(ids)),),
+        )
+        return {row[0]: (row[1], _read_day(row[2])) for row in rows}
 
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
@@ -417,6 +426,13 @@ class DocumentWriter:
                 break  # the same bytes twice: tell them apart by where they are
         place = f"{collection}\0{path}".encode("utf-8", "surrogateescape")
         return sha256(digest + place).hexdigest()[:16]
+
+
+def _read_day(day: str) -> date | None:
+    try:
+        return date.fromisoformat(day[:10])
+    except ValueError:
+        return None
 
 
 def _json(value: object) -> str:
