@@ -114,10 +114,7 @@ class Budget:
         if left is None:
             return wanted
         left -= (self.costs.estimate(loading) or 0.0) if loading else 0.0
-        if left <= 0:
-            fits = 0
-        else:
-            fits = wanted if not each else min(wanted, int(left / each))
+        fits = min(wanted, int(max(0.0, left) / each)) if each else wanted * (left > 0)
         if fits < wanted:
             self.costs.forgive(stage)
             if loading:

@@ -28,7 +28,7 @@ class AnswerCache:
         """The score of each text where it was scored before."""
         keys = [_key(model, question, text) for text in texts]
         with self._guard:
-            found = {}
+            found: dict[bytes, float] = {}
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 marks = ", ".join("?" * len(some))

@@ -133,6 +133,15 @@ class Store:
         """Rises with every change of documents or vectors."""
         return int(self.db.value("SELECT value FROM meta WHERE key = 'generation'"))
 
+    def setting(self, name: str) -> str | None:
+        """A note of how the index was made, kept in it."""
+        value = self.db.value("SELECT value FROM meta WHERE key = ?", (name,))
+        return None if value is None else str(value)
+
+    def set_setting(self, name: str, value: str) -> None:
+        with self.db.transaction():
+            self.db.run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (name, value))
+
     def known_files(self, collection: str) -> dict[str, FileStamp]:
         return self.documents.known_files(collection)
 
