@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -194,7 +195,7 @@ def bench(
     if against is not None:
         pairs = [(f"against {way}", way) for way in ways]
     else:
-        pairs = list(zip(ways, ways[1:], strict=False))
+        pairs = list(itertools.pairwise(ways))
     both = [pair for pair in pairs if pair[0] in results and pair[1] in results]
     comparisons = tuple(_compare(results, a, b, main) for a, b in both)
     return BenchReport(fixture.name, len(fixture.questions), k, results, comparisons, left_out)

@@ -293,6 +293,7 @@ class Searches:
             rrf_k=said.rrf_k,
             rerank_weight=said.rerank_weight,
             late_interaction=said.late_interaction,
+            cite=self.config.memory.citations != "off",
         )
 
     def _models(self) -> Models:

@@ -103,8 +103,8 @@ def update(
     """Make the index agree with the files of a collection.
 
     A file counts as unchanged when its size and mtime are as stored, else when its bytes hash as stored. A file that
-    is gone while a new one has its bytes was renamed. Where sizes of chunks are configured otherwise than they were, every
-    file is cut again, and `notes` says so. progress("index", files done, files to do) comes after the
+    is gone while a new one has its bytes was renamed. Where chunk sizes are configured otherwise than they were,
+    every file is cut again, and `notes` says so. progress("index", files done, files to do) comes after the
     batch is kept. Raises UsageError when the folder is missing, or has become empty and `force` is not set.
     """
     where = store.collection(collection)

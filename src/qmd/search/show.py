@@ -94,7 +94,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 body=body,
                 marks=() if request.full else snippet.marks,
                 explain=_explain(state, key, row, known, shown, complete) if request.explain else None,
-                quote=cut_quote(snippet),
+                quote=cut_quote(snippet) if request.cite else None,
                 stale=files.look(row),
             )
         )
