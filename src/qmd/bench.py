@@ -192,10 +192,7 @@ def bench(
             except QmdError as error:
                 left_out[label + way] = str(error)
     main = f"ndcg@{k}"
-    if against is not None:
-        pairs = [(f"against {way}", way) for way in ways]
-    else:
-        pairs = list(itertools.pairwise(ways))
+    pairs = list(itertools.pairwise(ways)) if against is None else [(f"against {way}", way) for way in ways]
     both = [pair for pair in pairs if pair[0] in results and pair[1] in results]
     comparisons = tuple(_compare(results, a, b, main) for a, b in both)
     return BenchReport(fixture.name, len(fixture.questions), k, results, comparisons, left_out)
