@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say; `vector`
-    what was looked for where the list is of cosines."""
+    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say,
+    `vector` what was looked for where the list is of cosines."""
 
     name: str
     kind: str
