@@ -43,10 +43,10 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         return None
     if ref.startswith("#"):
         return store.find_docid(ref)
-    collections = store.collections()
+    roots = store.roots()
     path = ref.removeprefix(SCHEME).lstrip("/") if ref.startswith(SCHEME) else ref
     head, _, tail = path.partition("/")
-    if tail and any(collection.name == head for collection in collections):
+    if tail and head in roots:
         document = store.find_document(head, tail)
         if document is not None:
             return document
@@ -55,18 +55,17 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         decoded = unquote(ref) if "%" in ref else ref
         return find(store, SCHEME + decoded.removeprefix(SCHEME)) if decoded != ref else None
     relative = os.path.normpath(path) if path.startswith("./") else path
-    for collection in collections:
-        document = store.find_document(collection.name, relative)
+    for name in roots:
+        document = store.find_document(name, relative)
         if document is not None:
             return document
     try:
         on_disk = Path(path).expanduser().absolute()
     except RuntimeError:  # ~name, where nobody is called so
         return store.find_docid(ref)
-    for collection in collections:
-        root = Path(collection.root)
+    for name, root in roots.items():
         if on_disk.is_relative_to(root):
-            document = store.find_document(collection.name, on_disk.relative_to(root).as_posix())
+            document = store.find_document(name, on_disk.relative_to(root).as_posix())
             if document is not None:
                 return document
     return store.find_docid(ref)

@@ -24,6 +24,10 @@ class Collections:
             name: bool(include) for name, include in self._db.all("SELECT name, include FROM collections")
         }
 
+    def roots(self) -> dict[str, str]:
+        """name -> folder. Counts nothing, unlike `list`."""
+        return dict(self._db.all("SELECT name, root FROM collections ORDER BY name"))
+
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""
         for collection in self.list():

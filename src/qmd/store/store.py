@@ -102,6 +102,10 @@ class Store:
         """name -> whether searches that name no collection look into it; cheaper than `collections`."""
         return self._collections.included()
 
+    def roots(self) -> dict[str, str]:
+        """name -> folder of each collection; cheaper than `collections`."""
+        return self._collections.roots()
+
     def context_for(self, collection: str, path: str) -> str | None:
         """All contexts that hold for a path, outermost first, joined by blank lines."""
         return self._collections.context_for(collection, path)

@@ -180,11 +180,9 @@ def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
     from qmd.serve.vault import find_vault
 
     named = {hit.collection for hit in hits}
-    found = {}
-    for collection in index.list_collections() if named else ():
-        if collection.name in named and (vault := find_vault(collection.root)) is not None:
-            found[collection.name] = (Path(collection.root), vault)
-    return found
+    roots = index.store.roots() if named else {}
+    vaults = {name: find_vault(root) for name, root in roots.items() if name in named}
+    return {name: (Path(roots[name]), vault) for name, vault in vaults.items() if vault is not None}
 
 
 def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
