@@ -252,8 +252,8 @@ async def _serve(
 
 
 class ModelDoor(threading.Thread):
-    """Serves the models to other programs of this user (`LLMEngine(mode="auto")`), as `python -m qmd.llm.share` does, for
-    as long as no other process does. They are the service's own: nothing is loaded twice."""
+    """Serves the models to other programs of this user (`LLMEngine(mode="auto")`), as `python -m qmd.llm.share` does,
+    for as long as no other process does. They are the service's own: nothing is loaded twice."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(name="qmd-models", daemon=True)

@@ -21,6 +21,9 @@ PLACES = {
         f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
     ),
     "ask": Place(f"{_HERE}.commands_ask:ask", "Answer a question from your documents, with citations."),
+    "similar": Place(f"{_HERE}.commands_measure:similar", "Find documents like a document."),
+    "links": Place(f"{_HERE}.commands_measure:links", "Show the links of a note: out, in, and broken."),
+    "bench": Place(f"{_HERE}.commands_measure:bench", "Measure searches on questions with known answers."),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -59,12 +62,12 @@ PLACES = {
 ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check", "skills": "skill"}
 
 SECTIONS = (
-    ("Find", ("search", "vsearch", "query", "ask")),
+    ("Find", ("search", "vsearch", "query", "ask", "similar", "links")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
     ("Serve", ("serve", "mcp", "skill")),
     ("Teach", ("train", "knowledge", "draft")),
-    ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
+    ("Look after", ("status", "check", "bench", "cleanup", "models", "completion", "help")),
 )
 
 FIRST_STEPS = """\

@@ -114,11 +114,15 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
+        pouring, gone = asyncio.ensure_future(pour()), asyncio.ensure_future(left(request))
         try:
-            await while_connected(request, pour())
-        except Abandoned:
-            pass
+            await asyncio.wait({pouring, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            gone.cancel()
+            pouring.cancel()
+            await asyncio.wait({pouring})  # an iterator that still runs cannot be closed
             close: Any = getattr(self._chunks, "aclose", None)
             if close is not None:
                 await close()
+        if not pouring.cancelled():
+            pouring.result()

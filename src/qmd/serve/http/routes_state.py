@@ -6,22 +6,17 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from importlib.resources import files
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qmd import __version__
-from qmd.errors import NotFound
 from qmd.serve.cli.records import plain
 from qmd.serve.http.replies import EventStream, event, failure, reply, while_connected
+from qmd.serve.page import read_page
 from qmd.serve.service.service import Service
 
 BEAT_S = 15.0
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 async def status(request: Request) -> Response:
@@ -98,12 +93,11 @@ async def _event_chunks(service: Service) -> AsyncIterator[bytes]:
 
 async def page(request: Request) -> Response:
     """The search page: one static file."""
-    try:
-        content = files("qmd.serve").joinpath("page", "index.html").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound("this installation has no search page; POST /query answers.") from None
+    found = read_page()
     return Response(
-        content, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": PAGE_POLICY}
+        found.content,
+        media_type="text/html; charset=utf-8",
+        headers={"Content-Security-Policy": found.policy},
     )
 
 
