@@ -118,7 +118,6 @@ class Nearest:
         self._clock.lap("vector")
         return found[:depth]
 
-
     def cosines(self, vector: Vectors, chunks: Sequence[int]) -> dict[int, float]:
         """chunk id -> cosine, of those that have a vector."""
         return self._scan.score(vector, chunks)

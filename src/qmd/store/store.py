@@ -109,7 +109,7 @@ class Store:
         return self._collections.included()
 
     def roots(self) -> dict[str, str]:
-        """collection -> its folder."""
+        """name -> folder of each collection; cheaper than `collections`."""
         return self._collections.roots()
 
     def context_for(self, collection: str, path: str) -> str | None:
