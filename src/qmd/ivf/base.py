@@ -255,6 +255,7 @@ class Index:
             self.device = target
             self._offset = None if self._offset is None else self._offset.to(target)
             self._lists.codec.to(target)
+            self._lists.drop_shadows()
             for slab in self._lists.slabs:
                 slab.rows, slab.ids, slab.norms = (
                     slab.rows.to(target),

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from qmd.ivf import operators
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -63,7 +65,7 @@ def measure(device: torch.device, d: int, rows_log2: int, threads: int) -> Cost:
     turn = iter(range(1 << 40))
 
     def one() -> None:
-        torch.linalg.vecdot(rows[next(turn) % lists], q[0])
+        operators.row_products(rows[next(turn) % lists], q[0])
 
     def group(m: int) -> None:
         torch.addmm(norms, q[:m], rows[next(turn) % lists].T, alpha=-2, out=out[:m])
@@ -75,3 +77,28 @@ def measure(device: torch.device, d: int, rows_log2: int, threads: int) -> Cost:
     task = max(0.0, (g32 - g1) / 31)
     call = _time(device, lambda: norms[:8].add_(1.0), 16)
     return Cost(each + call, g1 + 6 * call, task, 45 * call, 15 * call, 120 * call)
+
+
+@lru_cache(maxsize=64)
+def shadows_pay(device: torch.device, d: int, threads: int) -> bool:
+    """Whether reading int8 codes takes at most two thirds of reading float32 rows, memory being cold. About 20 ms."""
+    if not operators.has("int8_rows", device):
+        return False
+    n = 512
+    lists = max(2, min(64, (1 << 23) // (n * d)))
+    x = torch.full((lists * n, d), 0.5, device=device)
+    codes = torch.ones(lists * n, d, dtype=torch.int8, device=device)
+    scales = torch.ones(n, dtype=torch.bfloat16, device=device)
+    q = torch.ones(1, d, device=device)
+    narrow = q.to(torch.bfloat16)
+    turn = iter(range(1 << 40))
+
+    def whole() -> None:
+        i = next(turn) % lists * n
+        operators.row_products(x[i : i + n], q[0])
+
+    def coded() -> None:
+        i = next(turn) % lists * n
+        torch._weight_int8pack_mm(narrow, codes[i : i + n], scales)
+
+    return _time(device, coded, 64) * 1.5 < _time(device, whole, 64)
