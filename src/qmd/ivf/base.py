@@ -343,10 +343,10 @@ class Index:
 
             selector = IDSelectorAnd(selector, extra)
         scores, address = self._search(qs, int(k), params, selector if selector is not None else extra)
-        ids = torch.full(address.shape, -1, dtype=torch.int64, device=self.device)
+        ids = address
         if self._lists.slabs:
             held = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
-            ids = torch.where(address >= 0, held, -1)
+            ids = held.masked_fill_(address < 0, -1)
         distances = scores if self.metric == "l2" else -scores
         d, i = give_back(q, distances, ids)
         return d, i

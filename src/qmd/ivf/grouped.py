@@ -15,7 +15,7 @@ from torch import Tensor
 from qmd.ivf import operators, scratch
 from qmd.ivf.lists import Codes, Lists, Table
 from qmd.ivf.metric import Metric
-from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, unsettled
+from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks, unsettled
 
 GROUP = 8
 UNIT = 8
@@ -61,7 +61,7 @@ def _scan_block(
     if not table.views or not n or not s:
         return *recheck(lists, q, seg[:, :0], k, metric, probes), None
     flat = seg.reshape(-1)
-    order, counts = _sort_tasks(flat, len(table.views))
+    order, counts = sort_tasks(flat, len(table.views))
     groups = -(-table.size // GROUP)
     units = -(-groups // UNIT)
     # group minima of a task: UNIT lines of units[run]; tasks lie in their sorted order
@@ -120,20 +120,6 @@ def _scan_block(
         return scores, address, None
     edge = value.amax(1)  # infinite when there are no other rows
     return scores, address, unsettled(scores, edge, q, codes, metric)
-
-
-def _sort_tasks(flat: Tensor, runs: int) -> tuple[Tensor, np.ndarray]:
-    """Tasks by run (those of no run left out), and the number of tasks of each run."""
-    if flat.device.type == "cpu":
-        keys = flat.numpy()
-        counts = np.bincount(keys + 1, minlength=runs + 1)
-        if runs < 32000:
-            keys = keys.astype(np.int16)  # numpy sorts 16 bits by radix
-        order = torch.from_numpy(np.argsort(keys, kind="stable"))
-    else:
-        order = operators.stable_order(flat)
-        counts = torch.bincount(flat + 1, minlength=runs + 1).cpu().numpy()
-    return order[int(counts[0]) :], counts[1:]
 
 
 def _fill(
@@ -216,7 +202,9 @@ def _fill(
                 lines[:, height:] = _INF
             operators.group_minimum(full.view(count, GROUP, height), lines[:, :height])
             # pairwise minima of halves: UNIT lines of u become one
-            a = torch.minimum(lines[:, : 4 * u], lines[:, 4 * u :], out=half[: count * 4 * u].view(count, 4 * u))
+            a = torch.minimum(
+                lines[:, : 4 * u], lines[:, 4 * u :], out=half[: count * 4 * u].view(count, 4 * u)
+            )
             b = torch.minimum(a[:, : 2 * u], a[:, 2 * u :])
             dense[:, :u].index_copy_(0, order[tasks], torch.minimum(b[:, :u], b[:, u:]))
             base += count * u * UNIT

@@ -11,12 +11,12 @@ from qmd.ivf import cost
 from qmd.ivf.base import Index
 from qmd.ivf.codec import QType
 from qmd.ivf.flat import IndexFlat
+from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
 from qmd.ivf.lists import Codes, Lists
 from qmd.ivf.metric import Array, Metric, as_rows, exact_scores
 from qmd.ivf.operators import stable_order
 from qmd.ivf.params import SearchParams, list_limits
-from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.scan import Probes, expand, rows_at, scan_all, scan_each
 
 _SHADOW_ROWS = 20_000
@@ -58,6 +58,7 @@ class IndexIVF(Index):
         self.last_search_stats: dict[str, Any] | None = None
         self._threshold: float | None = None
         self._ordered = "none"
+        self._bias: tuple[Tensor, Tensor] | None = None  # the centroids that it is of, and their norms
         self.shadow: bool | None = None
 
     @property
@@ -140,8 +141,9 @@ class IndexIVF(Index):
         """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance; IP: -product),
         lists."""
         c = self.centroids
-        bias = (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
-        s = torch.addmm(bias, q, c.T, alpha=-2.0 if self.metric == "l2" else -1.0)
+        if self._bias is None or self._bias[0] is not c:
+            self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
+        s = torch.addmm(self._bias[1], q, c.T, alpha=-2.0 if self.metric == "l2" else -1.0)
         value, lists = torch.topk(s, min(nprobe, self.nlist), dim=1, largest=False)
         if self.metric == "l2":
             value = value + (q * q).sum(1, keepdim=True)

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators
+from qmd.ivf import operators, scratch
 from qmd.ivf.lists import Codes, Lists, Table
 from qmd.ivf.metric import Metric
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
+_SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
+_GROUP = 16
+_SCORES = 1 << 23  # scores held at a time
 _RECHECK_BYTES = 3 << 20  # rows gathered at a time: they should stay in a shared cache
 
 
@@ -120,108 +123,182 @@ def norms_of(lists: Lists, table: Table, probes: Probes, seg: int) -> Tensor:
 def scan_each(
     lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric, codes: Codes | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One query after the other. -> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n,
-    k).
+    """All scores of a few queries, then the smallest. -> scores (n, k) rising (L2: squared distance, IP:
+    -product), addresses (n, k).
 
     codes: int8 shadows to read instead of the rows. A query whose k nearest rows the codes' error does not
     settle is asked again without them.
     """
     table = lists.table()
-    codec = lists.codec
-    alpha = -2.0 if metric == "l2" else -1.0
-    coded = codec.query(q)
-    spare = SPARE if codec.exact and codes is None else SPARE_CODED + k
-    own8 = codec.qtype == "int8" and operators.has("int8_rows", q.device)
-    fast8 = own8 or codes is not None
-    narrow = coded.to(torch.bfloat16) if fast8 else coded
-    most = int(table.size.max(initial=0)) if own8 else 0
-    ones = torch.ones(most, dtype=torch.bfloat16, device=q.device)
-    caps = None if probes.limits is None else probes.limits.tolist()
-    found: list[Tensor] = []
-    edges: list[Tensor] = []  # no row left out of `found` scores less
-    for i, numbers in enumerate(probes.lists.tolist()):
-        use, sizes, of_probe = _runs_to_read(table, numbers, None if caps is None else caps[i])
-        if not use:
-            found.append(torch.empty(0, dtype=torch.int64, device=q.device))
-            edges.append(torch.full((), float("inf"), device=q.device))
-            continue
-        kept = [
-            table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in use
+    seg, const, limits = expand(table, probes)
+    n, s = seg.shape
+    if not table.views or not n or not s:
+        return recheck(lists, q, seg[:, :0], k, metric, probes)
+    wide = -(-int(table.size.max()) // _GROUP) * _GROUP
+    step = max(1, _SCORES // (s * wide))
+    if n > step:
+        parts = [
+            scan_each(lists, q[i : i + step], probes.rows(slice(i, i + step)), k, metric, codes)
+            for i in range(0, n, step)
         ]
-        if caps is not None:
-            kept = [v[:n] for v, n in zip(kept, sizes, strict=True)]
-        scores = torch.cat(kept)
-        if fast8:
-            qi = narrow[i : i + 1]
-            if codes is not None:
-                pairs = [codes.views[r] for r in use]
-                if caps is not None:
-                    pairs = [(x[:n], scale[:n]) for (x, scale), n in zip(pairs, sizes, strict=True)]
-            else:
-                pairs = [(table.views[r][0][:n], ones[:n]) for r, n in zip(use, sizes, strict=True)]
-            products = torch.cat([torch._weight_int8pack_mm(qi, x, scale) for x, scale in pairs], 1).view(-1)
-        else:
-            qi = coded[i]
-            parts = [table.views[r][0] for r in use]
-            if caps is not None:
-                parts = [x[:n] for x, n in zip(parts, sizes, strict=True)]
-            products = torch.cat(
-                [operators.row_products(x if codec.exact else x.to(torch.float32), qi) for x in parts]
-            )
-        scores.add_(products, alpha=alpha)
-        counts = np.asarray(sizes)
-        if probes.const is not None:
-            extra = probes.const[i][torch.tensor(of_probe, device=q.device)]
-            scores.add_(torch.repeat_interleave(extra, torch.from_numpy(counts).to(q.device)))
-        value, at = _smallest(scores, min(k + spare, scores.shape[0]))
-        ends = np.cumsum(counts)
-        shift = table.start[use] - (ends - counts)
-        pos = at.cpu().numpy()
-        address = torch.from_numpy(pos + shift[np.searchsorted(ends, pos, side="right")]).to(q.device)
-        found.append(address if probes.norms is None else address.masked_fill_(torch.isinf(value), -1))
-        edges.append(value[-1] if value.shape[0] < scores.shape[0] else value.new_full((), float("inf")))
-    width = max((f.shape[0] for f in found), default=0)
-    if len(found) == 1:
-        candidates = found[0][None]
-    else:
-        candidates = torch.full((len(found), width), -1, dtype=torch.int64, device=q.device)
-        for i, f in enumerate(found):
-            candidates[i, : f.shape[0]] = f
-    best, where = recheck(lists, q, candidates, k, metric, probes)
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    spare = SPARE if lists.codec.exact and codes is None else _SPARE_SHADOW + k
+    read = _read_one if n == 1 else _read_few
+    edge, address = read(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
+    best, where = recheck(lists, q, address, k, metric, probes)
     if codes is not None:
-        again = unsettled(best, torch.stack(edges), q, codes, metric)
+        again = unsettled(best, edge, q, codes, metric)
         if again.numel():
             best[again], where[again] = scan_each(lists, q[again], probes.rows(again), k, metric)
     return best, where
 
 
+def _read_one(
+    lists: Lists,
+    table: Table,
+    q: Tensor,
+    probes: Probes,
+    seg: Tensor,
+    const: Tensor | None,
+    limits: Tensor | None,
+    wide: int,
+    keep: int,
+    metric: Metric,
+    codes: Codes | None,
+) -> tuple[Tensor, Tensor]:
+    """One query's lists laid end to end. -> a score (1,) that no row left out is below, addresses (1, keep)."""
+    slots = [j for j, r in enumerate(seg[0].tolist()) if r >= 0]
+    runs = seg[0].tolist() if len(slots) == seg.shape[1] else [r for r in seg[0].tolist() if r >= 0]
+    if not runs:
+        return q.new_full((1,), float("inf")), seg[:, :0]
+    sizes = table.size[runs]
+    norms = [table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in runs]
+    alpha = -2.0 if metric == "l2" else -1.0
+    codec = lists.codec
+    coded = codec.query(q)
+    if codes is not None or (codec.qtype == "int8" and operators.has("int8_rows", q.device)):
+        narrow = coded.to(torch.bfloat16)
+        if codes is not None:
+            parts = [torch._weight_int8pack_mm(narrow, *codes.views[r]) for r in runs]
+        else:
+            ones = torch.ones(wide, dtype=torch.bfloat16, device=q.device)
+            parts = [
+                torch._weight_int8pack_mm(narrow, table.views[r][0], ones[:n])
+                for r, n in zip(runs, sizes.tolist(), strict=True)
+            ]
+        products = torch.cat(parts, 1)[0]
+    else:
+        one = coded[0]
+        rows = [table.views[r][0] for r in runs]
+        products = torch.cat(
+            [operators.row_products(x if codec.exact else x.to(torch.float32), one) for x in rows]
+        )
+    scores = torch.cat(norms).add_(products, alpha=alpha)
+    ends = np.cumsum(sizes)
+    if const is not None:
+        scores.add_(torch.repeat_interleave(const[0, slots], torch.from_numpy(sizes).to(q.device)))
+    if limits is not None:
+        caps = torch.repeat_interleave(
+            limits[0, slots] + torch.from_numpy(ends - sizes).to(q.device),
+            torch.from_numpy(sizes).to(q.device),
+        )
+        scores.masked_fill_(torch.arange(scores.shape[0], device=q.device) >= caps, float("inf"))
+    value, at = _smallest(scores, min(keep, scores.shape[0]))
+    shift = table.start[runs] - (ends - sizes)
+    pos = at.cpu().numpy()
+    address = torch.from_numpy(pos + shift[np.searchsorted(ends, pos, side="right")]).to(q.device)
+    if probes.norms is not None or limits is not None:
+        address.masked_fill_(torch.isinf(value), -1)
+    whole = value.shape[0] == scores.shape[0]
+    return value.new_full((1,), float("inf")) if whole else value[-1:], address[None]
+
+
+def _read_few(
+    lists: Lists,
+    table: Table,
+    q: Tensor,
+    probes: Probes,
+    seg: Tensor,
+    const: Tensor | None,
+    limits: Tensor | None,
+    wide: int,
+    keep: int,
+    metric: Metric,
+    codes: Codes | None,
+) -> tuple[Tensor, Tensor]:
+    """As `_read_one` for some queries: every list is read once, its scores go into the lines of its tasks."""
+    n, s = seg.shape
+    dev = q.device
+    flat = seg.reshape(-1)
+    order, counts = sort_tasks(flat, len(table.views))
+    scores = scratch.take("scores", n * s * wide, dev).fill_(float("inf")).view(n * s, wide)
+    alpha = -2.0 if metric == "l2" else -1.0
+    codec = lists.codec
+    coded = codec.query(q)
+    own8 = codec.qtype == "int8" and operators.has("int8_rows", dev)
+    narrow = coded.to(torch.bfloat16) if own8 or codes is not None else coded
+    ones = torch.ones(wide, dtype=torch.bfloat16, device=dev) if own8 else coded
+    touched = np.nonzero(counts)[0].tolist()
+    per_run = counts[touched].tolist()
+    who = torch.split(torch.div(order, s, rounding_mode="floor"), per_run)
+    lines = torch.split(order, per_run)
+    for r, m, pick, line in zip(touched, per_run, who, lines, strict=True):
+        rows, norms, _ = table.views[r]
+        size = norms.shape[0]
+        if probes.norms is not None:
+            norms = norms_of(lists, table, probes, r)
+        if own8 or codes is not None:
+            rows, scales = (rows, ones[:size]) if codes is None else codes.views[r]
+            products = torch._weight_int8pack_mm(narrow.index_select(0, pick), rows, scales)
+        elif not codec.exact or dev.type != "cpu":
+            products = torch.mm(coded.index_select(0, pick), rows.to(torch.float32).T)
+        elif m == 1:
+            products = operators.row_products(rows, coded[int(pick)])[None]
+        else:  # BLAS streams the longer matrix once when it comes first
+            products = torch.mm(rows, coded.index_select(0, pick).T).T
+        scores[:, :size].index_copy_(0, line, torch.add(norms, products, alpha=alpha))
+    if const is not None:
+        scores.add_(const.reshape(-1, 1))
+    if limits is not None:
+        scores.masked_fill_(torch.arange(wide, device=dev) >= limits.reshape(-1, 1), float("inf"))
+    scores = scores.view(n, s * wide)
+    groups = s * wide // _GROUP
+    keep = min(keep, s * wide)
+    if keep < groups:
+        least = torch.amin(scores.view(n, _GROUP, groups), 1)
+        best = torch.topk(least, keep, dim=1, largest=False, sorted=False).indices
+        places = (best[..., None] + torch.arange(0, s * wide, groups, device=dev)).view(n, -1)
+        value, at = torch.topk(torch.gather(scores, 1, places), keep, dim=1, largest=False, sorted=False)
+        at = torch.gather(places, 1, at)
+    else:
+        value, at = torch.topk(scores, keep, dim=1, largest=False, sorted=False)
+    slot = torch.div(at, wide, rounding_mode="floor")
+    start = table.on_device["start"][torch.gather(seg, 1, slot).clamp_(min=0)]
+    address = (at - slot * wide).add_(start).masked_fill_(torch.isinf(value), -1)
+    return value.amax(1), address
+
+
+def sort_tasks(flat: Tensor, runs: int) -> tuple[Tensor, np.ndarray]:
+    """Tasks by run (those of no run left out), and the number of tasks of each run."""
+    if flat.device.type == "cpu":
+        keys = flat.numpy()
+        counts = np.bincount(keys + 1, minlength=runs + 1)
+        if runs < 32000:
+            keys = keys.astype(np.int16)  # numpy sorts 16 bits by radix
+        order = torch.from_numpy(np.argsort(keys, kind="stable"))
+    else:
+        order = operators.stable_order(flat)
+        counts = torch.bincount(flat + 1, minlength=runs + 1).cpu().numpy()
+    return order[int(counts[0]) :], counts[1:]
+
+
 def unsettled(scores: Tensor, edge: Tensor, q: Tensor, codes: Codes, metric: Metric) -> Tensor:
     """Queries whose k-th exact score (n, k) may be beaten by a row left out, though none of those had a score by
     codes below `edge` (n,)."""
-    least = edge - codes.error(q) * (2.0 if metric == "l2" else 1.0)
+    least = codes.error(q).mul_(-2.0 if metric == "l2" else -1.0).add_(edge)
     if metric == "l2":
-        least = least + (q * q).sum(1)
+        least += torch.linalg.vecdot(q, q)
     return (scores[:, -1] > least).nonzero().reshape(-1)
-
-
-def _runs_to_read(
-    table: Table, numbers: list[int], caps: list[int] | None
-) -> tuple[list[int], list[int], list[int]]:
-    """Runs of the lists, rows of each to read, and which of the lists each is of."""
-    use: list[int] = []
-    sizes: list[int] = []
-    of_probe: list[int] = []
-    for j, list_no in enumerate(numbers):
-        left = caps[j] if caps is not None else 1 << 62
-        first = int(table.first[list_no])
-        for r in range(first, first + int(table.runs[list_no])):
-            n = min(table.views[r][0].shape[0], left)
-            if n > 0:
-                left -= n
-                use.append(r)
-                sizes.append(n)
-                of_probe.append(j)
-    return use, sizes, of_probe
 
 
 def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
