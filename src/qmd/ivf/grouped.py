@@ -13,53 +13,38 @@ import torch
 from torch import Tensor
 
 from qmd.ivf import operators, scratch
-from qmd.ivf.lists import Codes, Lists, Table
+from qmd.ivf.lists import Lists, Table
 from qmd.ivf.metric import Metric
-from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks, unsettled
+from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks
 
 GROUP = 8
 UNIT = 8
 _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass
 _SCORE_BLOCK = 512  # queries of one product
-_FEW = 8  # queries of a list for which int8 codes are read rather than rows
 _INF = float("inf")
 
 
-def scan_grouped(
-    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric, codes: Codes | None = None
-) -> tuple[Tensor, Tensor]:
-    """-> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k).
-
-    codes: int8 shadows of the rows, read instead of them where a list has few queries. A query whose k nearest
-    rows the codes' error does not settle is asked again without them.
-    """
-    n, table = q.shape[0], lists.table()
+def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
+    """-> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
+    n = q.shape[0]
     reach = max(1, lists.ntotal // max(1, lists.nlist)) * probes.lists.shape[1] // GROUP
-    step = max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), 4 * _MINIMA // max(1, reach)))
-    out_s: list[Tensor] = []
-    out_a: list[Tensor] = []
-    for i in range(0, n, step) if n else [0]:
+    step = max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), 2 * _MINIMA // max(1, reach)))
+    if n <= step:
+        return _scan_block(lists, q, probes, k, metric)
+    parts = []
+    for i in range(0, n, step):
         cut = slice(i, i + step)
-        part = probes if n <= step else probes.rows(cut)
-        scores, address, again = _scan_block(lists, table, q[cut], part, k, metric, codes)
-        if again is not None and again.numel():
-            scores[again], address[again], _ = _scan_block(
-                lists, table, q[cut][again], part.rows(again), k, metric, None
-            )
-        out_s.append(scores)
-        out_a.append(address)
-    return (out_s[0], out_a[0]) if len(out_s) == 1 else (torch.cat(out_s), torch.cat(out_a))
+        parts.append(_scan_block(lists, q[cut], probes.rows(cut), k, metric))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def _scan_block(
-    lists: Lists, table: Table, q: Tensor, probes: Probes, k: int, metric: Metric, codes: Codes | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    dev = q.device
+def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
+    dev, table = q.device, lists.table()
     seg, const, limits = expand(table, probes)
     n, s = seg.shape
     if not table.views or not n or not s:
-        return *recheck(lists, q, seg[:, :0], k, metric, probes), None
+        return recheck(lists, q, seg[:, :0], k, metric, probes)
     flat = seg.reshape(-1)
     order, counts = sort_tasks(flat, len(table.views))
     groups = -(-table.size // GROUP)
@@ -74,7 +59,7 @@ def _scan_block(
     alpha = -2.0 if metric == "l2" else -1.0
     coded = lists.codec.query(q)
     _fill(lists, table, probes, coded, torch.div(order, s, rounding_mode="floor"), counts, base, units, minima,
-          dense, alpha, limits, order, codes)  # fmt: skip
+          dense, alpha, limits, order)  # fmt: skip
     run = flat.index_select(0, order)
     before = torch.from_numpy(np.cumsum(counts) - counts).to(dev)
     units_t = torch.from_numpy(units).to(dev)
@@ -85,7 +70,7 @@ def _scan_block(
     where[order] = first
     if const is not None:
         dense.add_(const.reshape(-1, 1))
-    spare = SPARE if codes is None and lists.codec.exact else SPARE_CODED + k
+    spare = SPARE if lists.codec.exact else SPARE_CODED
     keep = min(k + spare, s * wide)
     least, at = torch.topk(dense.view(n, s * wide), keep, dim=1, largest=False, sorted=False)
     slot = torch.div(at, wide, rounding_mode="floor")
@@ -115,11 +100,7 @@ def _scan_block(
     if probes.norms is not None:  # a row beside an allowed one may itself be excluded
         allowed = probes.norms[0] if len(probes.norms) == 1 else torch.cat(probes.norms)
         candidates.masked_fill_(torch.isinf(allowed[candidates.clamp(min=0)]), -1)
-    scores, address = recheck(lists, q, candidates, k, metric, probes)
-    if codes is None:
-        return scores, address, None
-    edge = value.amax(1)  # infinite when there are no other rows
-    return scores, address, unsettled(scores, edge, q, codes, metric)
+    return recheck(lists, q, candidates, k, metric, probes)
 
 
 def _fill(
@@ -136,76 +117,63 @@ def _fill(
     alpha: float,
     limits: Tensor | None,
     order: Tensor,
-    codes: Codes | None,
 ) -> None:
     """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`."""
     d, dev = lists.codec.d, coded.device
-    touched = np.nonzero(counts)[0].tolist()
+    touched = np.nonzero(counts)[0]
     widest = int(table.size[touched].max(initial=0)) + GROUP
+    # products of at most so many tasks
     block = min(_SCORE_BLOCK if dev.type == "cpu" else 1 << 14, int(counts.max(initial=1)))
     scores = scratch.take("scores", block * widest, dev)
     qbuf = scratch.take("queries", block * d, dev).view(block, d)
-    half = scratch.take("halves", block * (widest // GROUP + UNIT), dev)
+    half = scratch.take("halves", block * (widest // GROUP + UNIT) // 2 + block * UNIT, dev)
     flat_limits = limits.reshape(-1)[order] if limits is not None else None
-    own8 = lists.codec.qtype == "int8" and operators.has("int8_rows", dev)
-    narrow = coded.to(torch.bfloat16) if own8 or codes is not None else coded
-    ones = torch.ones(widest, dtype=torch.bfloat16, device=dev) if own8 else coded
     exact = lists.codec.exact
     plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
-    all_counts, sizes = counts.tolist(), table.size.tolist()
-    bases, all_units = base_of.tolist(), units_of.tolist()
-    task = 0
-    for r in touched:
-        m, n, u = all_counts[r], sizes[r], all_units[r]
-        few8 = (own8 or codes is not None) and m <= _FEW
-        padded = table.padded[r] if exact and not few8 and probes.norms is None else None
-        if padded is not None:
-            rows, norms = padded  # whole groups: rows beyond the run have infinite norms
-        else:
-            rows = table.views[r][0]
-            norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
-        if few8:
-            rows, scales = (rows, ones[:n]) if codes is None else codes.views[r]
-        elif not exact:
-            rows = rows.to(torch.float32)
-        by_rows = exact and not few8 and 1 < m <= 6 and dev.type == "cpu"
-        transposed = rows.T
-        height = -(-n // GROUP)
-        have, pad, base = norms.shape[0], height * GROUP, bases[r]
-        for at in range(0, m, block):
-            count = min(block, m - at)
-            tasks = slice(task, task + count)
-            full = scores[: count * pad].view(count, pad)
-            part = full if pad == have else full[:, :have]
-            if few8:
-                products = torch._weight_int8pack_mm(narrow.index_select(0, query_of[tasks]), rows, scales)
-                torch.add(norms, products, alpha=alpha, out=part)
-            elif by_rows:  # BLAS streams the longer matrix once when it comes first
-                products = torch.mm(rows, coded.index_select(0, query_of[tasks]).T)
-                torch.add(norms, products.T, alpha=alpha, out=part)
-            elif exact and count == 1 and dev.type == "cpu":
-                products = operators.row_products(rows, coded[int(query_of[task])])
-                torch.add(norms, products, alpha=alpha, out=part[0])
-            elif plain:
-                qs = torch.index_select(coded, 0, query_of[tasks], out=qbuf[:count])
-                torch.addmm(norms, qs, transposed, alpha=alpha, out=part)
+    cuts = [(r, min(block, m - at), at == 0) for r, m in zip(touched.tolist(), counts[touched].tolist(), strict=True)
+            for at in range(0, m, block)]  # fmt: skip
+    pieces = [count for _, count, _ in cuts]
+    who, slots = torch.split(query_of, pieces), torch.split(order, pieces)
+    caps = torch.split(flat_limits, pieces) if flat_limits is not None else None
+    base = 0
+    for i, (r, count, first) in enumerate(cuts):
+        if first:
+            u, base, n = int(units_of[r]), int(base_of[r]), int(table.size[r])
+            height = -(-n // GROUP)
+            pad = height * GROUP
+            whole = table.padded[r] if exact and probes.norms is None else None
+            if whole is not None:
+                rows, norms = whole  # whole groups: rows beyond the run have infinite norms
             else:
-                operators.biased_product(norms, coded.index_select(0, query_of[tasks]), rows, alpha, part)
-            if pad != have:
-                full[:, have:] = _INF
-            if flat_limits is not None:
-                cap = flat_limits[tasks]
-                if bool((cap < n).any()):
-                    full.masked_fill_(torch.arange(pad, device=dev) >= cap[:, None], _INF)
-            lines = minima[base : base + count * u * UNIT].view(count, u * UNIT)
-            if height != u * UNIT:
-                lines[:, height:] = _INF
-            operators.group_minimum(full.view(count, GROUP, height), lines[:, :height])
-            # pairwise minima of halves: UNIT lines of u become one
-            a = torch.minimum(
-                lines[:, : 4 * u], lines[:, 4 * u :], out=half[: count * 4 * u].view(count, 4 * u)
-            )
-            b = torch.minimum(a[:, : 2 * u], a[:, 2 * u :])
-            dense[:, :u].index_copy_(0, order[tasks], torch.minimum(b[:, :u], b[:, u:]))
-            base += count * u * UNIT
-            task += count
+                rows = table.views[r][0]
+                norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
+                rows = rows if exact else rows.to(torch.float32)
+            transposed, have = rows.T, norms.shape[0]
+        full = scores[: count * pad].view(count, pad)
+        part = full if pad == have else full[:, :have]
+        if plain:
+            qs = torch.index_select(coded, 0, who[i], out=qbuf[:count])
+            torch.addmm(norms, qs, transposed, alpha=alpha, out=part)
+        else:
+            operators.biased_product(norms, coded.index_select(0, who[i]), rows, alpha, part)
+        if pad != have:
+            full[:, have:] = _INF
+        if caps is not None and bool((caps[i] < n).any()):
+            full.masked_fill_(torch.arange(pad, device=dev) >= caps[i][:, None], _INF)
+        stop = base + count * u * UNIT
+        lines = minima[base:stop].view(count, u * UNIT)
+        base = stop
+        if height != u * UNIT:
+            lines[:, height:] = _INF
+            target = lines[:, :height]
+        else:
+            target = lines
+        if plain:
+            torch.amin(full.view(count, GROUP, height), 1, out=target)
+        else:
+            operators.group_minimum(full.view(count, GROUP, height), target)
+        # pairwise minima of halves: UNIT lines of u become one
+        left, right = lines.split(4 * u, 1)
+        left, right = torch.minimum(left, right, out=half[: count * 4 * u].view(count, 4 * u)).split(2 * u, 1)
+        left, right = torch.minimum(left, right).split(u, 1)
+        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], torch.minimum(left, right))

@@ -125,11 +125,9 @@ class Codes:
             self.worst = max(self.worst, float(back.sub_(x).norm(dim=1).max()) * 1.00001)
 
     def error(self, q: Tensor) -> Tensor:
-        """(n,): no product of a query (n, d), rounded to bfloat16, with a code is further from the exact one, the
-        product's own rounding to bfloat16 included."""
-        size = q.norm(dim=1)
-        lost = (q - q.to(torch.bfloat16).to(torch.float32)).norm(dim=1)
-        return size * self.worst + (lost + size * (2.0**-9 + 1e-5)) * self.reach
+        """(n,): no product of a query (n, d) with a code is further from the exact one, the rounding of the query and
+        of the product to bfloat16 (2^-9 each) included."""
+        return q.norm(dim=1).mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
 
 
 def _copy(source: Slab, span: slice, target: Slab, to: slice) -> None:
@@ -442,10 +440,12 @@ class Lists:
             offset = (
                 before - np.repeat(before[np.minimum(first, max(len(flat) - 1, 0))], runs) if flat else before
             )
+            # the run of a list that is in one piece; -1 behind, for list number -1
+            run_of = np.append(np.where(runs > 0, first, -1), -1)
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
+                    "run": run_of, "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0

@@ -19,6 +19,7 @@ from qmd.ivf.metric import Metric
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
 _SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
+_ONE_BY_ONE = 3  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
 _RECHECK_BYTES = 3 << 20  # rows gathered at a time: they should stay in a shared cache
@@ -65,16 +66,20 @@ def recheck(
     n, c = address.shape
     d = lists.codec.d
     k_here = min(k, c)
-    scores = torch.full((n, k), float("inf"), device=q.device)
-    best = torch.full((n, k), -1, dtype=torch.int64, device=q.device)
-    if not c:
-        return scores, best
     step = (
-        max(1, _RECHECK_BYTES // (c * d * 4)) if q.device.type == "cpu" else max(1, (1 << 28) // (c * d * 4))
+        max(1, _RECHECK_BYTES // (max(c, 1) * d * 4))
+        if q.device.type == "cpu"
+        else max(1, (1 << 28) // (max(c, 1) * d * 4))
     )
     plain = lists.codec.exact and probes.centroids is None
     buffer = torch.empty(min(step, n) * c, d, device=q.device) if plain else None
     safe = address.clamp(min=0)
+    whole = n <= step and k_here == k
+    if not whole:
+        scores = torch.full((n, k), float("inf"), device=q.device)
+        best = torch.full((n, k), -1, dtype=torch.int64, device=q.device)
+    if not c:
+        return scores, best
     for i in range(0, n, step):
         part = safe[i : i + step]
         count = part.shape[0]
@@ -86,21 +91,24 @@ def recheck(
         s = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
         s.masked_fill_(address[i : i + step] < 0, float("inf"))
         value, at = torch.topk(s, k_here, dim=1, largest=False)
-        scores[i : i + step, :k_here] = value
-        best[i : i + step, :k_here] = torch.gather(address[i : i + step], 1, at)
-    best.masked_fill_(torch.isinf(scores), -1)
+        picked = torch.gather(address[i : i + step], 1, at)
+        if whole:
+            scores, best = value, picked
+        else:
+            scores[i : i + step, :k_here] = value
+            best[i : i + step, :k_here] = picked
+    best.masked_fill_(scores == float("inf"), -1)
     return scores, best
 
 
 def expand(table: Table, probes: Probes) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Runs instead of lists: run numbers (n, s) with -1 for none, and const and limits to match."""
     dev = table.on_device
+    if table.most_runs <= 1:
+        return dev["run"][probes.lists], probes.const, probes.limits
     lists = probes.lists.clamp(min=0)
     first, runs = dev["first"][lists], dev["runs"][lists]
     runs = torch.where(probes.lists >= 0, runs, 0)
-    if table.most_runs <= 1:
-        seg = torch.where(runs > 0, first, -1)
-        return seg, probes.const, probes.limits
     width = table.most_runs
     step = torch.arange(width, device=first.device)
     seg = torch.where(step < runs[..., None], first[..., None] + step, -1)
@@ -135,7 +143,7 @@ def scan_each(
     if not table.views or not n or not s:
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     wide = -(-int(table.size.max()) // _GROUP) * _GROUP
-    step = max(1, _SCORES // (s * wide))
+    step = 1 if n <= _ONE_BY_ONE else max(1, _SCORES // (s * wide))
     if n > step:
         parts = [
             scan_each(lists, q[i : i + step], probes.rows(slice(i, i + step)), k, metric, codes)
@@ -295,7 +303,7 @@ def sort_tasks(flat: Tensor, runs: int) -> tuple[Tensor, np.ndarray]:
 def unsettled(scores: Tensor, edge: Tensor, q: Tensor, codes: Codes, metric: Metric) -> Tensor:
     """Queries whose k-th exact score (n, k) may be beaten by a row left out, though none of those had a score by
     codes below `edge` (n,)."""
-    least = codes.error(q).mul_(-2.0 if metric == "l2" else -1.0).add_(edge)
+    least = torch.add(edge, codes.error(q), alpha=-2.0 if metric == "l2" else -1.0)
     if metric == "l2":
         least += torch.linalg.vecdot(q, q)
     return (scores[:, -1] > least).nonzero().reshape(-1)
