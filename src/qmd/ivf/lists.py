@@ -445,7 +445,8 @@ class Lists:
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "run": run_of, "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
+                    "run": run_of, "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size,
+                    "offset": offset,
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0
