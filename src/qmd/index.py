@@ -341,12 +341,22 @@ class Index:
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
         counts = self.store.counts()
+        from qmd.search.inverted import inverted_file
+
         wanted = self.config.models.embedding
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
             vectors.append(
-                ModelVectors(model.name, model.fingerprint, model.dim, done, total, model.name == wanted)
+                ModelVectors(
+                    model.name,
+                    model.fingerprint,
+                    model.dim,
+                    done,
+                    total,
+                    model.name == wanted,
+                    inverted_file(self.store.vectors.stem(model.fingerprint)),
+                )
             )
         return Status(
             database=str(self.store.path),
@@ -499,6 +509,7 @@ class Index:
             keyword_weight=self.config.search.keyword_weight,
             vector_weight=self.config.search.vector_weight,
             rrf_k=self.config.search.rrf_k,
+            vectors=self.config.search.vectors,
         )
         return run_search(self.store, request, lambda: self.embedder)
 

@@ -173,7 +173,8 @@ def _fill(
         else:
             operators.group_minimum(full.view(count, GROUP, height), target)
         # pairwise minima of halves: UNIT lines of u become one
-        left, right = lines.split(4 * u, 1)
-        left, right = torch.minimum(left, right, out=half[: count * 4 * u].view(count, 4 * u)).split(2 * u, 1)
-        left, right = torch.minimum(left, right).split(u, 1)
-        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], torch.minimum(left, right))
+        out = half[: count * 4 * u].view(count, 4 * u)
+        least = torch.minimum(lines[:, : 4 * u], lines[:, 4 * u :], out=out)
+        least = torch.minimum(least[:, : 2 * u], least[:, 2 * u :])
+        least = torch.minimum(least[:, :u], least[:, u:])
+        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least)

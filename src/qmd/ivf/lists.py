@@ -127,7 +127,8 @@ class Codes:
     def error(self, q: Tensor) -> Tensor:
         """(n,): no product of a query (n, d) with a code is further from the exact one, the rounding of the query and
         of the product to bfloat16 (2^-9 each) included."""
-        return q.norm(dim=1).mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
+        sizes: Tensor = torch.linalg.vector_norm(q, dim=1)
+        return sizes.mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
 
 
 def _copy(source: Slab, span: slice, target: Slab, to: slice) -> None:

@@ -20,6 +20,7 @@ from qmd.types import Filter, Hit, Hits
 
 if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder
+    from qmd.search.inverted import VectorSearch
     from qmd.store import Store
     from qmd.store.chunks import ChunkRow
 
@@ -49,6 +50,7 @@ class Request:
     keyword_weight: float = 1.0
     vector_weight: float = 1.0
     rrf_k: int = 60
+    vectors: VectorSearch = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]
             weight, notes = _trust(query, embedder, alone=request.mode == "vector")
             degraded += notes
             if weight > 0:
-                lists["vector"], notes = _nearest(store, query, embedder, depth, clock)
+                lists["vector"], notes = _nearest(store, query, embedder, depth, clock, request.vectors)
                 weights["vector"] = weight * request.vector_weight
                 degraded += notes
         except (QmdError, OSError) as error:
@@ -150,14 +152,14 @@ def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, lis
 
 
 def _nearest(
-    store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
+    store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock, vectors: VectorSearch
 ) -> tuple[list[tuple[int, float]], list[str]]:
     """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without
     vectors.
     """
     import numpy
 
-    from qmd.search.dense import Scan
+    from qmd.search.inverted import Nearest
 
     stored = [model for model in store.vectors.models() if model.count]
     if all(model.fingerprint != embedder.fingerprint for model in stored):
@@ -183,8 +185,9 @@ def _nearest(
     clock.lap("matrix")
     vector = embedder.embed_query(query.plain)
     clock.lap("embed")
-    scan = Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
+    scan = Nearest(matrix, vectors)
     ids, scores = scan.search(vector, depth + len(excluded), allowed=allowed)
+    notes += scan.notes
     found = [(i, s) for i, s in zip(ids.tolist(), scores.tolist(), strict=True) if i not in excluded]
     clock.lap("vector")
     return found[:depth], notes
