@@ -232,13 +232,23 @@ class Index(Searches):
     # ---- state
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
+        from qmd.search.inverted import inverted_file
+
         counts = self.store.counts()
         wanted = self.config.models.embedding
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
             vectors.append(
-                ModelVectors(model.name, model.fingerprint, model.dim, done, total, model.name == wanted)
+                ModelVectors(
+                    model.name,
+                    model.fingerprint,
+                    model.dim,
+                    done,
+                    total,
+                    model.name == wanted,
+                    inverted_file(self.store.vectors.stem(model.fingerprint)),
+                )
             )
         return Status(
             database=str(self.store.path),
