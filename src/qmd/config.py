@@ -38,12 +38,26 @@ class Models(Section, frozen=True):
 
 
 class Search(Section, frozen=True):
-    """Defaults of every search; a flag or an argument of the same name overrides."""
+    """Defaults of every search; a flag or an argument of the same name overrides.
+
+    budget_ms: time that all stages may take together; 0: no limit. rerank_weight: share of the reranker in the score of
+    a reranked hit. recency: how much more a document of today counts than an old one, halved every `half_life_days`.
+    boosts: collection -> factor of its scores.
+    """
 
     limit: int = 10
     keyword_weight: float = 1.0
     vector_weight: float = 1.0
     rrf_k: int = 60
+    expand: bool = True
+    rerank: bool = True
+    candidate_limit: int = 20
+    rerank_weight: float = 0.7
+    late_interaction: bool = False
+    budget_ms: float = 3000.0
+    recency: float = 0.0
+    half_life_days: float = 30.0
+    boosts: dict[str, float] = msgspec.field(default_factory=dict)
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 

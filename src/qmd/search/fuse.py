@@ -32,3 +32,9 @@ def fuse_ranks(
     return sorted(
         ((key, score / top) for key, score in scores.items()), key=lambda item: (-item[1], best[item[0]])
     )
+
+
+def blend(fused: Sequence[float], scores: Sequence[float], weight: float) -> list[float]:
+    """(1 - weight) * fused + weight * score, the fused scores divided by their best. Both lie in [0, 1]."""
+    top = max(fused, default=0.0) or 1.0
+    return [(1 - weight) * f / top + weight * float(s) for f, s in zip(fused, scores, strict=True)]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from qmd.errors import NotFound
 from qmd.store import Store, StoredDocument
@@ -50,13 +51,18 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         if document is not None:
             return document
     if ref.startswith(SCHEME):
-        return None
+        # As programs write addresses: percent-encoded. A file whose name has the percent sign in it came first.
+        decoded = unquote(ref) if "%" in ref else ref
+        return find(store, SCHEME + decoded.removeprefix(SCHEME)) if decoded != ref else None
     relative = os.path.normpath(path) if path.startswith("./") else path
     for collection in collections:
         document = store.find_document(collection.name, relative)
         if document is not None:
             return document
-    on_disk = Path(path).expanduser().absolute()
+    try:
+        on_disk = Path(path).expanduser().absolute()
+    except RuntimeError:  # ~name, where nobody is called so
+        return store.find_docid(ref)
     for collection in collections:
         root = Path(collection.root)
         if on_disk.is_relative_to(root):
