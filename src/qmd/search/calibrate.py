@@ -1,4 +1,7 @@
-"""From what is known of a hit to the probability that it is relevant. Knows figures only."""
+"""From what is known of a hit to the probability that it is relevant. Knows figures only.
+
+Logistic models, fitted by `benchmarks/fit_calibration.py` on development collections, none of which is a test set.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ NOTHING_BELOW = 0.5
 class Evidence:
     """What the stages found out about one hit. None: the list was not made, or did not find the document.
 
-    score: as the last stage gave it, in [0, 1]; coverage: share of the question's words, weighed by how rare they are,
-    that the passage, its title or its headings hold; words: how many words were asked for.
+    score: as the last stage gave it, in [0, 1]; match: share of the question's words that document and passage match,
+    weighed by how rare they are; deviations: standard deviations of the cosine above the index's background; coverage:
+    share of the question's words, weighed likewise, that the shown passage, its title or headings hold; words: how many
+    were asked for.
     """
 
     mode: str
@@ -24,6 +29,8 @@ class Evidence:
     reranked: float | None = None
     coverage: float = 0.0
     words: int = 0
+    match: float | None = None
+    deviations: float | None = None
 
 
 def probability(evidence: Evidence) -> float:

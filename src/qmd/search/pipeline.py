@@ -20,6 +20,7 @@ from qmd.search.query import Asked, Part, parse_request
 from qmd.search.request import Mode, Models, Request
 from qmd.search.retrieve import Found, Grouped, Nearest, best_chunk, find_words, group, trust
 from qmd.search.show import Shown, make_hits
+from qmd.search.weigh import weigh
 from qmd.types import Hits
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class State:
     grouped: list[Grouped] = field(default_factory=list)
     places: dict[int, tuple[int, str, int]] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
+    matches: Mapping[int, float] = field(default_factory=dict)
+    nearness: Mapping[int, float] = field(default_factory=dict)
     trail: dict[str, dict[int, float]] = field(default_factory=dict)
     rows: dict[int, ChunkRow] = field(default_factory=dict)
     folded: int = 0
@@ -167,7 +170,8 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
             state.nearest = Nearest(state.store, part.query, embedder, state.clock)
             state.degraded += state.nearest.notes
         intent = f" {state.asked.intent}" if state.asked.intent and part.kind != "hyde" else ""
-        ranked = state.nearest.find(part.query.plain + intent, state.depth, passage=part.kind == "hyde")
+        vector = state.nearest.embed(part.query.plain + intent, passage=part.kind == "hyde")
+        ranked = state.nearest.near(vector, state.depth)
         if first and opened:
             state.budget.costs.record("vector", state.clock.spent_ms() - begin)
     except (QmdError, OSError) as error:
@@ -176,7 +180,7 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
         state.vectors_failed = True
         state.degraded.append(f"vector: {error}")
         return
-    state.lists.append(Found(name, "vector", ranked, share * weight, part.query.plain))
+    state.lists.append(Found(name, "vector", ranked, share * weight, part.query.plain, vector=vector))
 
 
 # ---- expansion
@@ -276,18 +280,9 @@ def fuse(state: State) -> None:
     chunks = {chunk for found in state.lists for chunk, _ in found.ranked}
     state.places = state.store.chunk_rows.places(chunks)
     state.grouped = [group(found, state.places, by_chunk=request.all_chunks) for found in state.lists]
-    if len(state.grouped) == 1 and request.mode != "hybrid":
-        (only,) = state.grouped
-        to_score = _bounded if request.mode == "keyword" else _cosine
-        state.scores = {key: to_score(only.best[key][1]) for key in only.order}
-    elif state.grouped:
-        weights = {g.found.name: g.found.weight for g in state.grouped}
-        fused = fuse_ranks({g.found.name: g.order for g in state.grouped}, weights, k=request.rrf_k)
-        if request.all_chunks:
-            docids = {chunk: (docid, line) for chunk, (_, docid, line) in state.places.items()}
-        else:
-            docids = {document: (docid, 0) for document, docid, _ in state.places.values()}
-        state.scores = dict(sorted(fused, key=lambda item: (-round(item[1], 12), docids[item[0]])))
+    if state.grouped:
+        weighed = weigh(state.store, state.grouped, state.places, state.nearest, request)
+        state.scores, state.matches, state.nearness = weighed.scores, weighed.matches, weighed.nearness
     if request.explain:
         state.trail["fused"] = dict(state.scores)
     state.clock.lap("fuse")
@@ -417,7 +412,3 @@ def answer(state: State) -> Hits:
 
 def _bounded(bm25: float) -> float:
     return max(bm25, 0.0) / (1.0 + max(bm25, 0.0))
-
-
-def _cosine(score: float) -> float:
-    return min(max(score, 0.0), 1.0)

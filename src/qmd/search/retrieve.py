@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from qmd.llm.protocols import Embedder, Vectors
     from qmd.search.budget import Clock
-    from qmd.search.dense import Scan
+    from qmd.search.dense import Background, Scan
     from qmd.store import Store
     from qmd.store.matrix import VectorMatrix
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say."""
+    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say,
+    `vector` what was looked for where the list is of cosines."""
 
     name: str
     kind: str
@@ -32,6 +33,7 @@ class Found:
     weight: float = 1.0
     asked: str = ""
     words: KeywordList = field(default_factory=lambda: KeywordList([]))
+    vector: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,11 @@ class Nearest:
         self._scan = scan_of(matrix)
         clock.lap("matrix")
 
-    def find(self, text: str, depth: int, *, passage: bool = False) -> list[tuple[int, float]]:
-        """(chunk id, cosine), best first. passage: embed `text` as a document and not as a question."""
+    def embed(self, text: str, *, passage: bool = False) -> Vectors:
+        """(d,), L2-normalised. passage: embed `text` as a document and not as a question."""
         vector = self.embedder.embed_documents([text])[0] if passage else self.embedder.embed_query(text)
         self._clock.lap("embed")
-        return self.near(vector, depth)
+        return vector
 
     def near(self, vector: Vectors, depth: int) -> list[tuple[int, float]]:
         """(chunk id, cosine), best first. vector: (d,), L2-normalised."""
@@ -115,6 +117,14 @@ class Nearest:
         found = [(i, s) for i, s in both if i not in self._excluded]
         self._clock.lap("vector")
         return found[:depth]
+
+    def cosines(self, vector: Vectors, chunks: Sequence[int]) -> dict[int, float]:
+        """chunk id -> cosine, of those that have a vector."""
+        return self._scan.score(vector, chunks)
+
+    def background(self, vector: Vectors) -> Background:
+        """How near the question is to passages of this index at large."""
+        return self._scan.background(vector)
 
 
 def open_matrix(store: Store, embedder: Embedder) -> VectorMatrix:
