@@ -1,6 +1,6 @@
 """What a running `qmd serve` costs and gives: latency, load, the command line through it, embeddings, hard ends.
 
-    python benchmarks/serving.py CORPUS [--data FOLDER] [--seconds 60] [--clients 64] [--only PARTS] [--save]
+    python benchmarks/serving.py CORPUS [--data FOLDER] [--seconds 60] [--clients 64] [--only alone,load,...] [--save]
 
 CORPUS is the folder that benchmarks/corpus.py makes (20,000 files). The index is made in FOLDER if it is not there;
 chunks that have no vector get random unit rows under the model's name: what a scan costs does not depend on them. The

@@ -62,7 +62,7 @@ def test_hyde_is_embedded_as_a_passage(build):
 
 
 def test_intent_moves_the_vectors_and_is_not_searched_for(build):
-    index = build(NOTES)
+    index = build(NOTES | {"code.md": "# Python lists\n\nA programming language with lists.\n"})
     assert paths(index.query("python", intent="snake prey swallows"))[0] == "python.md"
     assert paths(index.query("python", intent="programming lists"))[0] == "code.md"
     assert paths(index.query("python\n", intent="tomatoes", explain=True))[0] in ("python.md", "code.md")

@@ -66,7 +66,8 @@ class Costs:
             return
         temporary = self._path.with_suffix(f".{os.getpid()}.part")
         try:
-            temporary.write_text(json.dumps({k: round(v, 3) for k, v in self._known.items()}))
+            with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+                json.dump({k: round(v, 3) for k, v in self._known.items()}, file)
             temporary.replace(self._path)
         except OSError:
             return

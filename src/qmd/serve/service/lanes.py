@@ -91,7 +91,10 @@ def check_job() -> None:
 
 
 class Lane:
-    """`workers` threads, at most `waiting` jobs in line. Threads start with the first job."""
+    """`workers` threads, at most `waiting` jobs in line. Threads start when they are needed.
+
+    The thread that was busy last is asked first: what it has in its caches (a database connection each) is warm.
+    """
 
     def __init__(self, name: str, workers: int, waiting: int) -> None:
         self.name = name
@@ -99,7 +102,9 @@ class Lane:
         self.waiting = waiting
         self.running = 0
         self._line: deque[Job[Any]] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._idle: list[threading.Condition] = []
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._mean_s = 0.05
@@ -117,20 +122,26 @@ class Lane:
                 ahead = (len(self._line) + 1) * self._mean_s / self.workers
                 raise Busy(len(self._line), max(1, min(60, math.ceil(ahead))))
             self._line.append(job)
-            if len(self._threads) < self.workers and self.running + len(self._line) > len(self._threads):
+            if self._idle:
+                self._idle.pop().notify()
+            elif len(self._threads) < self.workers:
                 thread = threading.Thread(target=self._work, name=f"qmd-{self.name}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._changed.notify()
         return job
 
     def _work(self) -> None:
+        turn = threading.Condition(self._lock)
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._line:
                     if self._closed:
                         return
-                    self._changed.wait()
+                    if turn not in self._idle:
+                        self._idle.append(turn)
+                    turn.wait()
+                if turn in self._idle:
+                    self._idle.remove(turn)
                 job = self._line.popleft()
                 self.running += 1
             begin = time.monotonic()
@@ -146,7 +157,8 @@ class Lane:
         deadline = time.monotonic() + within_s
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            for turn in self._idle:
+                turn.notify()
             while self._line or self.running:
                 left = deadline - time.monotonic()
                 if left <= 0:

@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from qmd.llm.protocols import Embedder, Reranker, Vectors
+from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
 from qmd.serve.service.batching import Batcher
+from qmd.serve.service.lanes import check_job
 from qmd.types import ModelCard
 
 M = TypeVar("M")
@@ -147,6 +148,40 @@ class SharedEmbedder:
                 rows: Vectors = several(texts)
                 return rows
             return np.stack([model.embed_query(text) for text in texts])
+
+
+class SharedGenerator:
+    """A Generator for any number of threads: one writes, the others wait."""
+
+    def __init__(self, kept: Kept[Generator]) -> None:
+        self._kept = kept
+        self._facts: tuple[ModelCard, str] | None = None
+        self._turn = threading.Lock()
+
+    @property
+    def card(self) -> ModelCard:
+        return self._known()[0]
+
+    @property
+    def fingerprint(self) -> str:
+        return self._known()[1]
+
+    def generate(self, prompt: str, **options: Any) -> Iterator[str]:
+        with self._kept.use() as model:
+            while not self._turn.acquire(timeout=0.1):
+                check_job()
+            try:
+                for piece in model.generate(prompt, **options):
+                    check_job()
+                    yield piece
+            finally:
+                self._turn.release()
+
+    def _known(self) -> tuple[ModelCard, str]:
+        if self._facts is None:
+            with self._kept.use() as model:
+                self._facts = (model.card, model.fingerprint)
+        return self._facts
 
 
 class SharedReranker:

@@ -21,10 +21,10 @@ from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
 from qmd.serve.service.batching import Batcher, Run
 from qmd.serve.service.counters import Counters
 from qmd.serve.service.events import Events
+from qmd.serve.service.index import ServedIndex
 from qmd.serve.service.lanes import Job, Lane, check_job
 from qmd.serve.service.limits import Abandoned, Limits, TooLate
-from qmd.serve.service.models import Kept, SharedEmbedder, SharedReranker
-from qmd.serve.service.vectors import ServedVectors
+from qmd.serve.service.models import Kept, SharedEmbedder, SharedGenerator, SharedReranker
 from qmd.types import Hits
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Service:
         """Raises UsageError when the configuration names none."""
         if self._reranker is None:
             raise UsageError("no reranker is configured. Set `models.reranker` in config.yaml.")
-        return self._reranker
+        return self._reranker[1]
 
     @property
     def kept(self) -> list[Kept[Any]]:
@@ -117,29 +117,28 @@ class Service:
         embedder: Kept[Embedder] = Kept("embedding", lambda: self._open_embedder(config.models.embedding))
         self._kept: list[Kept[Any]] = [embedder]
         self.embedder = SharedEmbedder(embedder, lambda run: self._batcher("embed", run))
-        self._reranker: SharedReranker | None = None
+        self._served_embedder = (embedder, self.embedder)
+        self._reranker: tuple[Kept[Reranker], SharedReranker] | None = None
         name = config.models.reranker
         if name is not None:
             reranker: Kept[Reranker] = Kept("reranker", lambda: self._open_reranker(name))
             self._kept.append(reranker)
-            self._reranker = SharedReranker(reranker, lambda run: self._batcher("rerank", run))
+            self._reranker = (reranker, SharedReranker(reranker, lambda run: self._batcher("rerank", run)))
         self._writer: Kept[Writer] = Kept(
             "generation", lambda: self._open_writer(config.models.generation, self.places.data_dir)
         )
         self._kept.append(self._writer)
-        self._expander: Kept[Generator] | None = None
+        self._expander: tuple[Kept[Generator], SharedGenerator] | None = None
         expansion = config.models.expansion
         if expansion is not None:
-            self._expander = Kept("expansion", lambda: self._open_generator(expansion))
-            self._kept.append(self._expander)
+            expander: Kept[Generator] = Kept("expansion", lambda: self._open_generator(expansion))
+            self._kept.append(expander)
+            self._expander = (expander, SharedGenerator(expander))
         self._open_index()
 
     def _open_index(self) -> None:
-        embedder = cast("Embedder", self.embedder)  # its facts are read-only: they are the model's
-        self._index = qmd.index.open(
-            index=self.name, config=self._config, places=self.places, embedder=embedder, create=False
-        )
-        self._index.store.vectors = ServedVectors(self._index.store.vectors)
+        opened = qmd.index.open(index=self.name, config=self._config, places=self.places, create=False)
+        self._index = ServedIndex.over(opened, self._served_embedder, self._reranker, self._expander)
         self._database_stamp = _file_id(self.database)
         self._looked = time.monotonic()
 
@@ -268,8 +267,7 @@ class Service:
             raise UsageError("no expansion model is configured. Set `models.expansion` in config.yaml.")
         from qmd.search.rerank import LLMReranker
 
-        with self._expander.use() as generator:
-            return LLMReranker(expansion=generator).expand_query(query)
+        return LLMReranker(expansion=cast("Generator", self._expander[1])).expand_query(query)
 
     def status_now(self) -> Status:
         """`Index.status`, counted again only when the index changed."""
@@ -299,7 +297,7 @@ class Service:
         self._closing.set()
         self.embedder.batcher.close()
         if self._reranker is not None:
-            self._reranker.batcher.close()
+            self._reranker[1].batcher.close()
         self._index.close()
         return clean
 
