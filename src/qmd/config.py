@@ -39,12 +39,26 @@ class Models(Section, frozen=True):
 
 
 class Search(Section, frozen=True):
-    """Defaults of every search; a flag or an argument of the same name overrides."""
+    """Defaults of every search; a flag or an argument of the same name overrides.
+
+    budget_ms: time that all stages may take together; 0: no limit. rerank_weight: share of the reranker in the score of
+    a reranked hit. recency: how much more a document of today counts than an old one, halved every `half_life_days`.
+    boosts: collection -> factor of its scores.
+    """
 
     limit: int = 10
     keyword_weight: float = 1.0
     vector_weight: float = 1.0
     rrf_k: int = 60
+    expand: bool = True
+    rerank: bool = True
+    candidate_limit: int = 20
+    rerank_weight: float = 0.7
+    late_interaction: bool = False
+    budget_ms: float = 3000.0
+    recency: float = 0.0
+    half_life_days: float = 30.0
+    boosts: dict[str, float] = msgspec.field(default_factory=dict)
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 
@@ -112,6 +126,38 @@ def load_config(path: Path) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     return parse_config({} if tree is None else tree, source=str(path))
+
+
+def load_config_of(places: Places) -> Config:
+    """The configuration in force. A project's own comes with the project, perhaps from a stranger: it may choose among
+    known models and set limits, and that is all.
+
+    Raises ConfigError.
+    """
+    path = places.config_dir / CONFIG_NAME
+    config = load_config(path)
+    if places.project is not None and places.config_dir == places.project:
+        for role in ("embedding", "reranker", "expansion", "generation"):
+            name = getattr(config.models, role)
+            if name is not None and _reaches(name):
+                raise ConfigError(
+                    f"{path}: models.{role} is {name!r}. A project's own configuration names models by their names, "
+                    "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
+                    f"`--config-dir {places.project}`."
+                )
+        if config.ingest.follow_symlinks:
+            raise ConfigError(
+                f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "
+                f"or trust this file with `--config-dir {places.project}`."
+            )
+    return config
+
+
+def _reaches(name: str) -> bool:
+    """Whether a model's name is an address or a file: anything but a plain name or `owner/name`."""
+    parts = name.split("/")
+    plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
+    return not plain or name.endswith(".gguf") or os.path.exists(name)
 
 
 def parse_config(tree: object, *, source: str = "configuration") -> Config:

@@ -276,8 +276,8 @@ class _Writer:
 
         s = self.shape
         names = [f"{layer}.{part}" for layer in range(s.layers) for part in ("key", "value")]
-        cache = ["B", s.kv_heads, "P", s.head_width]
-        grown = ["B", s.kv_heads, "S", s.head_width]
+        cache: list[str | int | None] = ["B", s.kv_heads, "P", s.head_width]
+        grown: list[str | int | None] = ["B", s.kv_heads, "S", s.head_width]
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "S"]),

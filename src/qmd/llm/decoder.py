@@ -65,6 +65,36 @@ class CausalModel:
             return BufferDecoding(self)
         return GrowingDecoding(self) if self.past else PlainDecoding(self)
 
+    @property
+    def has_cache(self) -> bool:
+        return bool(self.past)
+
+    @property
+    def gives_every_logit(self) -> bool:
+        """Whether logits come for every token given, not for the last alone."""
+        return self.signature.outputs[self.logits][1] != 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits. Raises ModelError where the graph does not fix it."""
+        width = self.signature.outputs[self.logits][-1]
+        if not isinstance(width, int):
+            raise ModelError(
+                f"the graph's logits have no fixed width ({width}). Export the model with it fixed."
+            )
+        return width
+
+    def cut_cache(self, cache: Cache, length: int) -> Cache:
+        """The first `length` tokens of a cache, copied."""
+        import onnxruntime as ort
+
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(held.numpy()[:, :, :length]), self.device
+            )
+            for name, held in cache.items()
+        }
+
     def empty_cache(self, rows: int, capacity: int = 0, held: Cache | None = None) -> Cache:
         """Zeros for `capacity` tokens, beginning with what `held` holds."""
         import onnxruntime as ort
@@ -188,14 +218,8 @@ class GrowingDecoding:
         return row
 
     def rewind(self, length: int) -> None:
-        import onnxruntime as ort
-
         if length < self.length:
-            device = self._model.device
-            self._cache = {
-                name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v.numpy()[:, :, :length]), device)
-                for name, v in self._cache.items()
-            }
+            self._cache = self._model.cut_cache(self._cache, length)
             self.length = length
 
 

@@ -71,7 +71,7 @@ class OnnxEmbedder:
         self._tokenizer = tokenizer
         self._prepare = prepare
         self._tokens_seen = 0
-        self._form = files.variant.precision
+        self._form: str = files.variant.precision
         self._load = load
         self._loaded: tuple[onnxruntime.InferenceSession, frozenset[str], str] | None = None
 

@@ -40,7 +40,7 @@ class OnnxGenerator:
     ) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
-        self._model = CausalModel(session, device)
+        self.model = CausalModel(session, device)
         self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
         self._decoding: Decoding | None = None
         self._seen: list[int] = []
@@ -170,13 +170,13 @@ class OnnxGenerator:
     def _read(self, ids: Sequence[int]) -> Vectors:
         """Logits after `ids`, from what the last text shares with them."""
         if self._decoding is None:
-            self._decoding = self._model.decoding()
+            self._decoding = self.model.decoding()
         same = 0
         while same < min(len(self._seen), len(ids) - 1) and self._seen[same] == ids[same]:
             same += 1
         self._decoding.rewind(same)
         del self._seen[same:]
-        step = PREFILL_TOKENS if self._model.past else len(ids)
+        step = PREFILL_TOKENS if self.model.past else len(ids)
         row = np.empty(0, np.float32)
         for start in range(same, len(ids), step):
             row = self._feed(ids[start : start + step])

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import ChatGenerator, Embedder, Reranker
     from qmd.llm.providers import Device, Placement, Precision
 
+ENCODERS = frozenset(
+    {"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert", "deberta-v2"}
+)
+"""Families whose rerankers take the two texts as a pair."""
+
 
 CARD_NAME = "card.json"
 
@@ -91,6 +96,18 @@ def open_embedder(
         from qmd.llm.remote import RemoteEmbedder
 
         return RemoteEmbedder(name)
+    from qmd.llm.adapted import AdaptedEmbedder, is_adapter, read_adapter
+
+    if is_adapter(name):
+        described, matrix = read_adapter(Path(name).expanduser())
+        base = open_embedder(
+            described["base"], threads=threads, dim=dim, device=device, precision=precision, download=download
+        )
+        if base.fingerprint != described["base_fingerprint"]:
+            raise ModelError(
+                f"{name} was trained over another version of {described['base']}. Train it again."
+            )
+        return AdaptedEmbedder(base, matrix, name)
     card = find_card(name)
     if dim is not None and dim != card.dim and dim not in card.dims:
         known = ", ".join(map(str, card.dims or (card.dim,)))
@@ -169,9 +186,10 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
     if not variants:
         raise ModelError(f"{folder} holds no .onnx file. Export the model to ONNX, or name a hub id.")
     template = {"embedding": "", "reranker": QWEN3_RERANK, "generation": CHATML}[role]
-    return _complete(
-        ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template), folder
-    )
+    if role == "reranker" and _json(folder / "config.json").get("model_type") in ENCODERS:
+        template = ""  # read as a pair of texts; the template is that of models which are asked
+    card = ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template)
+    return _complete(card, folder)
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -17,12 +17,14 @@ _WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """`line` and `end_line` are where it stands in the document; `marks` are offsets into `text`."""
+    """`line` and `end_line` are where it stands in the document; `marks` are offsets into `text`; `found`: which words
+    the whole passage holds."""
 
     text: str
     line: int
     end_line: int
     marks: tuple[tuple[int, int], ...]
+    found: frozenset[str] = frozenset()
 
 
 class Marker:
@@ -126,7 +128,13 @@ def _window(
         length += len(line) + 1
     while len(shown) > 1 and not shown[-1].strip():
         shown.pop()
-    return Snippet("\n".join(shown), first_line + best, first_line + best + len(shown) - 1, _merge(marks))
+    return Snippet(
+        "\n".join(shown),
+        first_line + best,
+        first_line + best + len(shown) - 1,
+        _merge(marks),
+        frozenset(kind for line in found for _, _, kind in line),
+    )
 
 
 def fold(word: str) -> str:
