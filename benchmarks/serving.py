@@ -304,13 +304,13 @@ def command_line(server: Server, repeats: int = 9) -> None:
         )
 
 
-def embeddings(server: Server, repeats: int = 5, texts_a_request: int = 64, clients: int = 2) -> None:
+def embeddings(server: Server, repeats: int = 5, texts_a_request: int = 32, clients: int = 3) -> None:
     """Texts a second over /v1/embeddings beside the engine in this process, in turn. The engine is the server's own
     class with the same threads; only one of the two works at a time."""
     from qmd.llm import open_embedder
 
     with qmd.open(places=server.places, config=Config(), create=False) as index:
-        rows = index.store.db.all("SELECT id FROM chunks ORDER BY id % 997, id LIMIT 512")
+        rows = index.store.db.all("SELECT id FROM chunks ORDER BY id % 997, id LIMIT 192")
         texts = [row.text for row in index.store.chunks([r[0] for r in rows]).values()]
     engine = open_embedder()
     groups = [texts[i : i + texts_a_request] for i in range(0, len(texts), texts_a_request)]
