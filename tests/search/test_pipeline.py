@@ -251,7 +251,7 @@ def test_copies_do_not_take_the_places_of_others(build):
         for n in range(4)
     }
     index = build(notes, embed=False)
-    hits = index.search("heap", limit=5)
+    hits = index.search("heap leaves yard", limit=5)
     assert len(hits) == 5
     assert sum(bool(hit.duplicates) for hit in hits) == 1
     assert {hit.path for hit in hits} >= {f"own{n}.md" for n in range(4)}
