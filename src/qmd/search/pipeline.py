@@ -103,6 +103,8 @@ def search(
     boost(state)
     hits = answer(state)
     full = any(len(found.ranked) >= state.depth for found in state.lists)
+    # A keyword list alone stops at as many documents as were wanted, however deep it could go.
+    full = full or (request.mode == "keyword" and len(state.scores) >= request.limit * request.deeper)
     if state.folded and full and len(hits) < request.limit and request.deeper < MOST_DEEPER:
         # Copies took the places of others: look for those further down.
         deeper = replace(request, deeper=request.deeper * 4)

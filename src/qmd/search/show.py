@@ -72,8 +72,6 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 state.folded += 1
                 duplicates.setdefault(original, []).append(f"qmd://{row.collection}/{row.path}:{row.line}")
                 continue
-        if len(hits) == request.limit:
-            break
         body = None
         if request.full:
             stored = store.document(row.document_id)
@@ -98,6 +96,8 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 stale=files.look(row),
             )
         )
+        if len(hits) == request.limit:
+            break
     for number, files_of in duplicates.items():
         hits[number] = _with_duplicates(hits[number], tuple(files_of))
     return hits, evidence
