@@ -127,6 +127,38 @@ def load_config(path: Path) -> Config:
     return parse_config({} if tree is None else tree, source=str(path))
 
 
+def load_config_of(places: Places) -> Config:
+    """The configuration in force. A project's own comes with the project, perhaps from a stranger: it may choose among
+    known models and set limits, and that is all.
+
+    Raises ConfigError.
+    """
+    path = places.config_dir / CONFIG_NAME
+    config = load_config(path)
+    if places.project is not None and places.config_dir == places.project:
+        for role in ("embedding", "reranker", "expansion", "generation"):
+            name = getattr(config.models, role)
+            if name is not None and _reaches(name):
+                raise ConfigError(
+                    f"{path}: models.{role} is {name!r}. A project's own configuration names models by their names, "
+                    "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
+                    f"`--config-dir {places.project}`."
+                )
+        if config.ingest.follow_symlinks:
+            raise ConfigError(
+                f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "
+                f"or trust this file with `--config-dir {places.project}`."
+            )
+    return config
+
+
+def _reaches(name: str) -> bool:
+    """Whether a model's name is an address or a file: anything but a plain name or `owner/name`."""
+    parts = name.split("/")
+    plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
+    return not plain or name.endswith(".gguf") or os.path.exists(name)
+
+
 def parse_config(tree: object, *, source: str = "configuration") -> Config:
     """Check a plain mapping against the tree of sections."""
     if not isinstance(tree, dict):

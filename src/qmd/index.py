@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config
+from qmd.config import Config, Places, find_places, load_config_of
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.reports import (
     AddReport,
@@ -55,14 +55,14 @@ def open(
     """
     places = places or find_places()
     if config is None:
-        config = load_config(places.config_dir / CONFIG_NAME)
+        config = load_config_of(places)
     database = places.database(index) if path is None else Path(path).expanduser()
     if database.is_dir() or (path is not None and not database.suffix and not database.exists()):
         database = database / f"{index}.sqlite"
     if not database.exists():
         if not create:
             raise NotFound(f"there is no index at {database}. Run `qmd add PATH` to make one.")
-        database.parent.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Index(Store.open(database, create=create), config, places, embedder, reranker)
 
 
@@ -134,6 +134,8 @@ class Index(Searches):
         from qmd.ingest.run import update
 
         names = list(collections) or [collection.name for collection in self.store.collections()]
+        for name in names:
+            self.stay_inside(Path(self.store.collection(name).root))
         return {name: update(self.store, name, self.config, progress, force) for name in names}
 
     def embed(self, *, model_changed: bool = False, progress: Progress | None = None) -> EmbedReport:
@@ -291,6 +293,7 @@ class Index(Searches):
         root = Path(folder).expanduser().absolute()
         if not root.is_dir():
             raise NotFound(f"there is no folder {root}.")
+        self.stay_inside(root)
         name = name or re.sub(r"[^\w.-]+", "-", root.name).strip("-.") or "root"
         for taken in self.store.collections():
             if taken.name == name:
@@ -353,6 +356,20 @@ class Index(Searches):
         return next(
             (row for row in self.store.collections() if row.root == root and name in (None, row.name)), None
         )
+
+    def stay_inside(self, root: Path) -> None:
+        """A project's own index reads the project's folder: it may have come with it, from a stranger.
+
+        Raises UsageError.
+        """
+        project = self.places.project
+        if project is None or self.store.path.parent != project:
+            return
+        if not root.resolve().is_relative_to(project.parent.resolve()):
+            raise UsageError(
+                f"{root} is outside the project {project.parent}, whose own index reads what is inside. Use another "
+                "index for it: `--data-dir FOLDER`, or run this outside the project."
+            )
 
     def _place(self, path: str) -> tuple[str, str]:
         """(collection, or "/" for all; path prefix) that a context is attached to."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmd.config import Config, Places
-from qmd.errors import UsageError
+from qmd.errors import QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
 from qmd.search.query import read_date
 from qmd.search.request import Door
+from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
 from qmd.store.store import Store
 from qmd.types import Filter, Hits
 
 if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Generator, Reranker
+    from qmd.reports import Links
 
 NO_LIMIT = 100_000
 """What `all` means in hits: more than a person or a program reads."""
@@ -57,6 +61,10 @@ class Searches:
 
             self._embedder = open_embedder(self.config.models.embedding)
         return self._embedder
+
+    @property
+    def has_reranker(self) -> bool:
+        return self._reranker is not None or self.config.models.reranker is not None
 
     def forget_models(self) -> None:
         """Write down what stages cost, and close what was opened beside the index."""
@@ -148,6 +156,80 @@ class Searches:
         """
         return self._search("hybrid", query, _given(locals()))
 
+    def similar(
+        self,
+        file: str | Path,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+    ) -> Hits:
+        """Documents like one: by the mean of its passages' vectors. Scores are cosines.
+
+        file: a document of the index, as `get` names it, or a file on the disk that is in no index.
+        Raises NotFound, ModelMismatch, and ModelError without a model.
+        """
+        from qmd.search import reference
+        from qmd.search.similar import mean_of_document, mean_of_texts, nearest_documents
+
+        request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
+        document = reference.find(self.store, str(file))
+        if document is not None:
+            vector = mean_of_document(self.store, self.embedder, document.id)
+        else:
+            vector = mean_of_texts(self.embedder, self._texts_of(str(file)))
+        near = nearest_documents(
+            self.store,
+            self.embedder,
+            vector,
+            request.filter,
+            request.limit,
+            without=None if document is None else document.id,
+        )
+        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near])))
+
+    def links(self, note: str, *, limit: int = 5) -> Links:
+        """Links out of and into a note, those that lead nowhere, and up to `limit` notes near in meaning that no link
+        joins to it. Raises NotFound.
+        """
+        from qmd.search import reference
+        from qmd.search.links import read_links
+
+        document, _, _ = reference.resolve(self.store, note)
+        links = read_links(self.store, document)
+        if limit < 1:
+            return links
+        joined = {place.file for place in (*links.out, *links.into)}
+        try:
+            near = self.similar(links.file, limit=limit + len(joined), collections=[document.collection])
+        except QmdError as error:
+            return replace(links, degraded=(f"similar: {error}",))
+        return replace(links, similar=tuple(hit for hit in near if hit.file not in joined)[:limit])
+
+    def _texts_of(self, file: str) -> list[str]:
+        """What would be embedded for a file on the disk. Raises NotFound, UsageError."""
+        from qmd.search import reference
+
+        path = Path(file).expanduser()
+        if not path.is_file():
+            reference.resolve(self.store, file)  # raises with the nearest names
+        from qmd.ingest.parse import parse
+        from qmd.ingest.read import CannotRead, read_file
+        from qmd.store.chunks import embedding_text
+        from qmd.types import Document
+
+        try:
+            data = read_file(path, self.config.ingest.max_file_bytes)
+        except CannotRead as error:
+            raise UsageError(f"{file}: {error}.") from error
+        parsed = parse(path.name, data, chunk_tokens=self.config.ingest.chunk_tokens)
+        if not isinstance(parsed, Document) or not parsed.chunks:
+            raise UsageError(f"{file} holds no text to compare.")
+        return [
+            embedding_text(parsed.title, chunk.heading_path, parsed.text[chunk.start : chunk.end])
+            for chunk in parsed.chunks
+        ]
+
     # ---- shared by the above
     def _search(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
         request = self._request(mode, query, given)
@@ -158,8 +240,6 @@ class Searches:
             notes = read_again(self, hits)
             hits = run_search(self.store, request, self._models(), costs=self._costs, cache=self._cache)
             if notes:
-                from dataclasses import replace
-
                 hits = replace(hits, degraded=(*hits.degraded, *notes))
         return hits
 
@@ -213,6 +293,7 @@ class Searches:
             rrf_k=said.rrf_k,
             rerank_weight=said.rerank_weight,
             late_interaction=said.late_interaction,
+            cite=self.config.memory.citations != "off",
         )
 
     def _models(self) -> Models:

@@ -40,6 +40,31 @@ class CausalModel:
             raise ModelError(f"the graph takes a cache but does not give {missing[0]}. Export it again.")
         self._input_types = {i.name: i.type for i in session.get_inputs()}
 
+    @property
+    def has_cache(self) -> bool:
+        return bool(self._past)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits. Raises ModelError where the graph does not fix it."""
+        width = self.signature.outputs[self._logits][-1]
+        if not isinstance(width, int):
+            raise ModelError(
+                f"the graph's logits have no fixed width ({width}). Export the model with it fixed."
+            )
+        return width
+
+    def cut_cache(self, cache: Cache, length: int) -> Cache:
+        """The first `length` tokens of a cache, copied."""
+        import onnxruntime as ort
+
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(held.numpy()[:, :, :length]), self._device
+            )
+            for name, held in cache.items()
+        }
+
     def empty_cache(self, rows: int) -> Cache:
         import onnxruntime as ort
 

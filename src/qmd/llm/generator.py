@@ -38,7 +38,7 @@ class OnnxGenerator:
     ) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
-        self._model = CausalModel(session, device)
+        self.model = CausalModel(session, device)
         self._tokenizer = tokenizer
         self._tokenizer_path = files.tokenizer
         self._ends = _end_ids(files, tokenizer)
@@ -107,7 +107,7 @@ class OnnxGenerator:
         mask = _GrammarMask(str(self._tokenizer_path), grammar, self._ends) if grammar else None
         random = np.random.default_rng(seed)
         history = list(ids)
-        cache = self._model.empty_cache(1)
+        cache = self.model.empty_cache(1)
         cached = 0
         for _ in range(max_new_tokens):
             while True:
@@ -116,7 +116,7 @@ class OnnxGenerator:
                 new = np.array([piece], dtype=np.int64)
                 seen = np.ones((1, start + len(piece)), dtype=np.int64)
                 positions = np.arange(start, start + len(piece), dtype=np.int64)[None, :]
-                logits, cache = self._model.step(new, seen, positions, cache)
+                logits, cache = self.model.step(new, seen, positions, cache)
                 cached = start + len(piece)
                 if cached == len(history):
                     break

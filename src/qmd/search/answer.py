@@ -7,6 +7,7 @@ words, if one does. Nothing found, nothing said.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,72 +29,14 @@ ENOUGH_WORDS = 0.4
 ENOUGH_MEANING = 0.35
 
 _STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "has",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "should",
-        "so",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "up",
-        "was",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "you",
-        "your",
-        "we",
-        "my",
-        "me",
-        "our",
-        "not",
-        "no",
-        "but",
-        "also",
-        "into",
-        "one",
-        "use",
-        "used",
-        "using",
-    ]
+    re.findall(
+        r"\w+",
+        """
+    a about an and are as at be by can do does for from has have how i if in is it its of on or should
+    so than that the their them then there these they this to up was what when where which who why will
+    with you your we my me our not no but also into one use used using
+    """,
+    )
 )
 
 
@@ -178,18 +121,22 @@ def ask(
     max_new_tokens: int = 120,
     history: Sequence[tuple[str, str]] = (),
     stream: Callable[[str], None] | None = None,
+    on_sources: Callable[[Sequence[Source]], None] | None = None,
     **conditions: Any,
 ) -> Answer:
     """Answer `question` from the index.
 
     history: earlier (question, answer) pairs; the last question helps to search for a follow-up. conditions: as for
     `Index.query` (collections, path, tags, after, before). stream: called with pieces of text as they are written.
+    on_sources: called once with the passages, before the first piece.
     """
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question
     hits = index.query(wanted, limit=limit, **conditions)
     sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars)
     searched = time.perf_counter()
+    if on_sources is not None:
+        on_sources(sources)
     if not sources:
         if stream is not None:
             stream(NOTHING_FOUND)
@@ -375,9 +322,12 @@ def read_history(path: Path) -> list[tuple[str, str]]:
 
 
 def write_history(path: Path, history: Sequence[tuple[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(list(history)[-8:], ensure_ascii=False), encoding="utf-8")
+    with open(
+        os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        json.dump(list(history)[-8:], file, ensure_ascii=False)
     temporary.replace(path)
 
 

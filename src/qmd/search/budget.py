@@ -66,7 +66,8 @@ class Costs:
             return
         temporary = self._path.with_suffix(f".{os.getpid()}.part")
         try:
-            temporary.write_text(json.dumps({k: round(v, 3) for k, v in self._known.items()}))
+            with open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+                json.dump({k: round(v, 3) for k, v in self._known.items()}, file)
             temporary.replace(self._path)
         except OSError:
             return
@@ -114,10 +115,7 @@ class Budget:
         if left is None:
             return wanted
         left -= (self.costs.estimate(loading) or 0.0) if loading else 0.0
-        if left <= 0:
-            fits = 0
-        else:
-            fits = wanted if not each else min(wanted, int(left / each))
+        fits = min(wanted, int(max(0.0, left) / each)) if each else wanted * (left > 0)
         if fits < wanted:
             self.costs.forgive(stage)
             if loading:

@@ -132,7 +132,9 @@ def find_all_first(
 def _weighed(query: Query, atoms: Sequence[Atom]) -> tuple[tuple[str, int], ...]:
     """What counts for a document: words, and phrases that were quoted. Words written as one (`a-b`) count once, not
     as a phrase too."""
-    joined = {_phrase(term) for term in query.terms if len(term.words) > 1 and not term.quoted and not term.prefix}
+    joined = {
+        _phrase(term) for term in query.terms if len(term.words) > 1 and not term.quoted and not term.prefix
+    }
     return tuple((atom.expression, atom.frequency) for atom in atoms if atom.expression not in joined)
 
 

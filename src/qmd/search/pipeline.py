@@ -35,6 +35,8 @@ LEAST_CHUNKS: Mapping[Mode, int] = {"keyword": 50, "vector": 200, "hybrid": 200}
 """Depth of each list, in chunks: several chunks of one document are one hit. A list alone needs fewer than one
 that is fused, and is made again, deeper, where they belong to too few documents."""
 
+MOST_DEEPER = 64
+
 MODEL_EXPANSION_WEIGHT = 0.5
 """Weight of a list that a model's line made, against 1 of the question's own; the original's 1 to 2."""
 SURE_SCORE, SURE_GAP = 0.85, 0.15
@@ -68,6 +70,7 @@ class State:
     cosines: Mapping[int, float] = field(default_factory=dict)
     trail: dict[str, dict[int, float]] = field(default_factory=dict)
     rows: dict[int, ChunkRow] = field(default_factory=dict)
+    folded: int = 0
 
     def chunk_of(self, key: int) -> int:
         """The chunk that stands for a document."""
@@ -91,7 +94,7 @@ def search(
     budget = Budget(request.budget_ms, costs or Costs(), clock)
     asked = parse_request(request.text, request.filter, request.intent)
     state = State(store, request, models, budget, clock, asked, cache)
-    state.depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
+    state.depth = request.deeper * max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
     clock.lap("parse")
 
     make_lists(state)
@@ -100,7 +103,13 @@ def search(
     fuse(state)
     rerank(state)
     boost(state)
-    return answer(state)
+    hits = answer(state)
+    full = any(len(found.ranked) >= state.depth for found in state.lists)
+    if state.folded and full and len(hits) < request.limit and request.deeper < MOST_DEEPER:
+        # Copies took the places of others: look for those further down.
+        deeper = replace(request, deeper=request.deeper * 4)
+        return search(store, deeper, models, costs=costs, cache=cache)
+    return hits
 
 
 # ---- lists
@@ -123,7 +132,7 @@ def make_lists(state: State) -> None:
 def _add_words(state: State, part: Part, name: str, weight: float, *, alone: bool) -> None:
     request = state.request
     alone = alone and request.mode == "keyword"
-    depth, documents = state.depth, request.limit
+    depth, documents = state.depth, request.limit * request.deeper
     if request.all_chunks:
         documents = 0
     words = find_words(state.store, part.query, depth, alone=alone, documents=documents)

@@ -22,7 +22,8 @@ class Request:
     expand, rerank: None lets the pipeline decide (a sure first hit needs no expansion; a configured reranker is used).
     budget_ms: time that the stages may take together, from their measured costs; None: no limit.
     fold: near-duplicates of a hit are named in it in place of being hits. recency: how much more a document of today
-    counts (0.2: a fifth), halved every `half_life_days`. boosts: collection -> factor of its scores.
+    counts (0.2: a fifth), halved every `half_life_days`. boosts: collection -> factor of its scores. deeper: factor of
+    the lists' depth. cite: give each hit a quote.
     """
 
     text: str
@@ -46,6 +47,8 @@ class Request:
     vector_weight: float = 1.0
     rrf_k: int = 60
     rerank_weight: float = 0.7
+    deeper: int = 1
+    cite: bool = True
     late_interaction: bool = False
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say; `vector`
-    what was looked for where the list is of cosines."""
+    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say,
+    `vector` what was looked for where the list is of cosines."""
 
     name: str
     kind: str
@@ -117,7 +117,6 @@ class Nearest:
         found = [(i, s) for i, s in both if i not in self._excluded]
         self._clock.lap("vector")
         return found[:depth]
-
 
     def cosines(self, vector: Vectors, chunks: Sequence[int]) -> dict[int, float]:
         """chunk id -> cosine, of those that have a vector."""

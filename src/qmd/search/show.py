@@ -69,10 +69,9 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
         if copies is not None and len(hits) < FOLDED_AMONG:
             original = copies.find(row, len(hits))
             if original is not None:
+                state.folded += 1
                 duplicates.setdefault(original, []).append(f"qmd://{row.collection}/{row.path}:{row.line}")
                 continue
-        if len(hits) == request.limit:
-            break
         body = None
         if request.full:
             stored = store.document(row.document_id)
@@ -93,13 +92,45 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 body=body,
                 marks=() if request.full else snippet.marks,
                 explain=_explain(state, key, row, known, shown, complete) if request.explain else None,
+                quote=cut_quote(snippet) if request.cite else None,
+                stale=files.look(row),
+            )
+        )
+        if len(hits) == request.limit:
+            break
+    for number, files_of in duplicates.items():
+        hits[number] = _with_duplicates(hits[number], tuple(files_of))
+    return hits, evidence
+
+
+def show_passages(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]:
+    """Hits for (chunk id, score) that no words were looked for; the snippet is how the passage begins."""
+    rows = store.chunks(chunk for chunk, _ in found)
+    files, marker = _Files(store), Marker((), ())
+    hits: list[Hit] = []
+    for chunk, score in found:
+        row = rows.get(chunk)
+        if row is None:
+            continue
+        snippet = cut_snippet(*_text(store, row), marker)
+        hits.append(
+            Hit(
+                docid=row.docid,
+                score=round(min(max(score, 0.0), 1.0), 4),
+                file=f"qmd://{row.collection}/{row.path}",
+                line=snippet.line,
+                end_line=snippet.end_line,
+                title=row.title,
+                collection=row.collection,
+                path=row.path,
+                heading_path=row.heading_path,
+                context=store.context_for(row.collection, row.path),
+                snippet=snippet.text,
                 quote=cut_quote(snippet),
                 stale=files.look(row),
             )
         )
-    for number, files_of in duplicates.items():
-        hits[number] = _with_duplicates(hits[number], tuple(files_of))
-    return hits, evidence
+    return hits
 
 
 def _with_duplicates(hit: Hit, files: tuple[str, ...]) -> Hit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class AnswerCache:
         """The score of each text where it was scored before."""
         keys = [_key(model, question, text) for text in texts]
         with self._guard:
-            found = {}
+            found: dict[bytes, float] = {}
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 marks = ", ".join("?" * len(some))
@@ -86,6 +87,7 @@ class AnswerCache:
             return self._db
         db: sqlite3.Connection | None = None
         try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             db = sqlite3.connect(self.path, timeout=WAIT_S, check_same_thread=False)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -94,7 +96,7 @@ class AnswerCache:
                     f"CREATE TABLE IF NOT EXISTS {table} "
                     f"(id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, {column} NOT NULL)"
                 )
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, OSError):
             self._give_up(db)
             return None
         self._db = db

@@ -102,7 +102,7 @@ class Chunks:
                 tags.setdefault(document, []).append(tag)
         for row in rows:
             start, end, headings, key, size = row[12:]
-            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy does not count starred slices
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg, misc]  # mypy does not count starred slices
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],

@@ -109,7 +109,7 @@ class Store:
         return self._collections.included()
 
     def roots(self) -> dict[str, str]:
-        """collection -> its folder."""
+        """name -> folder of each collection; cheaper than `collections`."""
         return self._collections.roots()
 
     def context_for(self, collection: str, path: str) -> str | None:
@@ -135,6 +135,15 @@ class Store:
         """Rises with every change of documents or vectors."""
         return int(self.db.value("SELECT value FROM meta WHERE key = 'generation'"))
 
+    def setting(self, name: str) -> str | None:
+        """A note of how the index was made, kept in it."""
+        value = self.db.value("SELECT value FROM meta WHERE key = ?", (name,))
+        return None if value is None else str(value)
+
+    def set_setting(self, name: str, value: str) -> None:
+        with self.db.transaction():
+            self.db.run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (name, value))
+
     def known_files(self, collection: str) -> dict[str, FileStamp]:
         return self.documents.known_files(collection)
 
@@ -150,6 +159,11 @@ class Store:
     def list_documents(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
         """Without their texts, by collection and path."""
         return self.documents.list(collection, glob)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there is any; without loading what vectors need."""
+        return bool(self.db.value("SELECT EXISTS (SELECT 1 FROM vectors)"))
 
     # chunks
 

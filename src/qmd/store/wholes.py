@@ -184,7 +184,7 @@ class Wholes:
             documents = int(self._db.value("SELECT count(*) FROM documents"))
             # Record 1 of FTS5's data table: rows, then tokens of each column.
             totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
-            sizes = (totals[1:] + [0, 0, 0, 0])[:4]
+            sizes = [*totals[1:], 0, 0, 0, 0][:4]
             self._known = (generation, {}, (documents, sum(sizes), sizes[2]))
         return self._known[2]
 

@@ -29,6 +29,8 @@ def update_lines(reports: Mapping[str, UpdateReport], *, every_skip: bool = Fals
     for name, report in reports.items():
         counts = [f"{getattr(report, word):,} {word}" for word in _COUNTS if getattr(report, word)]
         yield f"{clean_line(name)}: {', '.join(counts) or 'no documents'}"
+        for note in getattr(report, "notes", ()):
+            yield f"  {note}"
         for label, places in (("skipped", report.skipped), ("failed", report.errors)):
             if not places:
                 continue
