@@ -294,11 +294,14 @@ class Index(Searches):
             languages=self.store.documents.languages(),
         )
 
-    def check(self) -> list[CheckResult]:
-        """Look at the configuration, the models, the database and the folders; repair nothing."""
+    def check(self, *, models: bool = False) -> list[CheckResult]:
+        """Look at the machine, the configuration, the models, the database and the folders; repair nothing.
+
+        `models`: also load every configured model and let it work, with where it runs and how fast.
+        """
         from qmd.checks import run_checks
 
-        return run_checks(self.store, self.config, self.places, lambda: self.embedder)
+        return run_checks(self.store, self.config, self.places, lambda: self.embedder, models=models)
 
     def cleanup(self) -> CleanupReport:
         """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back."""

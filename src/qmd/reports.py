@@ -181,3 +181,4 @@ class CheckResult:
     state: Literal["ok", "warning", "problem"]
     message: str
     remedy: str | None = None
+    figures: Mapping[str, object] | None = None
