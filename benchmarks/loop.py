@@ -2,10 +2,11 @@
 
     python benchmarks/loop.py FOLDER [--seeds 3] [--keep DIR] [--json FILE] [key=value ...]
 
-FOLDER is in BEIR layout (corpus.jsonl, queries.jsonl, qrels.tsv). Half of the documents, drawn at random, teach: pairs are
-made of them by `--from-index`, no query and no judgement is read. Then the whole index takes the adapted model's vectors,
-and the judged queries are asked. Prints nDCG@10 by vector and hybrid search before and after, each seed with its 95%
-interval of the difference (bootstrap over queries), and the seconds each step took. `key=value` are options of the run.
+FOLDER is in BEIR layout (corpus.jsonl, queries.jsonl, qrels.tsv). Half of the documents, drawn at random, teach: pairs
+are made of them by `--from-index`, no query and no judgement is read. Then the whole index takes the adapted model's
+vectors, and the judged queries are asked. Prints nDCG@10 by vector and hybrid search before and after, each seed with
+its 95% interval of the difference (bootstrap over queries), and the seconds each step took. `key=value` are options of
+the run.
 """
 
 from __future__ import annotations

@@ -30,8 +30,10 @@ NOTES = {
     "heat.md": "# Conduction in slabs\n\nHeat moves through layers of metal as if each were a resistance of its own. "
     "The walls of the chamber are kept at one temperature.\n\n![a slab of three metals](slab.png)\n\n"
     "## Method\n\nThermocouples were put between the layers, [[wing|wings]] were not needed at all for that.\n",
-    "deep/jet.md": "# Noise of a jet\n\nA jet is loudest at an angle of thirty degrees to its axis, says [Lift](../wing.md). "
-    "It grows with the eighth power of the speed.\n\n## Method\n\nMicrophones were set on a circle around the nozzle of it.\n",
+    "deep/jet.md": "# Noise of a jet\n\nA jet is loudest at an angle of thirty degrees to its axis, "
+    "says [Lift](../wing.md). "
+    "It grows with the eighth power of the speed.\n\n"
+    "## Method\n\nMicrophones were set on a circle around the nozzle of it.\n",
 }
 
 
