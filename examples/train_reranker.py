@@ -6,8 +6,8 @@
 PAIRS are lines with `query`, `positive`, and optionally `title`, `lang_q`, `lang_p`. All passages become one index; its
 hybrid search gives hard negatives (places 3 to 12). Sources named in `--held-out` teach nothing: on their queries the
 weight between the search's place and the reranker's score is chosen. BEIR folders are then asked with that weight and
-only reported. `key=value` are options of `qmd train`. Read the licences of your pairs: they bind what you may do with the
-weights.
+only reported. `key=value` are options of `qmd train`. Read the licences of your pairs: they bind what you may do with
+the weights.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ def main() -> None:
     if dev:
         defaults["val_data_path"] = str(validation)
     report = train(load_train_config(defaults=defaults, overrides=options))
-    sys.stdout.write(
-        f"{report.steps} steps, loss {report.final_loss:.3f}\n{(given.out / 'model' / 'evaluation.md').read_text() if dev else ''}"
-    )
+    sys.stdout.write(f"{report.steps} steps, loss {report.final_loss:.3f}\n")
+    if dev:
+        sys.stdout.write((given.out / "model" / "evaluation.md").read_text(encoding="utf-8"))
     calibration = [(query, texts[name]) for query in chosen[:48] for name in sorted(teach[query])[:1]]
     exported = export_reranker(
         given.out / "model",
