@@ -181,15 +181,16 @@ def test_a_matrix_in_memory_is_scanned():
 
 
 def test_from_configuration_to_status(tmp_path, monkeypatch):
+    from tests.test_index import WordEmbedder
+
     import qmd
     from qmd.config import Config, Models, Search
     from qmd.serve.cli.commands_upkeep import _status_lines
-    from tests.test_index import WordEmbedder
 
     monkeypatch.setattr(inverted, "LEAST_ROWS", 50)
     notes = tmp_path / "notes"
     notes.mkdir()
-    words = "ash bay cod dew elm fig gum hay ivy jam kelp lime moss nut oak pea rye sap tea yew".split()
+    words = [a + b for a in ("ba", "co", "du", "fi", "gle") for b in ("m", "nt", "rk", "st")]
     for i in range(400):
         chosen = [words[(i * p + p) % 20] for p in (1, 3, 7)]
         (notes / f"{i}.md").write_text(f"# Note {i}\n\n{' '.join(chosen)} item{i}\n")
