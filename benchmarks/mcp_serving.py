@@ -207,6 +207,16 @@ def run(options: argparse.Namespace, home: Path) -> None:
         peer.append("mcp")
     ours, theirs = Figures(), Figures()
     measure(command, env, Figures(), ours=True)  # warms the file cache
+    server = Server(command, env)
+    server.ask("initialize", HELLO)
+    held = server.tool("status")["structuredContent"]
+    server.end()
+    corpus = {
+        "documents": held["totalDocuments"],
+        "chunks": held["chunks"],
+        "without_vector": held["needsEmbedding"],
+    }
+    print(corpus)
     for _ in range(REPEATS):
         measure(command, env, ours, ours=True)
         sdk_import(ours)
@@ -217,11 +227,8 @@ def run(options: argparse.Namespace, home: Path) -> None:
     for name, spread in ours.spreads().items():
         print(f"{name:48} {spread!s:>24} {told.get(name, '-')!s:>24}")
     if options.save:
-        append_result(
-            "mcp_serving",
-            {"qmd": ours.spreads(), "original": told, "corpus": str(options.corpus.name)},
-            ["mcp"],
-        )
+        figures = {"qmd": ours.spreads(), "original": told, "corpus": corpus}
+        append_result("mcp_serving", figures, ["mcp"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmd.errors import QmdError
+from qmd.machine import check_files, check_machine, try_models
 from qmd.reports import CheckResult
 
 if TYPE_CHECKING:
@@ -20,11 +21,19 @@ FOREIGN_SHARE = 0.3
 
 
 def run_checks(
-    store: Store, config: Config, places: Places, open_embedder: Callable[[], Embedder]
+    store: Store,
+    config: Config,
+    places: Places,
+    open_embedder: Callable[[], Embedder],
+    *,
+    models: bool = False,
 ) -> list[CheckResult]:
-    """All checks, in the order a person would ask."""
+    """All checks, in the order a person would ask. `models`: also load every configured model and try it."""
     return [
         CheckResult("configuration", "ok", f"{places.config_dir}"),
+        *check_machine(),
+        *check_files(config),
+        *(try_models(config) if models else ()),
         *_folders(store),
         *_database(store),
         *_vectors(store, config, open_embedder),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -180,3 +181,43 @@ def _refuse_unknown(tree: dict[Any, Any], section: type[Section], source: str, p
         kind = fields[key]
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
             _refuse_unknown(value, kind, source, f"{prefix}{key}.")
+
+
+def set_model(path: Path, key: str, name: str) -> None:
+    """Write `models.KEY: NAME` into a configuration file, leaving every other line and comment as it is.
+
+    Raises ConfigError, and changes nothing, where the file cannot be read or would not say so afterwards.
+    """
+    import json
+
+    load_config(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    line = f"  {key}: {json.dumps(name, ensure_ascii=False)}"
+    lines = text.splitlines()
+    start = next((i for i, row in enumerate(lines) if re.match(r"models\s*:\s*(#.*)?$", row)), None)
+    if start is None and any(re.match(r"['\"]?models\b", row) for row in lines):
+        raise ConfigError(f"{path} writes `models` in another style. Set `models.{key}: {name}` by hand.")
+    if start is None:
+        lines += ["models:", line]
+    else:
+        end = next((i for i in range(start + 1, len(lines)) if re.match(r"[^\s#]", lines[i])), len(lines))
+        at = next((i for i in range(start + 1, end) if re.match(rf"\s+{key}\s*:", lines[i])), None)
+        inside = [row for row in lines[start + 1 : end] if row.strip() and not row.lstrip().startswith("#")]
+        indent = inside[0][: len(inside[0]) - len(inside[0].lstrip())] if inside else "  "
+        if at is None:
+            lines.insert(start + 1, indent + line.strip())
+        else:
+            lines[at] = indent + line.strip()
+    written = "\n".join(lines) + "\n"
+    import yaml
+
+    try:
+        said = parse_config(yaml.safe_load(written), source=str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} cannot be changed safely ({error}). Set models.{key} by hand.") from error
+    if getattr(said.models, key) != name:
+        raise ConfigError(f"{path} cannot be changed safely. Set `models.{key}: {name}` by hand.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(written, encoding="utf-8")
+    temporary.replace(path)

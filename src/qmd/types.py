@@ -164,7 +164,8 @@ class ModelCard:
     token
     vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the
     Matryoshka
-    sizes a vector may be cut to, largest first; empty means only `dim`.
+    sizes a vector may be cut to, largest first; empty means only `dim`. `checked` says where the file names were
+    read; empty means they were not: the repository's own list decides when the model is pulled.
     """
 
     name: str
@@ -183,3 +184,4 @@ class ModelCard:
     form: Form = "encoder"
     dims: tuple[int, ...] = ()
     template: str = ""
+    checked: str = ""

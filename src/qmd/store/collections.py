@@ -27,7 +27,9 @@ class Collections:
 
     def roots(self) -> dict[str, str]:
         """name -> folder. Counts nothing, unlike `list`."""
-        return {name: str(root) for name, root in self._db.all("SELECT name, root FROM collections")}
+        return {
+            name: str(root) for name, root in self._db.all("SELECT name, root FROM collections ORDER BY name")
+        }
 
     def set_patterns(self, name: str, patterns: Sequence[str], ignore: Sequence[str]) -> None:
         """The globs that `update` goes by from now on. Raises UsageError."""

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qmd.errors import UsageError
 from qmd.store.chunks import Chunks
@@ -142,17 +142,32 @@ class Keyword:
         self._asked[1].update(expressions)
         return known
 
-    def _read(self, expression: str) -> list[tuple[int, float]]:
+    def kept_ids(self, expression: str) -> list[int]:
+        """Chunks of an expression that `keeps` says is in memory, rising."""
+        assert self._postings is not None
+        ids: list[int] = self._postings.ids(expression).tolist()
+        return ids
+
+    def kept_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
+        """(chunk id, BM25, BM25 of the body alone) of those of `ids` that hold an expression that is in memory."""
+        assert self._postings is not None
+        return self._postings.among(expression, ids)
+
+    def _read(self, expression: str) -> list[tuple[int, float, float]]:
         sql = (
-            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}) FROM keyword "
-            "WHERE keyword MATCH ?"
+            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}), "
+            "-bm25(keyword, 0.0, 0.0, 1.0, 0.0) FROM keyword WHERE keyword MATCH ?"
         )
-        return [(row[0], row[1]) for row in self._query(sql, (expression,))]
+        return [(row[0], row[1], row[2]) for row in self._query(sql, (expression,))]
+
+    def generation(self) -> int:
+        """Changes with every change of the index."""
+        return self._generation()
 
     def _generation(self) -> int:
         return int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
 
-    def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
+    def _query(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         try:
             return self._db.raw.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:

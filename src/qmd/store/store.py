@@ -15,6 +15,7 @@ from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
 from qmd.store.schema import NEW_GENERATION
+from qmd.store.wholes import Wholes
 from qmd.types import Collection, Filter
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Store:
         self.documents = Documents(db)
         self.chunk_rows = Chunks(db)
         self.keyword = Keyword(db)
+        self.wholes = Wholes(db, self.keyword)
         self._warn = warn
         self._collections = Collections(db)
 
@@ -107,7 +109,7 @@ class Store:
         return self._collections.included()
 
     def roots(self) -> dict[str, str]:
-        """collection -> its folder."""
+        """name -> folder of each collection; cheaper than `collections`."""
         return self._collections.roots()
 
     def context_for(self, collection: str, path: str) -> str | None:

@@ -70,7 +70,7 @@ def test_the_official_client(environment: dict[str, str], era: str) -> None:
         searches = [{"type": "lex", "query": "heavy loaf"}, {"type": "lex", "query": "water"}]
         found = await session.call_tool("query", {"searches": searches}, progress_callback=progress)
         assert found.structured_content["results"][0]["file"] == "notes/kitchen/bread.md"
-        assert told[0] == 0 < told[-1] == 2
+        assert told == [0, 1]
         for name, arguments in (
             ("get", {"file": "notes/kitchen/bread.md:1:3"}),
             ("multi_get", {"pattern": "notes/kitchen/*.md", "maxLines": 2}),

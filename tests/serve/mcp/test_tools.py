@@ -16,8 +16,9 @@ from qmd.errors import ModelError, NotFound
 from qmd.search.answer import Answer as Written
 from qmd.search.answer import Claim, Source
 from qmd.serve.mcp.operations import Kept, Operations, ProtocolError
-from qmd.serve.mcp.schema import QUERY, TOOLS, check_arguments
-from qmd.serve.mcp.tools import Call, Cancelled, search_typed
+from qmd.serve.mcp.schema import TOOLS
+from qmd.serve.mcp.tools import Call, Cancelled
+from qmd.types import Hits
 
 Tool = Callable[..., dict[str, Any]]
 
@@ -67,26 +68,31 @@ def test_typed_searches_are_fused_and_the_first_counts_double(tool: Tool) -> Non
     meaning = {"type": "vec", "query": "a heavy loaf wants more water and a longer rest"}
     found = structured("query", tool("query", searches=[meaning, bread]))["results"]
     assert found[0]["file"] == "notes/kitchen/bread.md"
-    assert all(0 < r["score"] <= 1 for r in found)
+    assert all(0 <= r["score"] <= 1 for r in found)
 
 
-def test_a_typed_search_that_cannot_run_is_named(index: Any, monkeypatch: Any) -> None:
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise ModelError("the model is not there")
+def test_every_parameter_reaches_the_search(tool: Tool, index: Any, monkeypatch: Any) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
 
-    monkeypatch.setattr(index, "vsearch", broken)
-    asked = check_arguments(QUERY, {"limit": 5})
-    hits = search_typed(index, [("lex", "lentils"), ("vec", "soup")], asked, Call())
-    assert hits.degraded == ("vec: the model is not there",)
-    assert hits[0].path == "kitchen/weeknight dal.md"
-    with pytest.raises(ModelError):
-        search_typed(index, [("hyde", "soup")], asked, Call())
+    def query(text: str, **options: Any) -> Hits:
+        asked.append((text, options))
+        return Hits((), ("rerank: no reranker",))
 
-
-def test_rank_fusion_of_typed_searches(index: Any) -> None:
-    hits = search_typed(index, [("lex", "lentils"), ("lex", "bake")], check_arguments(QUERY, {}), Call())
-    assert [h.path for h in hits] == ["kitchen/weeknight dal.md", "kitchen/bread.md"]
-    assert hits[0].score == pytest.approx(2 * hits[1].score, abs=1e-3)
+    monkeypatch.setattr(index, "query", query)
+    searches = [{"type": "lex", "query": "a\nvec: b"}, {"type": "hyde", "query": "c"}]
+    given = {"intent": "i", "rerank": False, "candidateLimit": 7, "budgetMs": 50, "minScore": 0.2, "limit": 3}
+    narrow = {"collections": ["notes"], "path": "k/*", "tags": ["t"], "after": "2024", "before": "2025"}
+    found = structured("query", tool("query", searches=searches, **given, **narrow, full=True, explain=True))
+    [(text_asked, options)] = asked
+    assert text_asked == "lex: a vec: b\nhyde: c"
+    assert options == {
+        "intent": "i", "rerank": False, "candidate_limit": 7, "budget_ms": 50, "min_score": 0.2, "limit": 3,
+        "collections": ("notes",), "path": "k/*", "tags": ("t",), "after": "2024", "before": "2025",
+        "full": True, "explain": True,
+    }  # fmt: skip
+    assert found["degraded"] == ["rerank: no reranker"]
+    tool("query", query="x")
+    assert asked[1] == ("x", {"limit": 10, "full": False, "explain": False})
 
 
 def test_conditions_narrow(tool: Tool) -> None:

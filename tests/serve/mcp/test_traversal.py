@@ -71,6 +71,7 @@ def strings(home: Path) -> list[str]:
     ]
     absolute += [
         "x" * 4_000,
+        "qmd://notes/%" + "25" * 1_500,
         "../" * 1_300,
         "notes/" + "a/" * 1_000,
         "[",

@@ -53,7 +53,7 @@ PLACES = {
     ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
-    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch and remove models."),
+    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch, choose and remove models."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
     "help": Place(f"{_HERE}.commands_completion:help_", "Show the help of a command."),
 }

@@ -32,7 +32,7 @@ from qmd.serve.cli.session import Session, pass_session
 @click.option(
     "--model",
     metavar="NAME",
-    help="A folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]",
+    help="A catalog name, folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]",
 )
 @click.option(
     "-c", "--collection", "collections", multiple=True, metavar="NAME", help="Only in this collection."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmd.errors import NotFound, QmdError, UsageError
+from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
 from qmd.serve.cli.format_hits import hash_mark
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
 ANSWER_CHARS = 1_000_000
 """Most text in one answer of `multi_get`; what would go beyond it is named instead."""
-SEARCH_DEPTH = 40
-"""Documents that each typed sub-query brings to the fusion, at least."""
 
 
 class Cancelled(Exception):
@@ -63,7 +59,10 @@ def text_block(text: str) -> dict[str, Any]:
 
 
 def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
-    """Raises UsageError where not exactly one of `query` and `searches` is there."""
+    """Typed sub-queries are lines of the query language, so that every stage of a search sees them.
+
+    Raises UsageError where not exactly one of `query` and `searches` is there.
+    """
     searches = asked["searches"] or ()
     text = asked["query"] or ""
     if bool(text.strip()) == bool(searches):
@@ -71,47 +70,20 @@ def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
         raise UsageError(
             f"query: give either 'query' (plain text) or 'searches' (typed sub-queries); {reason}."
         )
-    call.progress(0, len(searches) or 1, "searching")
-    if searches and "intent" in _query_parameters():  # a search that reads lines of typed queries by itself
-        lines = "\n".join(f"{kind}: {' '.join(words.split())}" for kind, words in searches)
-        hits = _plain(index, lines, asked)
-    elif searches:
-        hits = search_typed(index, searches, asked, call)
-    else:
-        hits = _plain(index, text, asked)
+    call.progress(0, 1, "searching")
+    lines = [f"{kind}: {' '.join(words.split())}" for kind, words in searches]
+    options = {name: asked[name] for name in ("limit", "full", "explain")} | _conditions(asked)
+    options |= {n: asked[n] for n in ("intent", "candidate_limit", "budget_ms") if asked[n] is not None}
+    if not asked["rerank"]:
+        options["rerank"] = False
+    hits = index.query("\n".join(lines) or text, **options)
     if searches:
-        text = next((t for kind, t in searches if kind == "lex"), searches[0][1])
-    call.progress(len(searches) or 1, len(searches) or 1, "found")
+        text = next((words for kind, words in searches if kind == "lex"), searches[0][1])
+    call.progress(1, 1, "found")
     vaults = _vaults(index, hits)
     records = [_result(hit, vaults) for hit in hits]
     structured = safe_tree({"results": records, "degraded": list(hits.degraded), "untrusted": True})
     return Answer([text_block(_results_text(hits, structured["results"], text))], structured)
-
-
-def _plain(index: AnyIndex, text: str, asked: Mapping[str, Any]) -> Hits:
-    """`Index.query`, with whatever of the asked-for it knows; what it does not know is named in `degraded`."""
-    from dataclasses import replace
-
-    known = _query_parameters()
-    wanted: dict[str, Any] = {"limit": asked["limit"], "full": asked["full"], "explain": asked["explain"]}
-    wanted |= _conditions(asked)
-    ignored = []
-    for name in ("intent", "candidate_limit", "budget_ms"):
-        if asked[name] is not None and name in known:
-            wanted[name] = asked[name]
-        elif asked[name] is not None:
-            ignored.append(f"{name}: not used by this version's search")
-    if "rerank" in known and asked["rerank"] is False:
-        wanted["rerank"] = False
-    hits = index.query(text, **wanted)
-    return replace(hits, degraded=(*hits.degraded, *ignored)) if ignored else hits
-
-
-@cache
-def _query_parameters() -> frozenset[str]:
-    from qmd.index import Index
-
-    return frozenset(inspect.signature(Index.query).parameters)
 
 
 def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,65 +98,14 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, ())}
 
 
-def search_typed(
-    index: AnyIndex, searches: Sequence[tuple[str, str]], asked: Mapping[str, Any], call: Call
-) -> Hits:
-    """Typed sub-queries, fused by rank, the first counting double.
-
-    A sub-query that cannot run (no vectors, no model) is left out and named in `degraded`; if none can, the reason is
-    raised.
-    """
-    from dataclasses import replace
-
-    from qmd.search.fuse import fuse_ranks
-    from qmd.types import Hits
-
-    conditions = _conditions(asked)
-    least = conditions.pop("min_score", None)
-    depth = max(asked["limit"], SEARCH_DEPTH)
-    lists: dict[str, Hits] = {}
-    degraded: list[str] = []
-    failed: QmdError | None = None
-    for at, (kind, text) in enumerate(searches):
-        call.check()
-        find = index.search if kind == "lex" else index.vsearch
-        try:
-            found = find(text, limit=depth, full=asked["full"], explain=asked["explain"], **conditions)
-        except UsageError:
-            raise
-        except QmdError as error:
-            degraded.append(f"{kind}: {error}")
-            failed = error
-            continue
-        lists[f"{at}:{kind}"] = found
-        degraded += found.degraded
-        call.progress(at + 1, len(searches), f"{kind} done")
-    if not lists and failed is not None:
-        raise failed
-    if len(lists) == 1:
-        [only] = lists.values()
-        enough = [hit for hit in only if least is None or hit.score >= least]
-        return Hits(tuple(enough[: asked["limit"]]), tuple(dict.fromkeys(degraded)), only.timings_ms)
-    weights = {name: 2.0 if name.startswith("0:") else 1.0 for name in lists}
-    ranked = fuse_ranks({n: [h.docid for h in hits] for n, hits in lists.items()}, weights)
-    best: dict[str, Hit] = {}
-    for hits in lists.values():
-        for hit in hits:
-            best.setdefault(hit.docid, hit)
-    chosen = [replace(best[d], score=round(s, 4)) for d, s in ranked if least is None or s >= least]
-    return Hits(tuple(chosen[: asked["limit"]]), tuple(dict.fromkeys(degraded)))
-
-
 def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
     """collection -> (its root, its vault), for the collections of the hits that lie in one."""
     from qmd.serve.vault import find_vault
 
     named = {hit.collection for hit in hits}
-    found = {}
-    for collection in index.list_collections() if named else ():
-        if collection.name in named and (vault := find_vault(collection.root)) is not None:
-            found[collection.name] = (Path(collection.root), vault)
-    return found
+    roots = index.store.roots() if named else {}
+    vaults = {name: find_vault(root) for name, root in roots.items() if name in named}
+    return {name: (Path(roots[name]), vault) for name, vault in vaults.items() if vault is not None}
 
 
 def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
