@@ -7,7 +7,7 @@ vector is needed, so keyword search imports neither numpy nor a runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Reranker
     from qmd.search.answer import Answer, Writer
     from qmd.store import CleanupReport, StoredDocument
+    from qmd.vembed.from_index import PairKind
 
 
 def open(
@@ -155,6 +156,34 @@ class Index(Searches):
             interrupted=report.interrupted,
         )
 
+    # ---- teaching
+    def training_pairs(
+        self,
+        *,
+        kinds: Sequence[PairKind] = ("title", "heading", "sentence", "link"),
+        collections: Sequence[str] = (),
+        negatives: int = 0,
+        keep: Callable[[StoredDocument], bool] | None = None,
+    ) -> Iterator[dict[str, object]]:
+        """Lines of training data that the documents themselves give, for `qmd train`; see `qmd.vembed.from_index`.
+
+        negatives: how many a text pair gets, found by this index in other documents. keep: which documents may be used.
+        """
+        from qmd.vembed.from_index import pairs_of_index
+
+        def find(query: str, limit: int) -> list[str]:
+            words = re.sub(r"[^\w\s]|_", " ", query)  # a sentence is no query language
+            return [hit.docid for hit in self.query(words, limit=limit, collections=collections)]
+
+        return pairs_of_index(
+            self.store,
+            kinds=kinds,
+            collections=collections,
+            keep=keep,
+            find=find if negatives else None,
+            negatives=negatives,
+        )
+
     # ---- reading
     def ask(
         self,
@@ -232,13 +261,23 @@ class Index(Searches):
     # ---- state
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
+        from qmd.search.inverted import inverted_file
+
         counts = self.store.counts()
         wanted = self.config.models.embedding
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
             vectors.append(
-                ModelVectors(model.name, model.fingerprint, model.dim, done, total, model.name == wanted)
+                ModelVectors(
+                    model.name,
+                    model.fingerprint,
+                    model.dim,
+                    done,
+                    total,
+                    model.name == wanted,
+                    inverted_file(self.store.vectors.stem(model.fingerprint)),
+                )
             )
         return Status(
             database=str(self.store.path),

@@ -113,6 +113,21 @@ class Links:
 
 
 @dataclass(frozen=True, slots=True)
+class InvertedFile:
+    """What search uses instead of a scan past the scan's range: `rows` of the matrix, in `nlist` lists of which
+    `nprobe` are looked into. recall: of the ten nearest of each of `sample` of the user's own vectors, the share found.
+    trained_rows: rows there were when the lists were made."""
+
+    rows: int
+    nlist: int
+    nprobe: int
+    recall: float
+    sample: int
+    trained_rows: int
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVectors:
     """The vectors of one model in the index. `done` of `total` chunk texts have one."""
 
@@ -122,6 +137,7 @@ class ModelVectors:
     done: int
     total: int
     configured: bool
+    inverted: InvertedFile | None = None
 
 
 @dataclass(frozen=True, slots=True)

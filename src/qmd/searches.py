@@ -291,6 +291,7 @@ class Searches:
             keyword_weight=said.keyword_weight,
             vector_weight=said.vector_weight,
             rrf_k=said.rrf_k,
+            vectors=said.vectors,
             rerank_weight=said.rerank_weight,
             late_interaction=said.late_interaction,
             cite=self.config.memory.citations != "off",

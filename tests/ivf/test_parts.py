@@ -286,9 +286,9 @@ def _env():
 def test_cost_model_prefers_grouping_for_large_batches():
     from qmd.ivf.cost import Cost
 
-    c = Cost(each=20e-6, touch=40e-6, task=1e-6, select_each=100e-6, select_grouped=30e-6, start=1e-3)
-    assert not c.prefers_grouped(1, 32, 512)
-    assert c.prefers_grouped(512, 32, 512)
+    c = Cost(few=3e-5, few_more=2e-5, grouped=1e-4, grouped_more=2e-6, row=1e-9, select=3e-5, start=1e-3)
+    assert not c.prefers_grouped(1, 32, 512, 512)
+    assert c.prefers_grouped(512, 32, 512, 512)
     index = filled("IVF16,Flat", data(2000, 16))
     for threshold, mode in ((0.0, "csr"), (1e9, "matrix")):
         index.auto_search_avg_group_threshold = threshold

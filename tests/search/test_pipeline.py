@@ -62,9 +62,9 @@ def test_hyde_is_embedded_as_a_passage(build):
 
 
 def test_intent_moves_the_vectors_and_is_not_searched_for(build):
-    index = build(NOTES)
-    assert paths(index.vsearch("python", intent="snake prey swallows"))[0] == "python.md"
-    assert paths(index.vsearch("python", intent="programming lists"))[0] == "code.md"
+    index = build(NOTES | {"code.md": "# Python lists\n\nA programming language with lists.\n"})
+    assert paths(index.query("python", intent="snake prey swallows"))[0] == "python.md"
+    assert paths(index.query("python", intent="programming lists"))[0] == "code.md"
     assert paths(index.query("python\n", intent="tomatoes", explain=True))[0] in ("python.md", "code.md")
     assert paths(index.search("lex: python\nintent: tomatoes"))[-1] != "tomato.md"
 

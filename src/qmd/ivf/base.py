@@ -255,6 +255,7 @@ class Index:
             self.device = target
             self._offset = None if self._offset is None else self._offset.to(target)
             self._lists.codec.to(target)
+            self._lists.drop_shadows()
             for slab in self._lists.slabs:
                 slab.rows, slab.ids, slab.norms = (
                     slab.rows.to(target),
@@ -342,10 +343,10 @@ class Index:
 
             selector = IDSelectorAnd(selector, extra)
         scores, address = self._search(qs, int(k), params, selector if selector is not None else extra)
-        ids = torch.full(address.shape, -1, dtype=torch.int64, device=self.device)
+        ids = address
         if self._lists.slabs:
             held = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
-            ids = torch.where(address >= 0, held, -1)
+            ids = held.masked_fill_(address < 0, -1)
         distances = scores if self.metric == "l2" else -scores
         d, i = give_back(q, distances, ids)
         return d, i

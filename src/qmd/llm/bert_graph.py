@@ -116,17 +116,59 @@ def write_bert(
     return _Writer(weights, products, ranges or {}).encoder(pooling)
 
 
-def measure_ranges(weights: BertWeights, rows: Sequence[Sequence[int]]) -> dict[str, InputRange]:
-    """Run the float graph over token rows and note the range of every channel that enters a product."""
+@dataclass(frozen=True, slots=True)
+class ScoreHead:
+    """What a cross-encoder does with the first token's vector: tanh(x @ pool + bias) @ kernel + bias -> (B, 1)."""
+
+    pool_kernel: Array
+    pool_bias: Array
+    kernel: Array
+    bias: Array
+
+
+def write_scorer(
+    weights: BertWeights,
+    head: ScoreHead,
+    *,
+    products: Products,
+    ranges: Mapping[str, InputRange] | None = None,
+) -> bytes:
+    """A serialised cross-encoder: input_ids, attention_mask, token_type_ids (B, T) int64, right-padded -> `logits`
+    (B, 1) float32.
+
+    The table of word vectors is stored as int8 with a scale a row: it is half of a small model.
+    """
+    if products != "float" and ranges is None:
+        raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
+    return _Writer(weights, products, ranges or {}).scorer(head)
+
+
+def measure_ranges(
+    weights: BertWeights,
+    rows: Sequence[Sequence[int]],
+    *,
+    head: ScoreHead | None = None,
+    types: Sequence[Sequence[int]] = (),
+) -> dict[str, InputRange]:
+    """Run the float graph over token rows and note the range of every channel that enters a product.
+
+    With a `head` the graph is a scorer's, and `types` holds the token types of each row.
+    """
     from qmd.llm.session import open_session
 
     writer = _Writer(weights, "float", {})
-    session = open_session(writer.encoder("mean", outputs=writer.product_inputs))
+    tapped = writer.product_inputs
+    session = open_session(
+        writer.encoder("mean", outputs=tapped) if head is None else writer.scorer(head, outputs=tapped)
+    )
     names = list(dict.fromkeys(writer.product_inputs))
     found: dict[str, InputRange] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
         ids = np.array([row], dtype=np.int64)
-        values = session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if head is not None:
+            feeds["token_type_ids"] = np.array([types[number]], dtype=np.int64)
+        values = session.run(names, feeds)
         for name, value in zip(names, values, strict=True):
             low, high = value[0].min(axis=0), value[0].max(axis=0)
             if name in found:
@@ -233,6 +275,45 @@ class _Writer:
         down = self.product(gelu, t[f"{name}.output.dense.kernel"], f"{number}.down")
         return self.norm(down, y, f"{name}.output", f"{number}.z")
 
+    def _count_tokens(self) -> None:
+        from onnx import TensorProto
+
+        self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+        self.node("ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0)
+        self.constant("thirds", np.array([self.weights.hidden] * 3))
+
+    def scorer(self, head: ScoreHead, *, outputs: Sequence[str] = ()) -> bytes:
+        from onnx import TensorProto
+
+        w, t = self.weights, self.weights.tensors
+        words = t["embeddings.word_embeddings.weight"]
+        scale = np.maximum(np.abs(words).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        whole = np.rint(words / scale).astype(np.int8)
+        self._count_tokens()
+        self.node("Gather", [self.constant("words", whole), "input_ids"], "word8")
+        self.node("Cast", ["word8"], "word_wide", to=TensorProto.FLOAT)
+        self.node("Gather", [self.constant("word_scales", scale), "input_ids"], "word_scale")
+        self.node("Mul", ["word_wide", "word_scale"], "word")
+        self.node("Shape", ["input_ids"], "length", start=1, end=2)
+        positions = self.constant("positions", t["embeddings.position_embeddings.weight"][w.first_position :])
+        zero = self.constant("zero", np.array([0]))
+        self.node("Slice", [positions, zero, "length", zero], "position")
+        self.node("Gather", [self.tensor("embeddings.token_type_embeddings.weight"), "token_type_ids"], "type")
+        self.node("Add", ["word", "type"], "typed")
+        self.node("Add", ["typed", "position"], "placed")
+        norm = [self.tensor(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
+        x = self.node("LayerNormalization", ["placed", *norm], "x", axis=-1, epsilon=w.epsilon)
+        for number in range(w.layers):
+            x = self.layer(x, number)
+        self.node("Gather", [x, self.constant("first", np.array([0]))], "first_row", axis=1)
+        self.node("Squeeze", ["first_row", "axis"], "cls")
+        pool = [self.constant(f"head.pool.{n}", a) for n, a in (("w", head.pool_kernel), ("b", head.pool_bias))]
+        self.node("Gemm", ["cls", *pool], "dense")
+        self.node("Tanh", ["dense"], "active")
+        score = [self.constant(f"head.score.{n}", a) for n, a in (("w", head.kernel), ("b", head.bias))]
+        self.node("Gemm", ["active", *score], "logits")
+        return self._serialise(("input_ids", "attention_mask", "token_type_ids"), ("logits", 1), outputs)
+
     def encoder(self, pooling: Pooling, *, outputs: Sequence[str] = ()) -> bytes:
         from onnx import TensorProto, helper
 
@@ -240,9 +321,7 @@ class _Writer:
         positions = t["embeddings.position_embeddings.weight"][w.first_position :]
         types = t["embeddings.token_type_embeddings.weight"][0]
         self.node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
-        self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
-        self.node("ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0)
-        self.constant("thirds", np.array([w.hidden] * 3))
+        self._count_tokens()
         inputs = [
             "ids",
             "",
@@ -270,16 +349,17 @@ class _Writer:
             self.node("Div", ["sum", "total"], "pooled")
         else:
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
-        shape = ["B", "T"]
-        taps = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(outputs)]
+        return self._serialise(("input_ids", "attention_mask"), ("pooled", w.hidden), outputs)
+
+    def _serialise(self, inputs: Sequence[str], output: tuple[str, int], taps: Sequence[str]) -> bytes:
+        from onnx import TensorProto, helper
+
+        tapped = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(taps)]
         graph = helper.make_graph(
             self.nodes,
             "bert",
-            [
-                helper.make_tensor_value_info(n, TensorProto.INT64, shape)
-                for n in ("input_ids", "attention_mask")
-            ],
-            [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", w.hidden]), *taps],
+            [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", "T"]) for n in inputs],
+            [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, ["B", output[1]]), *tapped],
             self.initializers,
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Generator, Reranker
     from qmd.llm.providers import Device, Placement, Precision
 
+ENCODERS = frozenset({"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert", "deberta-v2"})
+"""Families whose rerankers take the two texts as a pair."""
+
 
 def find_card(name: str, role: Role = "embedding") -> ModelCard:
     """The catalog row of a model; for a local folder or an unknown hub id, a row made for it.
@@ -74,6 +77,16 @@ def open_embedder(
         from qmd.llm.remote import RemoteEmbedder
 
         return RemoteEmbedder(name)
+    from qmd.llm.adapted import AdaptedEmbedder, is_adapter, read_adapter
+
+    if is_adapter(name):
+        described, matrix = read_adapter(Path(name).expanduser())
+        base = open_embedder(
+            described["base"], threads=threads, dim=dim, device=device, precision=precision, download=download
+        )
+        if base.fingerprint != described["base_fingerprint"]:
+            raise ModelError(f"{name} was trained over another version of {described['base']}. Train it again.")
+        return AdaptedEmbedder(base, matrix, name)
     card = find_card(name)
     if dim is not None and dim != card.dim and dim not in card.dims:
         known = ", ".join(map(str, card.dims or (card.dim,)))
@@ -121,6 +134,9 @@ def open_generator(
 
 
 def _card_of_folder(folder: Path, role: Role) -> ModelCard:
+    written = _written_card(folder, role)
+    if written is not None:
+        return written
     candidates = sorted(p for p in (*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")))
     if not candidates:
         raise ModelError(f"{folder} holds no .onnx file. Export the model to ONNX, or name a hub id.")
@@ -128,8 +144,34 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
     precision: Any = "int8" if any(s in graph.name for s in ("int8", "quantized")) else "fp32"
     variant = ModelVariant(precision, (graph.relative_to(folder).as_posix(),))
     template = {"embedding": "", "reranker": QWEN3_RERANK, "generation": CHATML}[role]
+    if role == "reranker" and _json(folder / "config.json").get("model_type") in ENCODERS:
+        template = ""  # read as a pair of texts; the template is that of models which are asked
     card = ModelCard(str(folder), role, variants=(variant,), template=template)
     return _complete(card, folder)
+
+
+def _written_card(folder: Path, role: Role) -> ModelCard | None:
+    """The card that an export of ours left in the folder, under the folder's name; None where there is none.
+
+    Raises ModelError where it is for another role, or a graph is not the one it describes.
+    """
+    path = folder / "card.json"
+    if not path.is_file():
+        return None
+    import msgspec
+
+    from qmd.llm.files import verify_file
+
+    try:
+        card = msgspec.json.decode(path.read_bytes(), type=ModelCard)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelError(f"{path} is no model card: {error}") from error
+    if card.role != role:
+        raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
+    for variant in card.variants:
+        if variant.sha256:
+            verify_file(folder / variant.files[0], variant.sha256, "Export the model again.")
+    return replace(card, name=str(folder), package="", repo="")
 
 
 def _complete(card: ModelCard, folder: Path) -> ModelCard:

@@ -37,6 +37,17 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class DerivedEmbedder(Protocol):
+    """An embedder whose vectors follow from those of another model."""
+
+    base_fingerprint: str
+
+    def adapt(self, rows: Vectors) -> Vectors:
+        """(n, d) vectors of the base -> (n, d) vectors of this one."""
+        ...
+
+
+@runtime_checkable
 class Reranker(Protocol):
     """Scores (query, text) pairs."""
 

@@ -86,7 +86,7 @@ class Scan:
         if query.shape != (d,):
             raise ValueError(f"the query has shape {query.shape}, the rows have {d} dimensions")
         query = np.ascontiguousarray(query, dtype=np.float32)
-        mask = self._live if allowed is None else np.isin(self.ids, allowed)
+        mask = self.mask(allowed)
         live = n if mask is None else int(mask.sum())
         if live == 0 or k <= 0:
             return self.ids[:0], np.empty(0, np.float32)
@@ -101,8 +101,16 @@ class Scan:
             if mask is not None:
                 rough = np.where(mask, rough, -np.inf)
             places = _top(rough, min(max(k * CANDIDATES_PER_HIT, LEAST_CANDIDATES), live))
-        scores = self.rows[np.sort(places)] @ query
-        return _ordered(self.ids[np.sort(places)], scores, k)
+        return self.best_of(places, query, k)
+
+    def mask(self, allowed: Ids | None) -> NDArray[np.bool_] | None:
+        """(n,): which rows take part; None for all."""
+        return self._live if allowed is None else np.isin(self.ids, allowed)
+
+    def best_of(self, places: NDArray[np.intp], query: Floats, k: int) -> tuple[Ids, Floats]:
+        """The k best of some rows, scored exactly."""
+        places = np.sort(places)
+        return _ordered(self.ids[places], self.rows[places] @ query, k)
 
     def score(self, query: Floats, ids: Sequence[int]) -> dict[int, float]:
         """id -> inner product, of those of `ids` that are there."""

@@ -169,11 +169,11 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
             return
         first = state.nearest is None
         if state.nearest is None:
-            state.nearest = Nearest(state.store, part.query, embedder, state.clock)
-            state.degraded += state.nearest.notes
+            state.nearest = Nearest(state.store, part.query, embedder, state.clock, request.vectors)
         intent = f" {state.asked.intent}" if state.asked.intent and part.kind != "hyde" else ""
         vector = state.nearest.embed(part.query.plain + intent, passage=part.kind == "hyde")
         ranked = state.nearest.near(vector, state.depth)
+        state.degraded += [note for note in state.nearest.notes if note not in state.degraded]
         if first and opened:
             state.budget.costs.record("vector", state.clock.spent_ms() - begin)
     except (QmdError, OSError) as error:

@@ -23,7 +23,7 @@ class Request:
     budget_ms: time that the stages may take together, from their measured costs; None: no limit.
     fold: near-duplicates of a hit are named in it in place of being hits. recency: how much more a document of today
     counts (0.2: a fifth), halved every `half_life_days`. boosts: collection -> factor of its scores. deeper: factor of
-    the lists' depth. cite: give each hit a quote.
+    the lists' depth. cite: give each hit a quote. vectors: scan all, or look into an inverted file (`search.inverted`).
     """
 
     text: str
@@ -50,6 +50,7 @@ class Request:
     deeper: int = 1
     cite: bool = True
     late_interaction: bool = False
+    vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

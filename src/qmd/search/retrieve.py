@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Vectors
     from qmd.search.budget import Clock
     from qmd.search.dense import Background, Scan
+    from qmd.search.inverted import VectorSearch
     from qmd.store import Store
     from qmd.store.matrix import VectorMatrix
 
@@ -83,8 +84,12 @@ class Nearest:
     """The vectors of an index, ready for the texts of one search. The filter, phrases that must be there and
     exclusions of `query` hold for every text. Raises ModelMismatch, NotFound without vectors."""
 
-    def __init__(self, store: Store, query: Query, embedder: Embedder, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, query: Query, embedder: Embedder, clock: Clock, vectors: VectorSearch = "auto"
+    ) -> None:
         import numpy
+
+        from qmd.search.inverted import MatrixSearch
 
         self.embedder = embedder
         self._clock = clock
@@ -102,6 +107,7 @@ class Nearest:
             chunk for e in exclusions(query) for chunk in store.keyword.candidates(e, query.filter)
         }
         self._scan = scan_of(matrix)
+        self._search = MatrixSearch(matrix, vectors, self._scan)
         clock.lap("matrix")
 
     def embed(self, text: str, *, passage: bool = False) -> Vectors:
@@ -112,9 +118,10 @@ class Nearest:
 
     def near(self, vector: Vectors, depth: int) -> list[tuple[int, float]]:
         """(chunk id, cosine), best first. vector: (d,), L2-normalised."""
-        ids, scores = self._scan.search(vector, depth + len(self._excluded), allowed=self._allowed)
+        ids, scores = self._search.search(vector, depth + len(self._excluded), allowed=self._allowed)
         both = zip(ids.tolist(), scores.tolist(), strict=True)
         found = [(i, s) for i, s in both if i not in self._excluded]
+        self.notes += [note for note in self._search.notes if note not in self.notes]
         self._clock.lap("vector")
         return found[:depth]
 

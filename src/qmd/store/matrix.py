@@ -32,6 +32,8 @@ class VectorMatrix:
 
     rows: (n, d) float32; chunk_ids: (n,) int64, -1 where the chunk is gone (skip those; `live` is None if there are
     none); codes: (n, d) int8 with rows ~ codes * scales[:, None]; scales: (n,) float32. `notes` says what was repaired.
+    stem: path of the files without ending, None when the matrix is in memory alone; what lies there under other
+    endings is derived from it and goes when it is written anew.
     """
 
     rows: NDArray[np.float32]
@@ -41,6 +43,7 @@ class VectorMatrix:
     fingerprint: str
     generation: int
     notes: tuple[str, ...] = ()
+    stem: Path | None = None
 
     @property
     def live(self) -> NDArray[np.bool_] | None:
@@ -193,6 +196,9 @@ class MatrixFiles:
             if not path.name.startswith(f"rows-{new.token}."):
                 with suppress(OSError):
                     path.unlink()
+
+    def stem(self, token: str) -> Path:
+        return self.folder / f"rows-{token}"
 
     def _rows(self, token: str, end: str) -> Path:
         return self.folder / f"rows-{token}.{end}"

@@ -139,6 +139,16 @@ class Vectors:
             )
             self._db.run(NEW_GENERATION)
 
+    def of_keys(self, fingerprint: str, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """Stored vectors of a model by the key of their text; keys without one are left out, as are damaged ones."""
+        model_id = self._model_id(fingerprint)
+        found: dict[bytes, NDArray[np.float32]] = {}
+        for key in keys:
+            row = self._db.one("SELECT crc, vector FROM vectors WHERE model_id = ? AND key = ?", (model_id, key))
+            if row is not None and zlib.crc32(key + row[1]) == row[0]:
+                found[key] = np.frombuffer(row[1], dtype=np.float32)
+        return found
+
     def forget(self, fingerprint: str) -> None:
         """Drop all vectors of a model, and its derived files."""
         with self._db.transaction():
@@ -155,6 +165,16 @@ class Vectors:
             self._db.path.with_name(f"{self._db.path.name}.vectors")
             / f"{safe}-{zlib.crc32(fingerprint.encode()):08x}"
         )
+
+    def stem(self, fingerprint: str) -> Path | None:
+        """Where the matrix on disk lies (see `VectorMatrix.stem`), None when there is none or it is damaged."""
+        database = self._db.value("SELECT value FROM meta WHERE key = 'database'")
+        files = MatrixFiles(self.folder(fingerprint), database, fingerprint)
+        try:
+            saved = files.read_map()
+        except Damaged:
+            return None
+        return None if saved is None else files.stem(saved.token)
 
     def matrix(self, fingerprint: str) -> VectorMatrix:
         """The model's vectors as of now, from the derived files, which are made, extended or rebuilt as needed.
@@ -189,7 +209,7 @@ class Vectors:
             saved = files.read_map()
             if saved is not None and saved.generation == generation and saved.dim == model[1]:
                 rows, codes = files.load(saved)
-                return _matrix(saved, rows, codes, fingerprint, ())
+                return _matrix(files, saved, rows, codes, ())
         except Damaged as damage:
             saved = None
             notes = (
@@ -234,7 +254,7 @@ class Vectors:
                     extended = self._extend(files, saved, wanted, generation)
                     if extended is not None:
                         rows, codes = files.load(extended)
-                        return _matrix(extended, rows, codes, fingerprint, notes)
+                        return _matrix(files, extended, rows, codes, notes)
             except Damaged as damage:
                 notes += (
                     f"the vector matrix in {files.folder} was damaged: {damage}. It was rebuilt from the database.",
@@ -261,7 +281,7 @@ class Vectors:
         )
         new = replace(new, row_sums=checksums(rows), code_sums=checksums(codes))
         files.write_map(new)
-        return _matrix(new, rows, codes, fingerprint, notes)
+        return _matrix(files, new, rows, codes, notes)
 
     def _extend(
         self, files: MatrixFiles, saved: Map, wanted: NDArray[np.int64], generation: int
@@ -329,9 +349,18 @@ class Vectors:
 
 
 def _matrix(
-    saved: Map, rows: NDArray[np.float32], codes: NDArray[np.int8], fingerprint: str, notes: tuple[str, ...]
+    files: MatrixFiles, saved: Map, rows: NDArray[np.float32], codes: NDArray[np.int8], notes: tuple[str, ...]
 ) -> VectorMatrix:
-    return VectorMatrix(rows, saved.chunk_ids, codes, saved.scales, fingerprint, saved.generation, notes)
+    return VectorMatrix(
+        rows,
+        saved.chunk_ids,
+        codes,
+        saved.scales,
+        files.fingerprint,
+        saved.generation,
+        notes,
+        files.stem(saved.token),
+    )
 
 
 def remove_matrix(folder: Path) -> None:

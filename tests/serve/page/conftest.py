@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import qmd.index
 from qmd.config import Places
@@ -197,10 +197,7 @@ class Visit:
         return self.page.locator("#hits h3").all_inner_texts()
 
     def wait_titles(self, *titles: str) -> None:
-        self.page.wait_for_function(
-            "wanted => JSON.stringify([...document.querySelectorAll('#hits h3')].map(n => n.innerText)) === wanted",
-            arg='["' + '","'.join(titles) + '"]',
-        )
+        expect(self.page.locator("#hits h3")).to_have_text(list(titles))
 
 
 @pytest.fixture

@@ -107,14 +107,14 @@ def test_filters_narrow_and_stand_in_the_address(visit: Any) -> None:
     assert len(there.titles) == 4
     page.locator("#filters").click()
     page.locator("#collections").get_by_label("kitchen").check()
-    page.wait_for_function("document.querySelectorAll('#hits h3').length === 2")
+    expect(page.locator("#hits h3")).to_have_count(2)
     page.locator("#type").select_option("code")
-    page.wait_for_function("document.querySelectorAll('#hits h3').length === 1")
+    expect(page.locator("#hits h3")).to_have_count(1)
     assert "in=kitchen" in page.url
     assert "type=code" in page.url
     page.locator(".chip", has_text="kitchen").click()
     page.locator(".chip", has_text="code").click()
-    page.wait_for_function("document.querySelectorAll('#hits h3').length === 4")
+    expect(page.locator("#hits h3")).to_have_count(4)
     page.locator("#tags").fill("balcony")
     there.wait_titles("Tomatoes on the balcony")
     page.locator("#tags").fill("")
@@ -242,7 +242,7 @@ def test_images_stand_in_a_grid_and_hits_carry_their_marks(visit: Any) -> None:
     assert there.titles == ["The bed", "Text"]
     image = page.locator(".grid img")
     assert image.get_attribute("alt") == "The bed"
-    page.wait_for_function("document.querySelector('.grid img').naturalWidth === 1")
+    expect(image).to_have_js_property("naturalWidth", 1)
     assert [u for u in there.asked if u.endswith("/raw/bbb222")]
     expect(page.locator(".badge").first).to_have_text("changed since it was indexed")
     expect(page.locator(".verdict")).to_contain_text("Nothing relevant here")

@@ -167,6 +167,12 @@ def _status_lines(status: Status) -> Iterator[str]:
         state = "complete" if status.chunks else "nothing to embed yet"
     yield f"{paint.bold('Vectors')} {clean_line(status.model)}: {state}"
     for made in status.vectors:
+        if made.inverted is not None:
+            file = made.inverted
+            text = (
+                f"inverted file of {file.rows:,} vectors, {file.nprobe} of {file.nlist:,} lists looked into"
+            )
+            yield f"        {text}, recall {file.recall:.3f} (on {file.sample} of your own vectors)"
         if not made.configured:
             yield f"        {clean_line(made.name)}: {made.done:,} vectors of an unused model (`qmd cleanup`)"
     yield ""
