@@ -75,10 +75,7 @@ def by_query(rows: Sequence[dict[str, object]]) -> dict[object, str]:
 
 
 def test_what_documents_say_about_themselves(index: qmd.Index, tmp_path: Path) -> None:
-    found = {
-        kind: list(pairs_of_index(index.store, kinds=[kind]))
-        for kind in ("title", "heading", "link", "caption")
-    }  # type: ignore[list-item]
+    found = {kind: list(pairs_of_index(index.store, kinds=[kind])) for kind in ("title", "heading", "link", "caption")}  # type: ignore[list-item]
     titles = by_query(found["title"])
     assert {*titles} == {"Lift of a wing", "Conduction in slabs", "Noise of a jet"}
     assert all(query not in text for query, text in titles.items())
@@ -164,14 +161,10 @@ def test_learns_reads_back_and_gives_the_same_vector_everywhere(
     from qmd.vembed import Predictor
 
     config, embedder = teach(feature_cache=tmp_path / "features.npz")
-    curve = [
-        r["loss"] for r in json.loads((Path(config.output_dir) / "curve.json").read_text()) if "loss" in r
-    ]
+    curve = [r["loss"] for r in json.loads((Path(config.output_dir) / "curve.json").read_text()) if "loss" in r]
     assert curve[-1] < curve[0]
     texts = ["lift of a wing", "Heat moves through layers"]
-    np.testing.assert_allclose(
-        Predictor(config.output_dir).encode_text(texts), embedder.embed_documents(texts), atol=1e-5
-    )
+    np.testing.assert_allclose(Predictor(config.output_dir).encode_text(texts), embedder.embed_documents(texts), atol=1e-5)
     described, _ = read_adapter(Path(config.output_dir))
     assert described["trained"]["config"]["adapter"] == "residual"  # type: ignore[index]
     _, again = teach(feature_cache=tmp_path / "features.npz")
@@ -189,9 +182,7 @@ def test_the_index_takes_the_new_vectors_without_reading_a_text(
         assert report.remaining == 0 and report.embedded > 0 and base.texts == 0
         hits = changed.vsearch("slipstream of a propeller")
         assert hits[0].path == "wing.md"
-        (tmp_path / "notes" / "new.md").write_text(
-            "# New\n\nA text that the base never saw is embedded as it is.\n"
-        )
+        (tmp_path / "notes" / "new.md").write_text("# New\n\nA text that the base never saw is embedded as it is.\n")
         changed.update()
         changed.embed()
         assert base.texts == 1
@@ -223,9 +214,7 @@ def test_an_adapter_that_changes_nothing_is_the_base(tmp_path: Path) -> None:
     assert same.fingerprint != base.fingerprint
 
 
-@pytest.mark.parametrize(
-    "given", ["use_lora=true", "retrieval_mode=t2i", "encoder_mode=clip", "use_mrl=true"]
-)
+@pytest.mark.parametrize("given", ["use_lora=true", "retrieval_mode=t2i", "encoder_mode=clip", "use_mrl=true"])
 def test_what_does_not_fit_an_adapter_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="adapter"):
         load_train_config(

@@ -67,9 +67,7 @@ def test_equal_queries_are_one_list_and_no_text_is_on_both_sides() -> None:
 
 
 def test_rows_have_the_same_number_of_negatives_and_never_a_positive_among_them() -> None:
-    lists = candidate_lists(
-        [pair("q", "a", "x"), pair("q", "b"), pair("r", "c", "y", "z", "w"), pair("s", "d")]
-    )
+    lists = candidate_lists([pair("q", "a", "x"), pair("q", "b"), pair("r", "c", "y", "z", "w"), pair("s", "d")])
     rows = training_rows(lists, negatives=2, seed=3)
     right = {row.query: {*row.positives} for row in lists}
     assert [(query, texts[0]) for query, texts, _ in rows] == [("q", "a"), ("q", "b"), ("r", "c"), ("s", "d")]
@@ -126,9 +124,7 @@ def test_options_that_do_not_fit_are_refused(
 
 def test_a_reranker_loss_is_no_embedding_loss() -> None:
     with pytest.raises(ConfigError, match="does not fit task 'embed'"):
-        load_train_config(
-            overrides=["model_name_or_path=m", "data_path=d", "output_dir=o", "loss_type=listwise"]
-        )
+        load_train_config(overrides=["model_name_or_path=m", "data_path=d", "output_dir=o", "loss_type=listwise"])
 
 
 # ---- runs
@@ -198,16 +194,11 @@ def test_frozen_layers_stay_as_they_were(reranking: Callable[..., TrainConfig]) 
 def test_one_score_everywhere(reranking: Callable[..., TrainConfig], tmp_path: Path, family: str) -> None:
     config = reranking(family, epochs=6, val_data_path="null")
     train(config)
-    query, texts = (
-        "a red circle",
-        ["the circle is red", "the square is blue", "the is", "a yellow circle is black"],
-    )
+    query, texts = "a red circle", ["the circle is red", "the square is blue", "the is", "a yellow circle is black"]
     wanted = load_reranker(config.output_dir).predict(
         [(query, text) for text in texts], activation_fn=torch.nn.Sigmoid()
     )
-    report = export_reranker(
-        config.output_dir, tmp_path / "onnx", name="mine", license="MIT", languages=["en"]
-    )
+    report = export_reranker(config.output_dir, tmp_path / "onnx", name="mine", license="MIT", languages=["en"])
     assert report.fp32_difference <= 1e-4
     full, small = (open_reranker(str(tmp_path / "onnx"), precision=p) for p in ("fp32", "int8"))
     np.testing.assert_allclose(full.score(query, texts), wanted, atol=1e-4)
@@ -221,15 +212,10 @@ def test_one_score_everywhere(reranking: Callable[..., TrainConfig], tmp_path: P
         open_reranker(str(tmp_path / "onnx"), precision="int8").score(query, texts),
         atol=1e-5,
     )
-    assert (
-        len(json.loads((tmp_path / "onnx" / "card.json").read_text())["trained"]["data"]["train"]["sha256"])
-        == 64
-    )
+    assert len(json.loads((tmp_path / "onnx" / "card.json").read_text())["trained"]["data"]["train"]["sha256"]) == 64
 
 
-def test_a_changed_file_or_another_role_is_refused(
-    reranking: Callable[..., TrainConfig], tmp_path: Path
-) -> None:
+def test_a_changed_file_or_another_role_is_refused(reranking: Callable[..., TrainConfig], tmp_path: Path) -> None:
     from qmd.llm import open_embedder
 
     config = reranking("text", epochs=1, warmup_ratio=0, val_data_path="null")

@@ -58,12 +58,7 @@ class AdaptedEmbedder:
 
 
 def write_adapter(
-    folder: Path,
-    matrix: Vectors,
-    *,
-    base: str,
-    base_fingerprint: str,
-    trained: Mapping[str, object] | None = None,
+    folder: Path, matrix: Vectors, *, base: str, base_fingerprint: str, trained: Mapping[str, object] | None = None
 ) -> None:
     """Write matrix and description to `folder`, the description last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +89,5 @@ def read_adapter(folder: Path) -> tuple[dict[str, str], Vectors]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} holds no readable adapter: {error}. Train it again.") from error
     if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{folder} holds an adapter of format {version}, this version reads {FORMAT_VERSION}."
-        )
+        raise ModelError(f"{folder} holds an adapter of format {version}, this version reads {FORMAT_VERSION}.")
     raise ModelError(f"{folder / MATRIX} is damaged or was changed. Train it again.")

@@ -298,9 +298,7 @@ class _Writer:
         positions = self.constant("positions", t["embeddings.position_embeddings.weight"][w.first_position :])
         zero = self.constant("zero", np.array([0]))
         self.node("Slice", [positions, zero, "length", zero], "position")
-        self.node(
-            "Gather", [self.tensor("embeddings.token_type_embeddings.weight"), "token_type_ids"], "type"
-        )
+        self.node("Gather", [self.tensor("embeddings.token_type_embeddings.weight"), "token_type_ids"], "type")
         self.node("Add", ["word", "type"], "typed")
         self.node("Add", ["typed", "position"], "placed")
         norm = [self.tensor(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
@@ -309,9 +307,7 @@ class _Writer:
             x = self.layer(x, number)
         self.node("Gather", [x, self.constant("first", np.array([0]))], "first_row", axis=1)
         self.node("Squeeze", ["first_row", "axis"], "cls")
-        pool = [
-            self.constant(f"head.pool.{n}", a) for n, a in (("w", head.pool_kernel), ("b", head.pool_bias))
-        ]
+        pool = [self.constant(f"head.pool.{n}", a) for n, a in (("w", head.pool_kernel), ("b", head.pool_bias))]
         self.node("Gemm", ["cls", *pool], "dense")
         self.node("Tanh", ["dense"], "active")
         score = [self.constant(f"head.score.{n}", a) for n, a in (("w", head.kernel), ("b", head.bias))]

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Generator, Reranker
     from qmd.llm.providers import Device, Placement, Precision
 
-ENCODERS = frozenset(
-    {"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert", "deberta-v2"}
-)
+ENCODERS = frozenset({"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert", "deberta-v2"})
 """Families whose rerankers take the two texts as a pair."""
 
 
@@ -87,9 +85,7 @@ def open_embedder(
             described["base"], threads=threads, dim=dim, device=device, precision=precision, download=download
         )
         if base.fingerprint != described["base_fingerprint"]:
-            raise ModelError(
-                f"{name} was trained over another version of {described['base']}. Train it again."
-            )
+            raise ModelError(f"{name} was trained over another version of {described['base']}. Train it again.")
         return AdaptedEmbedder(base, matrix, name)
     card = find_card(name)
     if dim is not None and dim != card.dim and dim not in card.dims:

@@ -144,9 +144,7 @@ class Vectors:
         model_id = self._model_id(fingerprint)
         found: dict[bytes, NDArray[np.float32]] = {}
         for key in keys:
-            row = self._db.one(
-                "SELECT crc, vector FROM vectors WHERE model_id = ? AND key = ?", (model_id, key)
-            )
+            row = self._db.one("SELECT crc, vector FROM vectors WHERE model_id = ? AND key = ?", (model_id, key))
             if row is not None and zlib.crc32(key + row[1]) == row[0]:
                 found[key] = np.frombuffer(row[1], dtype=np.float32)
         return found

@@ -20,15 +20,7 @@ RetrievalMode = Literal["t2i", "i2t", "m2i", "t2t", "i2i"]
 EncoderMode = Literal["auto", "qwen3_vl", "clip", "siglip", "text", "composed"]
 Task = Literal["embed", "rerank"]
 LossType = Literal[
-    "infonce",
-    "symmetric_infonce",
-    "cosent",
-    "triplet",
-    "sigmoid",
-    "distillation",
-    "listwise",
-    "lambda",
-    "binary",
+    "infonce", "symmetric_infonce", "cosent", "triplet", "sigmoid", "distillation", "listwise", "lambda", "binary"
 ]
 RERANK_LOSSES = ("listwise", "lambda", "binary")
 PRESETS = ("A", "B", "C")
@@ -132,9 +124,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 "feature_cache needs encoder_mode 'composed' and freeze_towers, or an adapter: only then features stay"
             )
         if adapts and self.encoder_mode not in ("auto", "text"):
-            raise ValueError(
-                f"an adapter reads texts; encoder_mode {self.encoder_mode!r} has no place beside it"
-            )
+            raise ValueError(f"an adapter reads texts; encoder_mode {self.encoder_mode!r} has no place beside it")
         if adapts and self.retrieval_mode != "t2t":
             raise ValueError(f"an adapter reads retrieval_mode t2t, not {self.retrieval_mode}")
         for name in ("use_lora", "freeze_layers", "freeze_towers", "gradient_checkpointing", "use_mrl"):
@@ -152,9 +142,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         if self.adapter != "none" or self.feature_cache:
             raise ValueError("an adapter belongs to embedding models, not to task 'rerank'")
         if self.encoder_mode not in ("auto", "text"):
-            raise ValueError(
-                f"task 'rerank' reads texts; encoder_mode {self.encoder_mode!r} has no place in it"
-            )
+            raise ValueError(f"task 'rerank' reads texts; encoder_mode {self.encoder_mode!r} has no place in it")
 
 
 def load_train_config(

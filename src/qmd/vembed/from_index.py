@@ -30,9 +30,7 @@ GENERIC_HEADINGS = 2
 _HEADING = re.compile(r"^#{1,6}\s.*$\n?", re.MULTILINE)
 _FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 _PICTURE = re.compile(r"!\[([^\]\n]+)\]\(<?([^)>\s]+)>?[^)\n]*\)")
-_LINK = re.compile(
-    r"(?<!!)\[([^\]\n]+)\]\(<?([^)>\s]+)>?[^)\n]*\)|(?<!!)\[\[([^\]|#\n]+)(?:#[^\]|\n]*)?(?:\|([^\]\n]+))?\]\]"
-)
+_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(<?([^)>\s]+)>?[^)\n]*\)|(?<!!)\[\[([^\]|#\n]+)(?:#[^\]|\n]*)?(?:\|([^\]\n]+))?\]\]")
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n\s*\n")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -65,9 +63,7 @@ def pairs_of_index(
     roots = {collection.name: Path(collection.root) for collection in store.collections()}
     targets = _targets(documents)
     repeated = Counter(
-        heading
-        for rows in chunks.values()
-        for heading in {row.heading_path[-1] for row in rows if row.heading_path}
+        heading for rows in chunks.values() for heading in {row.heading_path[-1] for row in rows if row.heading_path}
     )
     seen: set[tuple[object, object]] = set()
     for document in documents:
@@ -78,14 +74,8 @@ def pairs_of_index(
             seen.add(key)
             if find is not None and negatives and line["mode"] == "t2t":
                 own = {document.docid, targets.get(str(line.pop("target", "")), "")}
-                found = [
-                    openings[d]
-                    for d in find(str(line["query"]), negatives + skip + 3)[skip:]
-                    if d not in own and d in openings
-                ]
-                if wrong := [text for text in dict.fromkeys(found) if text and text != line["positive"]][
-                    :negatives
-                ]:
+                found = [openings[d] for d in find(str(line["query"]), negatives + skip + 3)[skip:] if d not in own and d in openings]
+                if wrong := [text for text in dict.fromkeys(found) if text and text != line["positive"]][:negatives]:
                     line["negatives"] = wrong
             line.pop("target", None)
             yield line

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     help="Options that win over the file's; several may follow.",
 )
 @click.option("--from-index", is_flag=True, help="Make the pairs from the documents of the index.")
-@click.option(
-    "-c", "--collection", "collections", multiple=True, help="With --from-index: only this collection."
-)
+@click.option("-c", "--collection", "collections", multiple=True, help="With --from-index: only this collection.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @output_options("cli", "json")
 @pass_session
@@ -85,9 +83,7 @@ def train(
             click.get_current_context().exit(exits.INTERRUPTED)
     lines = list(report_lines(report))
     if config.adapter != "none":
-        lines.append(
-            f"To use it: set models.embedding to {report.output_dir}, then `qmd embed --model-changed`."
-        )
+        lines.append(f"To use it: set models.embedding to {report.output_dir}, then `qmd embed --model-changed`.")
     answer(session, report, lines)
 
 
@@ -111,20 +107,14 @@ def _prepare(
     if file is None and preset is None and "task=rerank" not in settings:
         preset = INDEX_PRESET
     _, configuration = session.settings()
-    defaults = {
-        "data_path": "",
-        "output_dir": "adapted",
-        "model_name_or_path": configuration.models.embedding,
-    }
+    defaults = {"data_path": "", "output_dir": "adapted", "model_name_or_path": configuration.models.embedding}
     config = load_train_config(file, preset=preset, overrides=settings, defaults=defaults)
     pairs = Path(config.output_dir) / "pairs.jsonl"
     if not (resume and pairs.exists()):
         pairs.parent.mkdir(parents=True, exist_ok=True)
         negatives = config.num_negatives if config.task == "rerank" else 0
         with session.open() as index:
-            kinds = (
-                ("caption",) if config.retrieval_mode == "t2i" else ("title", "heading", "sentence", "link")
-            )
+            kinds = ("caption",) if config.retrieval_mode == "t2i" else ("title", "heading", "sentence", "link")
             rows = index.training_pairs(kinds=kinds, collections=collections, negatives=negatives)
             say(f"{write_pairs(rows, pairs)} pairs from the index are in {pairs}.")
     return msgspec.structs.replace(config, data_path=str(pairs))

@@ -97,9 +97,7 @@ def guess_mode(name_or_path: str) -> EncoderMode:
     from qmd.vembed.model.towers import packaged_text
 
     try:
-        kind = str(
-            AutoConfig.from_pretrained(packaged_text(name_or_path), trust_remote_code=False).model_type
-        )
+        kind = str(AutoConfig.from_pretrained(packaged_text(name_or_path), trust_remote_code=False).model_type)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of model {name_or_path!r}: {error}") from error
     families: dict[str, EncoderMode] = {"qwen3_vl": "qwen3_vl", "clip": "clip", "siglip": "siglip"}

@@ -34,10 +34,7 @@ INT8_TOLERANCE = 0.1
 """Largest differences of a probability from the trained model's."""
 PROBES = (
     ("a red circle", "the circle is red"),
-    (
-        "how do I renew a passport",
-        "Renewing costs 60 and takes three weeks; bring the old passport and a photograph.",
-    ),
+    ("how do I renew a passport", "Renewing costs 60 and takes three weeks; bring the old passport and a photograph."),
     ("how do I renew a passport", "The quick brown fox jumps over the lazy dog. " * 8),
     ("lift of a wing in a slipstream", "an experimental study of a wing in a propeller slipstream was made"),
     ("x", "y"),
@@ -120,9 +117,7 @@ def export_reranker(
     wanted = np.asarray(model.predict(probes, show_progress_bar=False, activation_fn=torch.nn.Sigmoid()))
     difference = float(np.abs(_scores(folder, "fp32", probes) - wanted).max())
     if not difference <= FP32_TOLERANCE:
-        raise ModelError(
-            f"{folder / 'model.onnx'} differs from the model by {difference:.2g}: it cannot be exported."
-        )
+        raise ModelError(f"{folder / 'model.onnx'} differs from the model by {difference:.2g}: it cannot be exported.")
     rounded = None
     if int8:
         rounded = float(np.abs(_scores(folder, "int8", probes) - wanted).max())
@@ -216,12 +211,7 @@ def _fused(model: CrossEncoder, calibration: Sequence[tuple[str, str]]) -> bytes
             if value.ndim == 2 and not name.startswith("embeddings."):
                 tensors[name.removesuffix(".weight") + ".kernel"] = value.T
     weights = BertWeights(
-        tensors,
-        config.num_hidden_layers,
-        config.num_attention_heads,
-        config.hidden_size,
-        0,
-        config.layer_norm_eps,
+        tensors, config.num_hidden_layers, config.num_attention_heads, config.hidden_size, 0, config.layer_norm_eps
     )
     head = ScoreHead(
         tensors["pooler.dense.kernel"],

@@ -32,9 +32,7 @@ _SHARP = 10
 """ListNet compares softmax(scores) with softmax(labels); labels ten apart put all the weight on the right text."""
 
 
-def train_reranker(
-    config: TrainConfig, *, resume: bool = False, progress: Progress | None = None
-) -> TrainReport:
+def train_reranker(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
     """As `qmd.vembed.run.train`, which calls it for `task: rerank`."""
     from sentence_transformers import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
@@ -80,9 +78,7 @@ def train_reranker(
         model.save(str(output), create_model_card=False)
         write_json(output / CURVE, trainer.state.log_history)
         if figures:
-            (output / TABLE).write_text(
-                "".join(f"{line}\n" for line in list_table(figures)), encoding="utf-8"
-            )
+            (output / TABLE).write_text("".join(f"{line}\n" for line in list_table(figures)), encoding="utf-8")
     return TrainReport(
         output_dir=str(output),
         steps=int(result.global_step),
@@ -98,11 +94,7 @@ def dataset_of_lists(rows: Sequence[tuple[str, list[str], list[int]]], config: T
     from datasets import Dataset
 
     if config.loss_type == "binary":
-        flat = [
-            (q, text, float(label))
-            for q, texts, labels in rows
-            for text, label in zip(texts, labels, strict=True)
-        ]
+        flat = [(q, text, float(label)) for q, texts, labels in rows for text, label in zip(texts, labels, strict=True)]
         queries, texts, labels = zip(*flat, strict=True)
         return Dataset.from_dict({"query": list(queries), "text": list(texts), "label": list(labels)})
     scale = _SHARP if config.loss_type == "listwise" else 1

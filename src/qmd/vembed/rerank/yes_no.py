@@ -58,9 +58,7 @@ class YesNoPairs(InputModule):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=False, **chosen
-        )
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, trust_remote_code=False, **chosen)
         return cls(model, AutoTokenizer.from_pretrained(name_or_path), **options)
 
     @property
@@ -71,8 +69,7 @@ class YesNoPairs(InputModule):
         """Token ids (B, T), padded on the right, and their mask. Too long a text is cut, never the prompt."""
         before, after = self.template.split("{document}")
         queries = [
-            before.replace("{instruction}", prompt or self.instruction).replace("{query}", query)
-            for query, _ in inputs
+            before.replace("{instruction}", prompt or self.instruction).replace("{query}", query) for query, _ in inputs
         ]
         tail = self._ids([after])[0]
         rows = []
