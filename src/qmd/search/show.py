@@ -64,7 +64,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
             evidence.append(known)
         # A later hit never shows more than an earlier one: the order is the stages', the figure is calibrated.
         ceiling = min(ceiling, probability(known))
-        if request.min_score is not None and ceiling < request.min_score:
+        if request.min_score is not None and round(ceiling, 4) < request.min_score:
             break
         if copies is not None and len(hits) < FOLDED_AMONG:
             original = copies.find(row, len(hits))
