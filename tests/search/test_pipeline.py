@@ -247,7 +247,7 @@ def test_copies_do_not_take_the_places_of_others(build):
     copy = "The heap of leaves in the yard waits for the wind to take it away over the wall.\n"
     notes = {f"copy{n:03}.md": copy for n in range(120)}
     notes |= {
-        f"own{n}.md": f"Once upon a time in another place a heap was named in passing, {n}.\n"
+        f"own{n}.md": f"Once upon a time in another place, far from any yard, wall or wind, a heap was named, {n}.\n"
         for n in range(4)
     }
     index = build(notes, embed=False)

@@ -56,14 +56,15 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     evidence: list[Evidence] = []
     copies = _Copies() if request.fold and not request.all_chunks else None
     duplicates: dict[int, list[str]] = {}
-    ceiling = 1.0
+    ceiling, before = 1.0, 0.0
     for key, row in _rows(state):
         snippet = cut_snippet(*_text(store, row), marker)
         known = _evidence(state, key, row, snippet, marker, rarity)
         if len(evidence) < EVIDENCE:
             evidence.append(known)
-        # A later hit never shows more than an earlier one: the order is the stages', the figure is calibrated.
-        ceiling = min(ceiling, probability(known))
+        # The order is the stages', the figure is calibrated: where they disagree, a later hit shows a little less.
+        held = ceiling * (0.9 + 0.1 * min(1.0, known.score / before)) if before > 0 else ceiling
+        ceiling, before = min(held, probability(known)), known.score
         if request.min_score is not None and round(ceiling, 4) < request.min_score:
             break
         if copies is not None and len(hits) < FOLDED_AMONG:
