@@ -191,7 +191,7 @@ async def load_client(port: int, clients: int, seconds: float, expected: str) ->
     want: dict[str, Any] = json.loads(Path(expected).read_text())
     end = time.perf_counter() + seconds
     times: list[float] = []
-    counts = {"ok": 0, "busy": 0, "wrong": 0, "errors": 0}
+    counts = {"ok": 0, "busy": 0, "degraded": 0, "wrong": 0, "errors": 0}
     told: list[str] = []
 
     async def one(number: int) -> None:
@@ -214,8 +214,9 @@ async def load_client(port: int, clients: int, seconds: float, expected: str) ->
             content = await reader.readexactly(length)
             if status == 200:
                 times.append(time.perf_counter() - begin)
-                same = json.loads(content) == want[query]
-                counts["ok" if same else "wrong"] += 1
+                found = json.loads(content)
+                said_so = any("degraded" in hit for hit in found)  # a stage left out, and told
+                counts["ok" if found == want[query] else "degraded" if said_so else "wrong"] += 1
             elif status == 429:
                 counts["busy"] += 1
                 await asyncio.sleep(wait)
@@ -304,13 +305,13 @@ def command_line(server: Server, repeats: int = 9) -> None:
         )
 
 
-def embeddings(server: Server, repeats: int = 5, texts_a_request: int = 64, clients: int = 2) -> None:
+def embeddings(server: Server, repeats: int = 5, texts_a_request: int = 32, clients: int = 3) -> None:
     """Texts a second over /v1/embeddings beside the engine in this process, in turn. The engine is the server's own
     class with the same threads; only one of the two works at a time."""
     from qmd.llm import open_embedder
 
     with qmd.open(places=server.places, config=Config(), create=False) as index:
-        rows = index.store.db.all("SELECT id FROM chunks ORDER BY id % 997, id LIMIT 512")
+        rows = index.store.db.all("SELECT id FROM chunks ORDER BY id % 997, id LIMIT 192")
         texts = [row.text for row in index.store.chunks([r[0] for r in rows]).values()]
     engine = open_embedder()
     groups = [texts[i : i + texts_a_request] for i in range(0, len(texts), texts_a_request)]

@@ -178,3 +178,34 @@ def test_a_matrix_in_memory_is_scanned():
     m = matrix(5_000, None)
     assert agreement(MatrixSearch(m, "ivf"), m) == 1.0
     assert inverted_file(None) is None
+
+
+def test_from_configuration_to_status(tmp_path, monkeypatch):
+    from tests.test_index import WordEmbedder
+
+    import qmd
+    from qmd.config import Config, Models, Search
+    from qmd.serve.cli.commands_upkeep import _status_lines
+
+    monkeypatch.setattr(inverted, "LEAST_ROWS", 50)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    words = [a + b for a in ("ba", "co", "du", "fi", "gle") for b in ("m", "nt", "rk", "st")]
+    for i in range(400):
+        chosen = [words[(i * p + p) % 20] for p in (1, 3, 7)]
+        (notes / f"{i}.md").write_text(f"# Note {i}\n\n{' '.join(chosen)} item{i}\n")
+    config = Config(models=Models(embedding="words"), search=Search(vectors="ivf"))
+    with qmd.open(tmp_path / "data", config=config, embedder=WordEmbedder()) as index:
+        index.add(notes)
+        assert all(m.inverted is None for m in index.status().vectors)
+        hits = index.vsearch("Note 7 item7", limit=3)
+        assert hits[0].title == "Note 7"
+        assert any("made an inverted file of 400 vectors" in note for note in hits.degraded)
+        assert index.vsearch("Note 9 item9", limit=1)[0].title == "Note 9"
+        status = index.status()
+        assert status.vectors[0].inverted.rows == 400
+        assert any("inverted file of 400 vectors" in line for line in _status_lines(status))
+    exact = Config(models=Models(embedding="words"), search=Search(vectors="exact"))
+    with qmd.open(tmp_path / "data", config=exact, embedder=WordEmbedder()) as index:
+        same = index.vsearch("Note 7 item7", limit=3)
+        assert [h.title for h in same] == [h.title for h in hits]

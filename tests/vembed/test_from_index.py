@@ -30,8 +30,10 @@ NOTES = {
     "heat.md": "# Conduction in slabs\n\nHeat moves through layers of metal as if each were a resistance of its own. "
     "The walls of the chamber are kept at one temperature.\n\n![a slab of three metals](slab.png)\n\n"
     "## Method\n\nThermocouples were put between the layers, [[wing|wings]] were not needed at all for that.\n",
-    "deep/jet.md": "# Noise of a jet\n\nA jet is loudest at an angle of thirty degrees to its axis, says [Lift](../wing.md). "
-    "It grows with the eighth power of the speed.\n\n## Method\n\nMicrophones were set on a circle around the nozzle of it.\n",
+    "deep/jet.md": "# Noise of a jet\n\nA jet is loudest at an angle of thirty degrees to its axis, "
+    "says [Lift](../wing.md). "
+    "It grows with the eighth power of the speed.\n\n"
+    "## Method\n\nMicrophones were set on a circle around the nozzle of it.\n",
 }
 
 
@@ -88,7 +90,8 @@ def test_what_documents_say_about_themselves(index: qmd.Index, tmp_path: Path) -
     assert "Method" not in headings
     links = by_query(found["link"])
     assert links["how heat moves"].startswith("Heat moves")
-    assert links["wings"].startswith("The slipstream") and links["Lift"].startswith("The slipstream")
+    assert links["wings"].startswith("The slipstream")
+    assert links["Lift"].startswith("The slipstream")
     [caption] = found["caption"]
     assert caption == {
         "query": "a slab of three metals",
@@ -101,7 +104,8 @@ def test_sentences_are_plain_and_stand_in_their_passage(index: qmd.Index) -> Non
     rows = list(pairs_of_index(index.store, kinds=["sentence"]))
     assert "See how heat moves for the other half of the work." in by_query(rows)
     for row in rows:
-        assert "[" not in str(row["query"]) and row["mode"] == "t2t"
+        assert "[" not in str(row["query"])
+        assert row["mode"] == "t2t"
     assert len({(row["query"], row["positive"]) for row in rows}) == len(rows)
 
 
@@ -186,7 +190,9 @@ def test_the_index_takes_the_new_vectors_without_reading_a_text(
     base.texts = 0
     with qmd.open(tmp_path / "index.sqlite", config=Config(), embedder=embedder) as changed:
         report = changed.embed(model_changed=True)
-        assert report.remaining == 0 and report.embedded > 0 and base.texts == 0
+        assert report.remaining == 0
+        assert report.embedded > 0
+        assert base.texts == 0
         hits = changed.vsearch("slipstream of a propeller")
         assert hits[0].path == "wing.md"
         (tmp_path / "notes" / "new.md").write_text(

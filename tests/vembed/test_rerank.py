@@ -32,7 +32,7 @@ Configure = Callable[..., TrainConfig]
 def reranking(
     tiny: Callable[[str], str], pairs_of: Callable[[str], Path], tmp_path: Path
 ) -> Callable[..., TrainConfig]:
-    """`reranking(family, key=value...)`: a run on sixteen queries with a negative each, told apart by its first word."""
+    """`reranking(family, key=value...)`: sixteen queries with a negative each, told apart by its first word."""
     rows = map(json.loads, pairs_of("t2t").read_text().splitlines())
     easy = tmp_path / "easy.jsonl"
     easy.write_text("".join(json.dumps(row | {"negative": f"make it {row['query']}"}) + "\n" for row in rows))
@@ -77,7 +77,8 @@ def test_rows_have_the_same_number_of_negatives_and_never_a_positive_among_them(
         assert labels == [1, 0, 0]
         assert len({*texts}) == 3
         assert not right[query] & {*texts[1:]}
-    assert "x" in rows[0][1] and {*rows[2][1][1:]} < {"y", "z", "w"}
+    assert "x" in rows[0][1]
+    assert {*rows[2][1][1:]} < {"y", "z", "w"}
     assert rows == training_rows(lists, negatives=2, seed=3)
 
 
@@ -101,7 +102,7 @@ def test_figures_of_a_list_are_those_of_its_ranks() -> None:
     assert row.ndcg.low <= row.ndcg.value <= row.ndcg.high
     even = evaluate_lists(lambda _, texts: [0.0] * len(texts), lists, name="ties")
     assert even.mrr.value == pytest.approx(1 / 3)
-    with pytest.raises(DataError, match="no negative|none"):
+    with pytest.raises(DataError, match="this query has none"):
         evaluate_lists(lambda _, texts: [0.0], [CandidateList("q", ("a",), (), 4)], name="x")
 
 

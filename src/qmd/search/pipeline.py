@@ -61,11 +61,13 @@ class State:
     vectors_failed: bool = False
     lists: list[Found] = field(default_factory=list)
     expansion: list[dict[str, object]] = field(default_factory=list)
+    feedback: list[tuple[str, int]] = field(default_factory=list)
     grouped: list[Grouped] = field(default_factory=list)
     places: dict[int, tuple[int, str, int]] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
     matches: Mapping[int, float] = field(default_factory=dict)
     nearness: Mapping[int, float] = field(default_factory=dict)
+    cosines: Mapping[int, float] = field(default_factory=dict)
     trail: dict[str, dict[int, float]] = field(default_factory=dict)
     rows: dict[int, ChunkRow] = field(default_factory=dict)
     folded: int = 0
@@ -103,6 +105,8 @@ def search(
     boost(state)
     hits = answer(state)
     full = any(len(found.ranked) >= state.depth for found in state.lists)
+    # A keyword list alone stops at as many documents as were wanted, however deep it could go.
+    full = full or (request.mode == "keyword" and len(state.scores) >= request.limit * request.deeper)
     if state.folded and full and len(hits) < request.limit and request.deeper < MOST_DEEPER:
         # Copies took the places of others: look for those further down.
         deeper = replace(request, deeper=request.deeper * 4)
@@ -185,22 +189,22 @@ def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
 
 # ---- expansion
 def expand_from_passages(state: State) -> None:
-    """A second keyword list of words that the best passages share (`expand.feedback`)."""
+    """Words that the best passages share, to weigh documents by (`expand.feedback`)."""
     request = state.request
     if request.mode != "hybrid" or request.expand is False or state.asked.typed:
         return
     if not expand.FEEDBACK_PASSAGES or not state.lists:
         return
+    asked = [word for term in state.asked.parts[0].query.terms for word in term.words]
+    if len(asked) < expand.FEWEST_WORDS:
+        return
     best = _first_passages(state, expand.FEEDBACK_PASSAGES)
     keyword = state.store.keyword
-    asked = [word for term in state.asked.parts[0].query.terms for word in term.words]
-    words = expand.feedback(asked, [row.text for row in best], keyword.document_frequency, keyword.count())
-    if words:
-        query = parse_request(" ".join(words), state.asked.filter).parts[0].query
-        ranked = find_words(state.store, query, state.depth, alone=False).ranked
-        weight = expand.FEEDBACK_WEIGHT * request.keyword_weight
-        state.lists.append(Found("feedback", "keyword", ranked, weight, query.plain))
-        state.expansion.append({"from": "passages", "words": words})
+    state.feedback = expand.feedback(
+        asked, [row.text for row in best], keyword.document_frequency, keyword.stem, keyword.count()
+    )
+    if state.feedback:
+        state.expansion.append({"from": "passages", "words": [word for word, _ in state.feedback]})
     state.clock.lap("feedback")
 
 
@@ -281,8 +285,9 @@ def fuse(state: State) -> None:
     state.places = state.store.chunk_rows.places(chunks)
     state.grouped = [group(found, state.places, by_chunk=request.all_chunks) for found in state.lists]
     if state.grouped:
-        weighed = weigh(state.store, state.grouped, state.places, state.nearest, request)
-        state.scores, state.matches, state.nearness = weighed.scores, weighed.matches, weighed.nearness
+        weighed = weigh(state.store, state.grouped, state.places, state.nearest, request, state.feedback)
+        state.scores, state.matches = weighed.scores, weighed.matches
+        state.nearness, state.cosines = weighed.nearness, weighed.cosines
     if request.explain:
         state.trail["fused"] = dict(state.scores)
     state.clock.lap("fuse")

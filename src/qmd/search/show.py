@@ -56,15 +56,16 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     evidence: list[Evidence] = []
     copies = _Copies() if request.fold and not request.all_chunks else None
     duplicates: dict[int, list[str]] = {}
-    ceiling = 1.0
+    ceiling, before = 1.0, 0.0
     for key, row in _rows(state):
         snippet = cut_snippet(*_text(store, row), marker)
         known = _evidence(state, key, row, snippet, marker, rarity)
         if len(evidence) < EVIDENCE:
             evidence.append(known)
-        # A later hit never shows more than an earlier one: the order is the stages', the figure is calibrated.
-        ceiling = min(ceiling, probability(known))
-        if request.min_score is not None and ceiling < request.min_score:
+        # The order is the stages', the figure is calibrated: where they disagree, a later hit shows a little less.
+        held = ceiling * (0.9 + 0.1 * min(1.0, known.score / before)) if before > 0 else ceiling
+        ceiling, before = min(held, probability(known)), known.score
+        if request.min_score is not None and round(ceiling, 4) < request.min_score:
             break
         if copies is not None and len(hits) < FOLDED_AMONG:
             original = copies.find(row, len(hits))
@@ -72,8 +73,6 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 state.folded += 1
                 duplicates.setdefault(original, []).append(f"qmd://{row.collection}/{row.path}:{row.line}")
                 continue
-        if len(hits) == request.limit:
-            break
         body = None
         if request.full:
             stored = store.document(row.document_id)
@@ -98,6 +97,8 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 stale=files.look(row),
             )
         )
+        if len(hits) == request.limit:
+            break
     for number, files_of in duplicates.items():
         hits[number] = _with_duplicates(hits[number], tuple(files_of))
     return hits, evidence
@@ -191,10 +192,11 @@ def _evidence(
         mode=state.request.mode,
         score=state.scores[key],
         bm25=best.get("keyword"),
-        cosine=best.get("vector"),
+        cosine=state.cosines.get(key, best.get("vector")),
         match=state.matches.get(key),
         deviations=state.nearness.get(key),
         reranked=state.trail.get("reranked", {}).get(key),
+        documents=state.store.wholes.count(),
         coverage=have / total if total else 0.0,
         words=len(rarity),
     )
@@ -219,6 +221,7 @@ def _explain(
         "rrf_k": state.request.rrf_k,
         "scores": {**scores, "before_calibration": round(known.score, 4)},
         "match": None if known.match is None else round(known.match, 4),
+        "cosine": None if known.cosine is None else round(known.cosine, 4),
         "deviations": None if known.deviations is None else round(known.deviations, 2),
         "coverage": round(known.coverage, 3),
         "chunk": {"line": row.line, "end_line": row.end_line},

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qmd.search.expand import FEEDBACK_WEIGHT
 from qmd.search.fuse import fuse_ranks, fuse_scores
 
 if TYPE_CHECKING:
@@ -29,22 +30,32 @@ Places = Mapping[int, tuple[int, str, int]]
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """`scores`: id -> score in [0, 1], best first. `matches`: id -> share of the question's words matched, weighed by
-    rarity; `nearness`: id -> standard deviations of cosine above the background. Both of the question as asked."""
+    rarity; `nearness`: id -> standard deviations of cosine above the background; `cosines` themselves."""
 
     scores: dict[int, float]
     matches: Mapping[int, float]
     nearness: Mapping[int, float]
+    cosines: Mapping[int, float]
 
 
 def weigh(
-    store: Store, grouped: Sequence[Grouped], places: Places, nearest: Nearest | None, request: Request
+    store: Store,
+    grouped: Sequence[Grouped],
+    places: Places,
+    nearest: Nearest | None,
+    request: Request,
+    feedback: Sequence[tuple[str, int]] = (),
 ) -> Weighed:
-    """Score what the lists found. Keyword search alone keeps those with every word first."""
+    """Score what the lists found. Keyword search alone keeps those with every word first.
+
+    feedback: (word, chunks that hold it) that the best passages share.
+    """
     deep = min(max(2 * request.limit, LEAST), MOST)
     keys = list(dict.fromkeys(key for g in grouped for key in g.order[:deep]))
     document = {key: places[key][0] if request.all_chunks else key for key in keys}
     matches: list[tuple[Mapping[int, float], float]] = []
     nearness: list[tuple[Mapping[int, float], float]] = []
+    cosines: Mapping[int, float] = {}
     parts: Mapping[int, int] = {}
     for g in grouped:
         if g.found.kind == "keyword":
@@ -54,11 +65,19 @@ def weigh(
             matches.append((_of(found, keys, by_chunk=request.all_chunks), g.found.weight))
     for g in grouped:
         if g.found.vector is not None and nearest is not None:
-            near = _near(g, keys, nearest, parts, by_chunk=request.all_chunks)
+            near, of_list = _near(g, keys, nearest, parts, by_chunk=request.all_chunks)
+            cosines = cosines or of_list
             nearness.append((near, g.found.weight))
+    own = matches[0][0] if matches else {}
+    if feedback:
+        atoms = [(f'"{word}"', frequency) for word, frequency in feedback]
+        found = store.wholes.match(atoms, document.values())
+        matches.append(
+            (_of(found, keys, by_chunk=request.all_chunks), FEEDBACK_WEIGHT * request.keyword_weight)
+        )
     scores = fuse_scores(matches, nearness)
     order = _in_order(scores, grouped, places, request)
-    return Weighed(order, matches[0][0] if matches else {}, nearness[0][0] if nearness else {})
+    return Weighed(order, own, nearness[0][0] if nearness else {}, cosines)
 
 
 def _of(found: Matches, keys: Sequence[int], *, by_chunk: bool) -> dict[int, float]:
@@ -68,7 +87,8 @@ def _of(found: Matches, keys: Sequence[int], *, by_chunk: bool) -> dict[int, flo
 
 def _near(
     g: Grouped, keys: Sequence[int], nearest: Nearest, parts: Mapping[int, int], *, by_chunk: bool
-) -> dict[int, float]:
+) -> tuple[dict[int, float], dict[int, float]]:
+    """(id -> deviations above the background, id -> cosine)."""
     vector = g.found.vector
     assert vector is not None
     cosines = {key: score for key, (_, score) in g.best.items()}
@@ -80,7 +100,7 @@ def _near(
         for chunk, score in nearest.cosines(vector, wanted).items():
             cosines[parts[chunk]] = max(score, cosines.get(parts[chunk], -1.0))
     background = nearest.background(vector)
-    return {key: background.z(cosines[key]) for key in keys if key in cosines}
+    return {key: background.z(cosines[key]) for key in keys if key in cosines}, cosines
 
 
 def _in_order(

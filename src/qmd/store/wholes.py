@@ -56,6 +56,10 @@ class Wholes:
         with self._db.snapshot():
             return self._match(atoms, documents, missing)
 
+    def count(self) -> int:
+        """Documents in the index; remembered until it changes."""
+        return self._totals()[0]
+
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
         count, size_all, size_body = self._totals()
         documents = list(dict.fromkeys(documents))

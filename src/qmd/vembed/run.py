@@ -269,7 +269,7 @@ def trainer_class(base: Any) -> Any:
     """
     from safetensors.torch import load_file, save_file
 
-    class Trainer(base):  # type: ignore[misc]
+    class Trainer(base):
         has_moved: Callable[[], bool]
         moved = False
 

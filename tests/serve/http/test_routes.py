@@ -64,7 +64,7 @@ def test_vsearch_is_the_vector_mode(client: Client) -> None:
 
 def test_the_full_shape_has_marks_and_timings(client: Client) -> None:
     value = client.post("/query?shape=hits", json={"query": "miso"}).json()
-    assert set(value) == {"hits", "degraded", "timings_ms"}
+    assert set(value) >= {"hits", "degraded", "timings_ms"}
     hit = value["hits"][0]
     start, end = hit["marks"][0]
     assert hit["snippet"][start:end] == "miso"

@@ -12,6 +12,7 @@ from qmd.serve.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
     from qmd.vembed.config import TrainConfig
+    from qmd.vembed.from_index import PairKind
 
 
 @command(
@@ -122,9 +123,9 @@ def _prepare(
         pairs.parent.mkdir(parents=True, exist_ok=True)
         negatives = config.num_negatives if config.task == "rerank" else 0
         with session.open() as index:
-            kinds = (
-                ("caption",) if config.retrieval_mode == "t2i" else ("title", "heading", "sentence", "link")
-            )
+            kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link")
+            if config.retrieval_mode == "t2i":
+                kinds = ("caption",)
             rows = index.training_pairs(kinds=kinds, collections=collections, negatives=negatives)
             say(f"{write_pairs(rows, pairs)} pairs from the index are in {pairs}.")
     return msgspec.structs.replace(config, data_path=str(pairs))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qmd.errors import MissingExtra, ModelError, ModelMismatch, NotFound, QmdError, StoreError, UsageError
-from qmd.serve.cli.format_hits import View, hit_record
+from qmd.serve.cli.format_hits import View, format_hits
 from qmd.serve.cli.records import plain, to_json
 from qmd.serve.service.limits import Abandoned, Busy, TooLate
 from qmd.types import Hits
@@ -52,7 +52,7 @@ def reply_hits(hits: Hits, *, shape: str = "records") -> Response:
         headers["Server-Timing"] = ", ".join(f"{name};dur={ms:g}" for name, ms in hits.timings_ms.items())
     if shape == "hits":
         return reply(plain(hits), headers=headers)
-    return reply([hit_record(hit, View(), hits.degraded) for hit in hits], headers=headers)
+    return Response(format_hits(hits, "json", View()).encode(), media_type=JSON, headers=headers)
 
 
 def failure(

@@ -77,7 +77,7 @@ def build_model(config: TrainConfig) -> SentenceTransformer:
 
 
 def freeze_lower(model: Any, layers: int) -> None:
-    """Stop gradients at the embeddings and the lowest `layers` blocks. Raises ModelError where there are not as many."""
+    """Stop gradients at the embeddings and the lowest `layers` blocks. Raises ModelError where there are fewer."""
     inner = model.base_model
     blocks = getattr(getattr(inner, "encoder", inner), "layer", None) or getattr(inner, "layers", None)
     embeddings = getattr(inner, "embeddings", None) or inner.get_input_embeddings()
@@ -150,7 +150,7 @@ def open_model(name_or_path: str | Path) -> SentenceTransformer:
 
 
 def add_lora(model: Any, config: TrainConfig, *, whole: Sequence[str] = ()) -> None:
-    """Put adapters on the transformer inside `model`, in place; all else is frozen, but for modules named in `whole`."""
+    """Put adapters on the transformer inside `model`, in place; all else is frozen, but for the modules in `whole`."""
     from peft import LoraConfig, get_peft_model
 
     module = model[0]
