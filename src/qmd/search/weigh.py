@@ -1,7 +1,8 @@
 """One score for each document (or chunk) of all lists: how much of the question it matches, and how near it is.
 
 A document that only one list found is looked up in the other, so that nothing is scored by its absence. The first
-`request.limit * 2` of each list, at least `LEAST` (by keyword alone `LEAST_ALONE`), are weighed so; the rest follows them by rank.
+`request.limit * 2` of each list, at least `LEAST` (by keyword alone `LEAST_ALONE`), are weighed so; the rest follows
+by rank.
 """
 
 from __future__ import annotations

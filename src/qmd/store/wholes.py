@@ -107,9 +107,9 @@ class Wholes:
                 other[document] += max(0.0, _times(share, norm[chunk]) - in_body)
             for document, times in body.items():
                 # Title and path stand in every chunk of a document: they count once.
-                times += other[document] / parts[document]
+                counted = times + other[document] / parts[document]
                 whole[document] += (
-                    rarity * times / (times + K1 * (1 - B + B * length[document] / mean_document))
+                    rarity * counted / (counted + K1 * (1 - B + B * length[document] / mean_document))
                 )
         best: dict[int, int] = {}
         for chunk in ids:
@@ -128,7 +128,7 @@ class Wholes:
         return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
 
     def _sizes(self, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
-        """document -> (chunk, its tokens, its body's) of all its chunks; remembered, the last `SIZES_KEPT` documents."""
+        """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
         if len(self._lengths) > SIZES_KEPT:
             self._lengths = {}
         missing = [document for document in documents if document not in self._lengths]
