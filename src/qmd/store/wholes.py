@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from qmd.store.keyword import K1, WEIGHTS, B, Keyword
 DOCUMENT_SHARE = 0.7
 READ_AGAIN = 4_000
 """A word with more postings than this takes part only where its postings are in memory."""
+SIZES_KEPT = 20_000
 PAIRS = 100
 """Neighbours among a long posting list that are looked at to estimate how many documents it is in."""
 _BODY_ONLY = (0.0, 0.0, 1.0, 0.0)
@@ -43,6 +45,7 @@ class Wholes:
     def __init__(self, db: Connection, keyword: Keyword) -> None:
         self._db = db
         self._keyword = keyword
+        self._lengths: dict[int, list[tuple[int, int, int]]] = {}
         self._known: tuple[int, dict[str, tuple[int, int]], tuple[int, int, int]] = (-1, {}, (0, 0, 0))
 
     def match(
@@ -63,29 +66,28 @@ class Wholes:
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
         count, size_all, size_body = self._totals()
         documents = list(dict.fromkeys(documents))
-        rows = self._db.all(
-            "SELECT c.document_id, c.id, k.sz FROM json_each(?) w CROSS JOIN chunks c ON c.document_id = w.value "
-            "CROSS JOIN keyword_docsize k ON k.id = c.id",
-            (json.dumps(documents),),
-        )
         chunks = self._keyword.count()
         mean, mean_document = max(size_all / max(chunks, 1), 1e-9), max(size_body / max(count, 1), 1e-9)
         owner: dict[int, int] = {}
         norm: dict[int, float] = {}
         length: dict[int, int] = defaultdict(int)
         parts: dict[int, int] = defaultdict(int)
-        for document, chunk, sizes in rows:
-            lengths = _varints(sizes)
-            owner[chunk] = document
-            norm[chunk] = K1 * (1 - B + B * sum(lengths) / mean)
-            length[document] += lengths[2]
-            parts[document] += 1
+        for document, sizes in self._sizes(documents).items():
+            for chunk, size, in_body in sizes:
+                owner[chunk] = document
+                norm[chunk] = K1 * (1 - B + B * size / mean)
+                length[document] += in_body
+            parts[document] = len(sizes)
         ids = sorted(owner)
         whole: dict[int, float] = defaultdict(float)
         part: dict[int, float] = defaultdict(float)
         mass = missing * _rarity(count, 0)
         for expression, frequency in atoms:
             kept = self._keyword.keeps([expression])
+            if not kept and frequency <= READ_AGAIN and "numpy" in sys.modules:
+                # A process that answers once need not load numpy; one that goes on answering looks up in memory.
+                self._keyword.keep([expression])
+                kept = self._keyword.keeps([expression])
             if not kept and frequency > READ_AGAIN:
                 continue
             holding, spread = self._spread(expression, kept=kept)
@@ -105,9 +107,9 @@ class Wholes:
                 other[document] += max(0.0, _times(share, norm[chunk]) - in_body)
             for document, times in body.items():
                 # Title and path stand in every chunk of a document: they count once.
-                times += other[document] / parts[document]
+                counted = times + other[document] / parts[document]
                 whole[document] += (
-                    rarity * times / (times + K1 * (1 - B + B * length[document] / mean_document))
+                    rarity * counted / (counted + K1 * (1 - B + B * length[document] / mean_document))
                 )
         best: dict[int, int] = {}
         for chunk in ids:
@@ -124,6 +126,22 @@ class Wholes:
             for document in best
         }
         return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
+
+    def _sizes(self, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
+        if len(self._lengths) > SIZES_KEPT:
+            self._lengths = {}
+        missing = [document for document in documents if document not in self._lengths]
+        fresh: dict[int, list[tuple[int, int, int]]] = {document: [] for document in missing}
+        for document, chunk, sizes in self._db.all(
+            "SELECT c.document_id, c.id, k.sz FROM json_each(?) w CROSS JOIN chunks c ON c.document_id = w.value "
+            "CROSS JOIN keyword_docsize k ON k.id = c.id",
+            (json.dumps(missing),),
+        ):
+            lengths = _varints(sizes)
+            fresh[document].append((chunk, sum(lengths), lengths[2]))
+        self._lengths.update(fresh)
+        return {document: self._lengths[document] for document in documents}
 
     def _scores(
         self, expression: str, ids: Sequence[int], *, kept: bool
@@ -185,6 +203,7 @@ class Wholes:
             # Record 1 of FTS5's data table: rows, then tokens of each column.
             totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
             sizes = [*totals[1:], 0, 0, 0, 0][:4]
+            self._lengths = {}
             self._known = (generation, {}, (documents, sum(sizes), sizes[2]))
         return self._known[2]
 
