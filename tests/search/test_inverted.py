@@ -9,7 +9,7 @@ import pytest
 
 from qmd.search import inverted
 from qmd.search.dense import Scan
-from qmd.search.inverted import Nearest, inverted_file
+from qmd.search.inverted import MatrixSearch, inverted_file
 
 pytest.importorskip("torch")
 
@@ -66,7 +66,7 @@ def agreement(nearest, m, k=10, **how):
 
 def test_it_is_made_once_and_finds_what_a_scan_finds(tmp_path, monkeypatch):
     m = matrix(12_000, tmp_path / "rows-a")
-    first = Nearest(m, "ivf")
+    first = MatrixSearch(m, "ivf")
     assert agreement(first, m) >= 0.98
     assert any("made an inverted file of 12,000 vectors" in n for n in first.notes)
     facts = inverted_file(m.stem)
@@ -75,7 +75,7 @@ def test_it_is_made_once_and_finds_what_a_scan_finds(tmp_path, monkeypatch):
     assert facts.recall >= 0.99
     made = (tmp_path / "rows-a.ivf").stat().st_mtime_ns
     forget(monkeypatch)  # another process
-    second = Nearest(m, "ivf")
+    second = MatrixSearch(m, "ivf")
     assert agreement(second, m) >= 0.98
     assert second.notes == []
     assert (tmp_path / "rows-a.ivf").stat().st_mtime_ns == made
@@ -83,7 +83,7 @@ def test_it_is_made_once_and_finds_what_a_scan_finds(tmp_path, monkeypatch):
 
 def test_the_lists_are_what_is_read(tmp_path, monkeypatch):
     m = matrix(12_000, tmp_path / "rows-a")
-    nearest = Nearest(m, "ivf")
+    nearest = MatrixSearch(m, "ivf")
     nearest.search(m.rows[0], 5)
     monkeypatch.setattr(Scan, "search", lambda *a, **k: pytest.fail("scanned"))
     assert nearest.search(m.rows[3], 5)[0][0] == m.chunk_ids[3]
@@ -91,7 +91,7 @@ def test_the_lists_are_what_is_read(tmp_path, monkeypatch):
 
 def test_filters_go_inside(tmp_path):
     m = matrix(12_000, tmp_path / "rows-a")
-    nearest = Nearest(m, "ivf")
+    nearest = MatrixSearch(m, "ivf")
     for step in (2, 7, 100, 5000):
         allowed = m.chunk_ids[::step]
         assert agreement(nearest, m, allowed=allowed) >= 0.98
@@ -102,11 +102,11 @@ def test_filters_go_inside(tmp_path):
 def test_gone_rows_are_not_found_and_new_ones_are(tmp_path, monkeypatch):
     m = matrix(12_300, tmp_path / "rows-a")
     old = Matrix(m.rows[:12_000], m.chunk_ids[:12_000], m.stem)
-    Nearest(old, "ivf").search(m.rows[0], 3)
+    MatrixSearch(old, "ivf").search(m.rows[0], 3)
     ids = m.chunk_ids.copy()
     ids[::5] = -1
     grown = Matrix(m.rows, ids, m.stem)
-    nearest = Nearest(grown, "ivf")
+    nearest = MatrixSearch(grown, "ivf")
     assert agreement(nearest, grown) >= 0.98
     assert inverted_file(m.stem).rows == 12_000  # 300 newer rows are scanned
     assert nearest.search(m.rows[12_111], 1)[0].tolist() == [ids[12_111]]
@@ -117,17 +117,17 @@ def test_it_takes_in_many_new_rows_and_is_trained_anew_when_twice_as_large(tmp_p
     m = matrix(30_000, tmp_path / "rows-a")
     for n, trained in ((12_000, 12_000), (14_000, 12_000), (30_000, 30_000)):
         part = Matrix(m.rows[:n], m.chunk_ids[:n], m.stem)
-        nearest = Nearest(part, "ivf")
+        nearest = MatrixSearch(part, "ivf")
         assert agreement(nearest, part) >= 0.97
         facts = inverted_file(m.stem)
         assert (facts.rows, facts.trained_rows) == (n, trained)
-    assert agreement(Nearest(Matrix(m.rows[:13_000], m.chunk_ids[:13_000], m.stem), "ivf"), part) > 0
+    assert agreement(MatrixSearch(Matrix(m.rows[:13_000], m.chunk_ids[:13_000], m.stem), "ivf"), part) > 0
 
 
 @pytest.mark.parametrize("damage", ["index", "facts", "version"])
 def test_damage_is_made_good(tmp_path, monkeypatch, damage):
     m = matrix(5_000, tmp_path / "rows-a")
-    Nearest(m, "ivf").search(m.rows[0], 3)
+    MatrixSearch(m, "ivf").search(m.rows[0], 3)
     forget(monkeypatch)
     if damage == "index":
         (tmp_path / "rows-a.ivf").write_bytes(b"rubbish")
@@ -136,14 +136,14 @@ def test_damage_is_made_good(tmp_path, monkeypatch, damage):
     else:
         facts = json.loads((tmp_path / "rows-a.ivf.json").read_text())
         (tmp_path / "rows-a.ivf.json").write_text(json.dumps(facts | {"version": 99}))
-    nearest = Nearest(m, "ivf")
+    nearest = MatrixSearch(m, "ivf")
     assert nearest.search(m.rows[8], 1)[0].tolist() == [m.chunk_ids[8]]
     assert inverted_file(m.stem).rows == 5_000
 
 
 def test_what_cannot_be_written_is_said_and_scanned(tmp_path):
     m = matrix(5_000, tmp_path / "no such folder" / "rows-a")
-    nearest = Nearest(m, "ivf")
+    nearest = MatrixSearch(m, "ivf")
     assert agreement(nearest, m) == 1.0
     assert "could not be made" in nearest.notes[0]
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_written_is_said_and_scanned(tmp_path):
 def test_without_torch_it_scans_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(inverted.importlib.util, "find_spec", lambda name: None)
     m = matrix(5_000, tmp_path / "rows-a")
-    nearest = Nearest(m, "ivf")
+    nearest = MatrixSearch(m, "ivf")
     assert agreement(nearest, m) == 1.0
     assert "needs torch" in nearest.notes[0]
     assert list(tmp_path.iterdir()) == []
@@ -159,11 +159,11 @@ def test_without_torch_it_scans_and_says_so(tmp_path, monkeypatch):
 
 def test_auto_weighs_size_and_time_spent(tmp_path, monkeypatch):
     m = matrix(5_000, tmp_path / "rows-a")
-    Nearest(m, "auto").search(m.rows[0], 3)
-    Nearest(m, "exact").search(m.rows[0], 3)
+    MatrixSearch(m, "auto").search(m.rows[0], 3)
+    MatrixSearch(m, "exact").search(m.rows[0], 3)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(inverted, "AUTO_ROWS", 4_000)
-    nearest = Nearest(m, "auto")
+    nearest = MatrixSearch(m, "auto")
     nearest.search(m.rows[0], 3)
     assert list(tmp_path.iterdir()) == []  # scanning has cost nothing yet
     inverted._states[m.stem].scanned_s = inverted.BUILD_AFTER_S + 1
@@ -176,20 +176,21 @@ def test_auto_weighs_size_and_time_spent(tmp_path, monkeypatch):
 
 def test_a_matrix_in_memory_is_scanned():
     m = matrix(5_000, None)
-    assert agreement(Nearest(m, "ivf"), m) == 1.0
+    assert agreement(MatrixSearch(m, "ivf"), m) == 1.0
     assert inverted_file(None) is None
 
 
 def test_from_configuration_to_status(tmp_path, monkeypatch):
+    from tests.test_index import WordEmbedder
+
     import qmd
     from qmd.config import Config, Models, Search
     from qmd.serve.cli.commands_upkeep import _status_lines
-    from tests.test_index import WordEmbedder
 
     monkeypatch.setattr(inverted, "LEAST_ROWS", 50)
     notes = tmp_path / "notes"
     notes.mkdir()
-    words = "ash bay cod dew elm fig gum hay ivy jam kelp lime moss nut oak pea rye sap tea yew".split()
+    words = [a + b for a in ("ba", "co", "du", "fi", "gle") for b in ("m", "nt", "rk", "st")]
     for i in range(400):
         chosen = [words[(i * p + p) % 20] for p in (1, 3, 7)]
         (notes / f"{i}.md").write_text(f"# Note {i}\n\n{' '.join(chosen)} item{i}\n")

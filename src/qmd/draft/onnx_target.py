@@ -56,6 +56,11 @@ class OnnxTarget:
     def __init__(self, model: CausalModel, *, vocab_size: int, max_context: int, fingerprint: str) -> None:
         if not model.has_cache:
             raise ModelError("the graph takes no keys and values. Export the model with its cache.")
+        if not model.gives_every_logit:
+            raise ModelError(
+                "the graph gives logits for the last token alone, and drafts need them for every token. Name the "
+                "model's GGUF file or hub export instead."
+            )
         self.model = model
         self.vocab_size = vocab_size
         self.max_context = max_context

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmd.errors import ModelMismatch
-from qmd.llm.protocols import Embedder
+from qmd.llm.protocols import DerivedEmbedder, Embedder
 from qmd.store.store import Store
 from qmd.types import Progress
+
+if TYPE_CHECKING:
+    from qmd.llm.protocols import Vectors
+    from qmd.store.vectors import PendingText
 
 BATCH_TEXTS = 128
 WINDOW_TEXTS = 4096
@@ -27,6 +32,23 @@ class EmbedReport:
     seconds: float
     interrupted: bool = False
     dropped_models: tuple[str, ...] = ()
+
+
+def _vectors(store: Store, embedder: Embedder, batch: Sequence[PendingText]) -> Vectors:
+    """(n, d): from stored vectors of the model this one is derived from, where there are such, else from the texts."""
+    if not isinstance(embedder, DerivedEmbedder):
+        return embedder.embed_documents([p.text for p in batch])
+    import numpy as np
+
+    stored = store.vectors.of_keys(embedder.base_fingerprint, [p.key for p in batch])
+    vectors = np.empty((len(batch), embedder.dim), dtype=np.float32)
+    known = [i for i, p in enumerate(batch) if p.key in stored]
+    new = [i for i, p in enumerate(batch) if p.key not in stored]
+    if known:
+        vectors[known] = embedder.adapt(np.stack([stored[batch[i].key] for i in known]))
+    if new:
+        vectors[new] = embedder.embed_documents([batch[i].text for i in new])
+    return vectors
 
 
 class Pace:
@@ -81,7 +103,7 @@ def embed(
         while window := store.vectors.pending(fingerprint, WINDOW_TEXTS):
             for start in range(0, len(window), BATCH_TEXTS):
                 batch = window[start : start + BATCH_TEXTS]
-                vectors = embedder.embed_documents([p.text for p in batch])
+                vectors = _vectors(store, embedder, batch)
                 store.vectors.put(
                     fingerprint,
                     card.name,

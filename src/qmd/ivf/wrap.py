@@ -254,7 +254,11 @@ class IndexShards(_Wrapper):
         first = self.index
         first.train(x)
         for shard in self.shards[1:]:
-            if isinstance(first, Index) and isinstance(shard, Index) and shard._lists.nlist == first._lists.nlist:
+            if (
+                isinstance(first, Index)
+                and isinstance(shard, Index)
+                and shard._lists.nlist == first._lists.nlist
+            ):
                 shard.adopt(first)
             else:
                 shard.train(x)

@@ -20,15 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qmd.types import Pooling
-
 Array = NDArray[Any]
 Products = Literal["float", "signed", "mixed"]
 """`mixed`: unsigned weights for attention's output product, because processors without int8 dot products
 saturate on signed ones."""
+Head = Literal["mean", "cls", "last_token", "classify"]
+"""What stands at the end: a pooling, or the pooler and classifier of a cross-encoder."""
 SMOOTHING = 0.7
 RANGE_MARGIN = 1.2
 _LAYER = "encoder.layer.0.attention.self.query.bias"
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
+_CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class BertWeights:
     hidden: int
     first_position: int
     epsilon: float
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network ends in pooler and classifier."""
+        return all(name in self.tensors for name in (*_POOLER, *_CLASSIFIER))
 
 
 def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) -> BertWeights | None:
@@ -62,10 +69,17 @@ def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) 
         elif node.op_type == "Mul" and node.input[0] in values and node.input[1] in values:
             values[node.output[0]] = values[node.input[0]] * values[node.input[1]]
     anchor = next((name for name in values if name.endswith(_LAYER)), None)
-    if anchor is None or any(node.op_type == "Tanh" for node in model.graph.node):
+    if anchor is None:
         return None
     prefix = anchor[: -len(_LAYER)]
     tensors = {name[len(prefix) :]: a for name, a in values.items() if name.startswith(prefix)}
+    for name in _CLASSIFIER:
+        found = next((full for full in values if full == name or full.endswith(f".{name}")), None)
+        if found is not None:
+            tensors[name] = values[found]
+    pooled = any(node.op_type == "Tanh" for node in model.graph.node)
+    if pooled and not all(name in tensors for name in (*_POOLER, *_CLASSIFIER)):
+        return None
     for node in model.graph.node:
         if node.op_type != "Add":
             continue
@@ -104,29 +118,75 @@ def write_bert(
     weights: BertWeights,
     *,
     products: Products,
-    pooling: Pooling,
+    pooling: Head,
     ranges: Mapping[str, InputRange] | None = None,
 ) -> bytes:
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
-    Token types are taken as all zero. Raises KeyError when a weight of the architecture is missing.
+    Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is
+    `logits` (B, labels). Where only the first token is read in the end, the last layer computes only that one.
+    Raises KeyError when a weight of the architecture is missing.
     """
     if products != "float" and ranges is None:
         raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
     return _Writer(weights, products, ranges or {}).encoder(pooling)
 
 
-def measure_ranges(weights: BertWeights, rows: Sequence[Sequence[int]]) -> dict[str, InputRange]:
-    """Run the float graph over token rows and note the range of every channel that enters a product."""
+@dataclass(frozen=True, slots=True)
+class ScoreHead:
+    """What a cross-encoder does with the first token's vector: tanh(x @ pool + bias) @ kernel + bias -> (B, 1)."""
+
+    pool_kernel: Array
+    pool_bias: Array
+    kernel: Array
+    bias: Array
+
+
+def write_scorer(
+    weights: BertWeights,
+    head: ScoreHead,
+    *,
+    products: Products,
+    ranges: Mapping[str, InputRange] | None = None,
+) -> bytes:
+    """A serialised cross-encoder: input_ids, attention_mask, token_type_ids (B, T) int64, right-padded -> `logits`
+    (B, 1) float32.
+
+    The table of word vectors is stored as int8 with a scale a row: it is half of a small model.
+    """
+    if products != "float" and ranges is None:
+        raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
+    return _Writer(weights, products, ranges or {}).scorer(head)
+
+
+def measure_ranges(
+    weights: BertWeights,
+    rows: Sequence[Sequence[int]],
+    *,
+    head: Head | ScoreHead = "mean",
+    types: Sequence[Sequence[int]] = (),
+) -> dict[str, InputRange]:
+    """Run the float graph over token rows and note the range of every channel that enters a product.
+
+    With a `ScoreHead` the graph is a scorer's; `types` holds the token types of each row where it reads them.
+    """
     from qmd.llm.session import open_session
 
     writer = _Writer(weights, "float", {})
-    session = open_session(writer.encoder("mean", outputs=writer.product_inputs))
+    tapped = writer.product_inputs
+    session = open_session(
+        writer.scorer(head, outputs=tapped)
+        if isinstance(head, ScoreHead)
+        else writer.encoder(head, outputs=tapped)
+    )
     names = list(dict.fromkeys(writer.product_inputs))
     found: dict[str, InputRange] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
         ids = np.array([row], dtype=np.int64)
-        values = session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if types:
+            feeds["token_type_ids"] = np.array([types[number]], dtype=np.int64)
+        values = session.run(names, feeds)
         for name, value in zip(names, values, strict=True):
             low, high = value[0].min(axis=0), value[0].max(axis=0)
             if name in found:
@@ -205,18 +265,34 @@ class _Writer:
         inputs = [x, residual, gain, shift, self.tensor(f"{name}.dense.bias")]
         return self.node("SkipLayerNormalization", inputs, output, contrib=True, epsilon=self.weights.epsilon)
 
-    def layer(self, x: str, number: int) -> str:
+    def first_only(self, x: str, number: int) -> tuple[str, str]:
+        """A last layer's attention for the first token alone: (its mixture (B, 1, d), its input (B, 1, d))."""
+        t, name = self.weights.tensors, f"encoder.layer.{number}.attention.self"
+        self.node("Gather", [x, self.constant("zeroth", np.array([0]))], "first.x", axis=1)
+        kernel = np.concatenate([t[f"{name}.{part}.kernel"] for part in ("key", "value")], axis=1)
+        bias = np.concatenate([t[f"{name}.{part}.bias"] for part in ("key", "value")])
+        joint = self.product(x, kernel, f"{number}.kv", bias=bias)
+        self.split(joint, [f"{number}.k", f"{number}.v"], "halves")
+        q = self.product("first.x", t[f"{name}.query.kernel"], f"{number}.q", bias=t[f"{name}.query.bias"])
+        inputs = [q, f"{number}.k", f"{number}.v", "", "lengths"]
+        mixed = self.node(
+            "MultiHeadAttention", inputs, f"{number}.mixed", contrib=True, num_heads=self.weights.heads
+        )
+        return mixed, "first.x"
+
+    def split(self, x: str, names: list[str], sizes: str) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, name=f"{x}.split", axis=-1))
+
+    def all_tokens(self, x: str, number: int) -> tuple[str, str]:
         t, name = self.weights.tensors, f"encoder.layer.{number}"
         parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
         kernel = np.concatenate([t[f"{part}.kernel"] for part in parts], axis=1)
         bias = np.concatenate([t[f"{part}.bias"] for part in parts])
         joint = self.product(x, kernel, f"{number}.qkv", bias=bias)
-        from onnx import helper
-
         names = [f"{number}.{part}" for part in "qkv"]
-        self.nodes.append(
-            helper.make_node("Split", [joint, "thirds"], names, name=f"{number}.split", axis=-1)
-        )
+        self.split(joint, names, "thirds")
         mixed = self.node(
             "MultiHeadAttention",
             [*names, "", "lengths"],
@@ -224,6 +300,11 @@ class _Writer:
             contrib=True,
             num_heads=self.weights.heads,
         )
+        return mixed, x
+
+    def layer(self, x: str, number: int, *, first_only: bool = False) -> str:
+        t, name = self.weights.tensors, f"encoder.layer.{number}"
+        mixed, x = self.first_only(x, number) if first_only else self.all_tokens(x, number)
         out = self.product(mixed, t[f"{name}.attention.output.dense.kernel"], f"{number}.out", exact=True)
         y = self.norm(out, x, f"{name}.attention.output", f"{number}.y")
         up = self.product(y, t[f"{name}.intermediate.dense.kernel"], f"{number}.up")
@@ -233,23 +314,68 @@ class _Writer:
         down = self.product(gelu, t[f"{name}.output.dense.kernel"], f"{number}.down")
         return self.norm(down, y, f"{name}.output", f"{number}.z")
 
-    def encoder(self, pooling: Pooling, *, outputs: Sequence[str] = ()) -> bytes:
+    def _count_tokens(self) -> None:
+        from onnx import TensorProto
+
+        self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+        self.node("ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0)
+        self.constant("thirds", np.array([self.weights.hidden] * 3))
+
+    def scorer(self, head: ScoreHead, *, outputs: Sequence[str] = ()) -> bytes:
+        from onnx import TensorProto
+
+        w, t = self.weights, self.weights.tensors
+        words = t["embeddings.word_embeddings.weight"]
+        scale = np.maximum(np.abs(words).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        whole = np.rint(words / scale).astype(np.int8)
+        self._count_tokens()
+        self.node("Gather", [self.constant("words", whole), "input_ids"], "word8")
+        self.node("Cast", ["word8"], "word_wide", to=TensorProto.FLOAT)
+        self.node("Gather", [self.constant("word_scales", scale), "input_ids"], "word_scale")
+        self.node("Mul", ["word_wide", "word_scale"], "word")
+        self.node("Shape", ["input_ids"], "length", start=1, end=2)
+        positions = self.constant("positions", t["embeddings.position_embeddings.weight"][w.first_position :])
+        zero = self.constant("zero", np.array([0]))
+        self.node("Slice", [positions, zero, "length", zero], "position")
+        self.node(
+            "Gather", [self.tensor("embeddings.token_type_embeddings.weight"), "token_type_ids"], "type"
+        )
+        self.node("Add", ["word", "type"], "typed")
+        self.node("Add", ["typed", "position"], "placed")
+        norm = [self.tensor(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
+        x = self.node("LayerNormalization", ["placed", *norm], "x", axis=-1, epsilon=w.epsilon)
+        for number in range(w.layers):
+            x = self.layer(x, number)
+        self.node("Gather", [x, self.constant("first", np.array([0]))], "first_row", axis=1)
+        self.node("Squeeze", ["first_row", "axis"], "cls")
+        pool = [
+            self.constant(f"head.pool.{n}", a) for n, a in (("w", head.pool_kernel), ("b", head.pool_bias))
+        ]
+        self.node("Gemm", ["cls", *pool], "dense")
+        self.node("Tanh", ["dense"], "active")
+        score = [self.constant(f"head.score.{n}", a) for n, a in (("w", head.kernel), ("b", head.bias))]
+        self.node("Gemm", ["active", *score], "logits")
+        return self._serialise(("input_ids", "attention_mask", "token_type_ids"), ("logits", 1), outputs)
+
+    def encoder(self, pooling: Head, *, outputs: Sequence[str] = ()) -> bytes:
         from onnx import TensorProto, helper
 
         w, t = self.weights, self.weights.tensors
         positions = t["embeddings.position_embeddings.weight"][w.first_position :]
         types = t["embeddings.token_type_embeddings.weight"][0]
         self.node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
-        self.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
-        self.node("ReduceSum", ["mask", self.constant("axis", np.array([1]))], "lengths", keepdims=0)
-        self.constant("thirds", np.array([w.hidden] * 3))
-        inputs = [
-            "ids",
-            "",
-            self.tensor("embeddings.word_embeddings.weight"),
-            self.constant("positions", positions + types),
-        ]
-        inputs += ["", self.tensor("embeddings.LayerNorm.weight"), self.tensor("embeddings.LayerNorm.bias")]
+        self._count_tokens()
+        first_only = pooling in ("cls", "classify")
+        if first_only:
+            self.constant("halves", np.array([w.hidden] * 2))
+        words = self.tensor("embeddings.word_embeddings.weight")
+        if pooling == "classify":
+            self.node("Cast", ["token_type_ids"], "types", to=TensorProto.INT32)
+            inputs = ["ids", "types", words, self.constant("positions", positions)]
+            inputs += [self.tensor("embeddings.token_type_embeddings.weight")]
+        else:
+            inputs = ["ids", "", words, self.constant("positions", positions + types), ""]
+        inputs += [self.tensor("embeddings.LayerNorm.weight"), self.tensor("embeddings.LayerNorm.bias")]
         self.nodes.append(
             helper.make_node(
                 "EmbedLayerNormalization", inputs, ["x", "unused"], domain="com.microsoft", epsilon=w.epsilon
@@ -257,9 +383,16 @@ class _Writer:
         )
         x = "x"
         for number in range(w.layers):
-            x = self.layer(x, number)
-        if pooling == "cls":
-            self.node("Gather", [x, self.constant("first", np.array(0))], "pooled", axis=1)
+            x = self.layer(x, number, first_only=first_only and number + 1 == w.layers)
+        if first_only:
+            self.node("Squeeze", [x, "axis"], "pooled")
+        if pooling == "classify":
+            weight, bias = (self.tensor(name) for name in _POOLER)
+            self.node("Tanh", [self.node("Gemm", ["pooled", weight, bias], "dense", transB=1)], "tanh")
+            weight, bias = (self.tensor(name) for name in _CLASSIFIER)
+            self.node("Gemm", ["tanh", weight, bias], "logits", transB=1)
+        elif pooling == "cls":
+            pass
         elif pooling == "mean":
             # (B, 1, T) @ (B, T, d) / T' : the sum over real tokens is one product
             self.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
@@ -270,16 +403,22 @@ class _Writer:
             self.node("Div", ["sum", "total"], "pooled")
         else:
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
-        shape = ["B", "T"]
-        taps = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(outputs)]
+        if pooling == "classify":
+            labels = len(t["classifier.bias"])
+            return self._serialise(
+                ("input_ids", "attention_mask", "token_type_ids"), ("logits", labels), outputs
+            )
+        return self._serialise(("input_ids", "attention_mask"), ("pooled", w.hidden), outputs)
+
+    def _serialise(self, inputs: Sequence[str], output: tuple[str, int], taps: Sequence[str]) -> bytes:
+        from onnx import TensorProto, helper
+
+        tapped = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(taps)]
         graph = helper.make_graph(
             self.nodes,
             "bert",
-            [
-                helper.make_tensor_value_info(n, TensorProto.INT64, shape)
-                for n in ("input_ids", "attention_mask")
-            ],
-            [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", w.hidden]), *taps],
+            [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", "T"]) for n in inputs],
+            [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, ["B", output[1]]), *tapped],
             self.initializers,
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]

@@ -37,6 +37,17 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class DerivedEmbedder(Protocol):
+    """An embedder whose vectors follow from those of another model."""
+
+    base_fingerprint: str
+
+    def adapt(self, rows: Vectors) -> Vectors:
+        """(n, d) vectors of the base -> (n, d) vectors of this one."""
+        ...
+
+
+@runtime_checkable
 class Reranker(Protocol):
     """Scores (query, text) pairs."""
 
@@ -67,4 +78,23 @@ class Generator(Protocol):
         grammar: str | None = None,
     ) -> Iterator[str]:
         """Yield pieces of text as they are decoded. `grammar` (Lark syntax) restricts what may be written."""
+        ...
+
+
+@runtime_checkable
+class ChatGenerator(Generator, Protocol):
+    """A Generator that also goes on with a conversation."""
+
+    def generate_chat(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        grammar: str | None = None,
+    ) -> Iterator[str]:
+        """Yield the next message, after (role, text) pairs."""
         ...

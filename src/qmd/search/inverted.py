@@ -71,15 +71,15 @@ _states: dict[Path, _State] = {}
 _lock = threading.Lock()
 
 
-class Nearest:
+class MatrixSearch:
     """Searches a matrix as `Scan` does, by its inverted file where `vectors` and the matrix's size call for it.
 
     notes: what a reader of the hits should know, as far as searches have found out.
     """
 
-    def __init__(self, matrix: Matrix, vectors: VectorSearch = "auto") -> None:
+    def __init__(self, matrix: Matrix, vectors: VectorSearch = "auto", scan: Scan | None = None) -> None:
         self._matrix, self._vectors = matrix, vectors
-        self._scan = Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
+        self._scan = scan or Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
         self.notes: list[str] = []
 
     def search(self, query: Floats, k: int, *, allowed: Ids | None = None) -> tuple[Ids, Floats]:
@@ -255,7 +255,9 @@ def _search(
     live = n if mask is None else int(mask.sum())
     # lists enough to hold four times the hits wanted
     nprobe = max(facts.nprobe, -(-4 * k * facts.nlist // max(live, 1)))
-    if facts.rows > n or nprobe > max(facts.nprobe, facts.nlist // 2):  # rows > n: an older view of the matrix
+    if facts.rows > n or nprobe > max(
+        facts.nprobe, facts.nlist // 2
+    ):  # rows > n: an older view of the matrix
         return None
     if mask is not None and live <= _EXACT_SUBSET:
         return None

@@ -209,7 +209,8 @@ class MatrixFiles:
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """One process at a time writes the files. Gives False, at once, when another is at it."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
             if not _lock(file):
                 yield False

@@ -139,6 +139,18 @@ class Vectors:
             )
             self._db.run(NEW_GENERATION)
 
+    def of_keys(self, fingerprint: str, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """Stored vectors of a model by the key of their text; keys without one are left out, as are damaged ones."""
+        model_id = self._model_id(fingerprint)
+        found: dict[bytes, NDArray[np.float32]] = {}
+        for key in keys:
+            row = self._db.one(
+                "SELECT crc, vector FROM vectors WHERE model_id = ? AND key = ?", (model_id, key)
+            )
+            if row is not None and zlib.crc32(key + row[1]) == row[0]:
+                found[key] = np.frombuffer(row[1], dtype=np.float32)
+        return found
+
     def forget(self, fingerprint: str) -> None:
         """Drop all vectors of a model, and its derived files."""
         with self._db.transaction():

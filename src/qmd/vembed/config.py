@@ -7,10 +7,10 @@ silently dropped `learning_rate` costs a night.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -18,13 +18,28 @@ from qmd.errors import ConfigError
 
 RetrievalMode = Literal["t2i", "i2t", "m2i", "t2t", "i2i"]
 EncoderMode = Literal["auto", "qwen3_vl", "clip", "siglip", "text", "composed"]
-LossType = Literal["infonce", "symmetric_infonce", "cosent", "triplet", "sigmoid", "distillation"]
+Task = Literal["embed", "rerank"]
+LossType = Literal[
+    "infonce",
+    "symmetric_infonce",
+    "cosent",
+    "triplet",
+    "sigmoid",
+    "distillation",
+    "listwise",
+    "lambda",
+    "binary",
+]
+RERANK_LOSSES = ("listwise", "lambda", "binary")
 PRESETS = ("A", "B", "C")
+INDEX_PRESET = "index"
+"""What `qmd train --from-index` starts from."""
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of one run. Sizes count pairs, dims count vector components, `save_steps` 0 saves per epoch."""
 
+    task: Task = "embed"
     model_name_or_path: str
     encoder_mode: EncoderMode = "auto"
     image_model_name_or_path: str | None = None
@@ -35,6 +50,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     projection_dim: int | None = None
     freeze_towers: bool = False
     feature_cache: str | None = None
+    freeze_layers: int = 0
+    adapter: Literal["none", "residual"] = "none"
 
     use_lora: bool = False
     lora_r: int = 16
@@ -47,6 +64,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     image_root: str | None = None
     retrieval_mode: RetrievalMode = "t2i"
     skip_bad: bool = False
+    num_negatives: int = 4
 
     output_dir: str
     epochs: int = 3
@@ -91,28 +109,68 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name in ("freeze_layers", "num_negatives"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        reranks = self.task == "rerank"
+        if reranks != (self.loss_type in RERANK_LOSSES):
+            fitting = RERANK_LOSSES if reranks else [k for k in get_args(LossType) if k not in RERANK_LOSSES]
+            raise ValueError(
+                f"loss_type {self.loss_type!r} does not fit task {self.task!r}, which knows {', '.join(fitting)}"
+            )
+        if reranks:
+            self._check_reranking()
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio!r}")
         if self.use_mrl and (not self.mrl_dims or min(self.mrl_dims) < 1):
             raise ValueError("use_mrl needs mrl_dims, each at least 1")
         if self.encoder_mode == "composed" and not self.image_model_name_or_path:
             raise ValueError("encoder_mode 'composed' needs image_model_name_or_path, the image tower")
-        if self.feature_cache and not (self.encoder_mode == "composed" and self.freeze_towers):
+        adapts = self.adapter != "none"
+        if self.feature_cache and not (adapts or (self.encoder_mode == "composed" and self.freeze_towers)):
             raise ValueError(
-                "feature_cache needs encoder_mode 'composed' and freeze_towers: only then features stay"
+                "feature_cache needs encoder_mode 'composed' and freeze_towers, or an adapter: only then features stay"
+            )
+        if adapts and self.encoder_mode not in ("auto", "text"):
+            raise ValueError(
+                f"an adapter reads texts; encoder_mode {self.encoder_mode!r} has no place beside it"
+            )
+        if adapts and self.retrieval_mode != "t2t":
+            raise ValueError(f"an adapter reads retrieval_mode t2t, not {self.retrieval_mode}")
+        for name in ("use_lora", "freeze_layers", "freeze_towers", "gradient_checkpointing", "use_mrl"):
+            if adapts and getattr(self, name):
+                raise ValueError(f"{name} has no place beside an adapter: the model itself stays as it is")
+
+    def _check_reranking(self) -> None:
+        if self.retrieval_mode != "t2t":
+            raise ValueError(f"task 'rerank' reads retrieval_mode t2t, not {self.retrieval_mode}")
+        if self.num_negatives < 1:
+            raise ValueError("task 'rerank' needs num_negatives of at least 1")
+        for name in ("use_mrl", "use_gradient_cache", "freeze_towers", "projection_dim"):
+            if getattr(self, name):
+                raise ValueError(f"{name} belongs to embedding models, not to task 'rerank'")
+        if self.adapter != "none" or self.feature_cache:
+            raise ValueError("an adapter belongs to embedding models, not to task 'rerank'")
+        if self.encoder_mode not in ("auto", "text"):
+            raise ValueError(
+                f"task 'rerank' reads texts; encoder_mode {self.encoder_mode!r} has no place in it"
             )
 
 
 def load_train_config(
-    path: str | Path | None = None, *, preset: str | None = None, overrides: Sequence[str] = ()
+    path: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, object] | None = None,
 ) -> TrainConfig:
-    """Read a run's options: the preset first, then the file, then `key=value` overrides (values are YAML).
+    """Read a run's options: `defaults` first, the preset, the file, then `key=value` overrides (values are YAML).
 
     Raises ConfigError naming the source, the key and the nearest known key.
     """
-    tree: dict[str, object] = {}
+    tree: dict[str, object] = dict(defaults or {})
     if preset is not None:
-        if preset not in PRESETS:
+        if preset not in (*PRESETS, INDEX_PRESET):
             raise ConfigError(f"unknown preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
         text = (resources.files("qmd.vembed") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         tree |= _read_mapping(text, f"preset {preset}")
@@ -127,6 +185,8 @@ def load_train_config(
         if not equals:
             raise ConfigError(f"--config_override {item!r}: expected key=value.")
         tree[key.strip()] = _read_yaml(value, f"--config_override {item!r}")
+    if tree.get("task") == "rerank":  # what a reranker is taught with when nothing is said
+        tree = {"loss_type": "listwise", "retrieval_mode": "t2t"} | tree
     known = TrainConfig.__struct_fields__
     for key in tree:
         if key not in known:

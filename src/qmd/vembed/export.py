@@ -74,7 +74,7 @@ def export_onnx(
     ids = torch.ones(2, 7, dtype=torch.long)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     axes = {0: "batch", 1: "tokens"}
-    _write_graph(
+    write_graph(
         graph,
         (ids, mask),
         folder / "model.onnx",
@@ -85,7 +85,7 @@ def export_onnx(
         quantise_weights(folder / "model.onnx", folder / "model_int8.onnx")
         variants.append(ModelVariant("int8", ("model_int8.onnx",), file_sha256(folder / "model_int8.onnx")))
     prompts = getattr(model, "prompts", None) or {}
-    record = _training_record(checkpoint)
+    record = training_record(checkpoint)
     dims = (
         tuple(record.get("config", {}).get("mrl_dims", ())) if record.get("config", {}).get("use_mrl") else ()
     )
@@ -235,7 +235,7 @@ def _inner(module: Any) -> Any:
     return next((getattr(module, key) for key in ("model", "auto_model") if hasattr(module, key)), None)
 
 
-def _write_graph(graph: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
+def write_graph(graph: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
     import torch
 
     *inputs, output = axes
@@ -274,7 +274,7 @@ def _write_image_graph(model: Any, folder: Path) -> None:
 
     example = torch.zeros(2, 3, tower.size, tower.size)
     axes = {"pixel_values": {0: "batch"}, "sentence_embedding": {0: "batch"}}
-    _write_graph(Graph().eval(), (example,), folder / "image.onnx", axes)
+    write_graph(Graph().eval(), (example,), folder / "image.onnx", axes)
     settings = {"size": tower.size, "mean": tower.mean, "std": tower.std}
     (folder / "image.json").write_text(json.dumps(settings), encoding="utf-8")
 
@@ -296,7 +296,7 @@ def _write_descriptions(folder: Path, card: ModelCard, config: Any, record: dict
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
-def _training_record(checkpoint: str | Path) -> dict[str, Any]:
+def training_record(checkpoint: str | Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((Path(checkpoint) / "training.json").read_text(encoding="utf-8"))
     except OSError:

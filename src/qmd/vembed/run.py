@@ -23,6 +23,7 @@ from qmd.vembed.model.images import open_image
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from qmd.vembed.evaluation.lists import ListRow
     from qmd.vembed.evaluation.report import Row
 
 RECORD = "training.json"
@@ -41,7 +42,7 @@ class TrainReport:
     final_loss: float
     metrics: Mapping[str, float]
     skipped: tuple[str, ...]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Row | ListRow, ...] = ()
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainReport:
@@ -50,19 +51,23 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     `resume` goes on from the newest checkpoint. Raises ConfigError, DataError, ModelError before any step is made.
     """
     try:
-        from sentence_transformers import SentenceTransformerTrainingArguments
+        from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
         from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-        from transformers import PrinterCallback, set_seed
+        from transformers import set_seed
     except ImportError as error:
         raise MissingExtra("training", "train") from error
+    if config.task == "rerank":
+        from qmd.vembed.rerank.train import train_reranker
+
+        return train_reranker(config, resume=resume, progress=progress)
     from qmd.vembed.evaluation.evaluator import PairEvaluator
     from qmd.vembed.evaluation.report import evaluate_pairs, table_lines
     from qmd.vembed.losses import build_loss
     from qmd.vembed.model.assemble import add_lora, build_model, merge_lora
 
     output = Path(config.output_dir)
-    pairs = _read(config, config.data_path)
-    validation = _read(config, config.val_data_path) if config.val_data_path else None
+    pairs = read_data(config, config.data_path)
+    validation = read_data(config, config.val_data_path) if config.val_data_path else None
     set_seed(config.seed)
     model = build_model(config)
     if config.use_lora:
@@ -80,13 +85,54 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     first = os.environ.get("RANK", "0") == "0"
     if first:
         output.mkdir(parents=True, exist_ok=True)
-        _record(output, config, pairs, validation)
+        write_record(output, config, pairs, validation)
 
     evaluator = PairEvaluator(validation.pairs, batch_size=config.batch_size) if validation else None
-    evaluation = config.eval_strategy if evaluator else "no"
+    arguments = training_arguments(
+        SentenceTransformerTrainingArguments,
+        config,
+        metric=evaluator.primary_metric if evaluator else None,
+        # A query or positive that occurs twice in a batch would be its own false negative.
+        batch_sampler=distinct_batches if _uses_other_pairs(config) else "batch_sampler",
+    )
+    trainer = trainer_class(SentenceTransformerTrainer)(
+        model=model,
+        args=arguments,
+        train_dataset=dataset_of(pairs.pairs),
+        loss=build_loss(model, config, ranks=ranks),
+        evaluator=evaluator,
+        data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
+    )
+    trainer.has_moved = lambda: _moved(model, pairs, before)
+    result = run_trainer(trainer, output, resume=resume, progress=progress)
+    metrics = evaluator(model) if evaluator else {}
+    if config.use_lora:
+        merge_lora(model)
+    if validation:
+        rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
+    if first and config.feature_cache:
+        model[0].write_features(config.feature_cache)
+    if first:
+        model.save(str(output), create_model_card=False)
+        write_json(output / CURVE, trainer.state.log_history)
+        if rows:
+            (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
+    return TrainReport(
+        output_dir=str(output),
+        steps=int(result.global_step),
+        final_loss=float(result.training_loss),
+        metrics=metrics,
+        skipped=pairs.skipped,
+        rows=tuple(rows),
+    )
+
+
+def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **options: Any) -> Any:
+    """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint."""
+    evaluation = config.eval_strategy if metric else "no"
     by_steps = bool(config.save_steps) or evaluation == "steps"
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(output / "checkpoints"),
+    return kind(
+        output_dir=str(Path(config.output_dir) / "checkpoints"),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -103,29 +149,25 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         save_steps=config.eval_steps or config.save_steps or 500,
         save_total_limit=2,
         load_best_model_at_end=evaluation != "no",
-        metric_for_best_model=f"eval_{evaluator.primary_metric}" if evaluator else None,
-        greater_is_better=True if evaluator else None,
+        metric_for_best_model=f"eval_{metric}" if metric else None,
+        greater_is_better=True if metric else None,
         bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
         seed=config.seed,
         data_seed=config.seed,
         report_to=[] if config.report_to == "none" else config.report_to.split(","),
         disable_tqdm=True,
         remove_unused_columns=False,
-        # A query or positive that occurs twice in a batch would be its own false negative.
-        batch_sampler=distinct_batches if _uses_other_pairs(config) else "batch_sampler",
+        **options,
     )
-    trainer = _trainer_class()(
-        model=model,
-        args=arguments,
-        train_dataset=dataset_of(pairs.pairs),
-        loss=build_loss(model, config, ranks=ranks),
-        evaluator=evaluator,
-        data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
-    )
+
+
+def run_trainer(trainer: Any, output: Path, *, resume: bool, progress: Progress | None) -> Any:
+    """Train, from the newest checkpoint if asked. Raises ModelError where there is none, and where nothing moved."""
+    from transformers import PrinterCallback
+
     trainer.remove_callback(PrinterCallback)
     if progress is not None:
         trainer.add_callback(_progress_callback(progress))
-    trainer.has_moved = lambda: _moved(model, pairs, before)
     if resume and not any((output / "checkpoints").glob("checkpoint-*")):
         raise ModelError(f"nothing to resume in {output / 'checkpoints'}: start without --resume.")
     result = trainer.train(resume_from_checkpoint=resume or None)
@@ -133,26 +175,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         raise ModelError(
             "training changed no vector: what is trained never reached the loss, or every step fell into the warm-up."
         )
-    metrics = evaluator(model) if evaluator else {}
-    if config.use_lora:
-        merge_lora(model)
-    if validation:
-        rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
-    if first and config.feature_cache:
-        model[0].write_features(config.feature_cache)
-    if first:
-        model.save(str(output), create_model_card=False)
-        _write_json(output / CURVE, trainer.state.log_history)
-        if rows:
-            (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
-    return TrainReport(
-        output_dir=str(output),
-        steps=int(result.global_step),
-        final_loss=float(result.training_loss),
-        metrics=metrics,
-        skipped=pairs.skipped,
-        rows=tuple(rows),
-    )
+    return result
 
 
 def distinct_batches(dataset: Any, **options: Any) -> Any:
@@ -238,18 +261,20 @@ def _progress_callback(progress: Progress) -> Any:
     return Reported()
 
 
-def _trainer_class() -> Any:
-    """sentence-transformers' trainer, with checkpoints that hold what is trained and nothing else.
+def trainer_class(base: Any) -> Any:
+    """A trainer of sentence-transformers, with checkpoints that hold what is trained and nothing else.
 
     That is the same for adapters, heads and whole models, needs no code from the checkpoint to read, and resumes
     bit for bit, since optimiser, scheduler and random state are kept beside it by the trainer itself.
     """
     from safetensors.torch import load_file, save_file
-    from sentence_transformers import SentenceTransformerTrainer
 
-    class Trainer(SentenceTransformerTrainer):
+    class Trainer(base):
         has_moved: Callable[[], bool]
         moved = False
+
+        def add_model_card_callback(self, *args: Any, **options: Any) -> None:
+            """The library's card would tokenise a thousand rows for its statistics; the run writes its own record."""
 
         def train(self, *args: Any, **options: Any) -> Any:
             result = super().train(*args, **options)
@@ -285,7 +310,7 @@ def _trained(model: Any) -> dict[str, Any]:
     }
 
 
-def _read(config: TrainConfig, path: str) -> PairSet:
+def read_data(config: TrainConfig, path: str) -> PairSet:
     return read_pairs(
         path, retrieval_mode=config.retrieval_mode, image_root=config.image_root, skip_bad=config.skip_bad
     )
@@ -303,7 +328,7 @@ def _moved(model: SentenceTransformer, pairs: PairSet, before: Any) -> bool:
     return not np.array_equal(np.stack(before), np.stack(_probe(model, pairs)))
 
 
-def _record(output: Path, config: TrainConfig, pairs: PairSet, validation: PairSet | None) -> None:
+def write_record(output: Path, config: TrainConfig, pairs: PairSet, validation: PairSet | None) -> None:
     """The effective options, the data's fingerprints and the versions, beside the result."""
     versions: dict[str, str | None] = {}
     for name in ("qmd-python", "torch", "transformers", "sentence-transformers", "peft", "accelerate"):
@@ -312,7 +337,7 @@ def _record(output: Path, config: TrainConfig, pairs: PairSet, validation: PairS
         except PackageNotFoundError:
             versions[name] = None
     data = {"train": pairs, "validation": validation}
-    _write_json(
+    write_json(
         output / RECORD,
         {
             "config": msgspec.to_builtins(config),
@@ -326,5 +351,5 @@ def _record(output: Path, config: TrainConfig, pairs: PairSet, validation: PairS
     )
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -77,6 +77,13 @@ def report_lines(report: TrainReport) -> Iterator[str]:
     yield f"{report.steps} steps, mean loss {report.final_loss:.3f}. The model is in {report.output_dir}."
     if report.skipped:
         yield f"{len(report.skipped)} lines were left out, first: {report.skipped[0]}"
-    if report.rows:
+    embedded = [row for row in report.rows if isinstance(row, Row)]
+    listed = [row for row in report.rows if not isinstance(row, Row)]
+    if embedded:
         yield ""
-        yield from table_lines(report.rows)
+        yield from table_lines(embedded)
+    if listed:
+        from qmd.vembed.evaluation.lists import list_table
+
+        yield ""
+        yield from list_table(listed)

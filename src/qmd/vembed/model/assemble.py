@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 }
 """Where the adapters of each family go: what its authors trained, or all linear layers of a block."""
 
-_TRUSTED = ("sentence_transformers.", "qmd.vembed.model.")
+_TRUSTED = ("sentence_transformers.", "qmd.vembed.model.", "qmd.vembed.rerank.")
 
 
 def build_model(config: TrainConfig) -> SentenceTransformer:
@@ -31,6 +32,14 @@ def build_model(config: TrainConfig) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
 
+    from qmd.vembed.model.towers import packaged_text
+
+    if config.adapter != "none":
+        from qmd.llm import open_embedder
+        from qmd.vembed.model.adapted import AdaptedText
+
+        name = config.model_name_or_path
+        return SentenceTransformer(modules=[AdaptedText(open_embedder(name), name), Normalize()])
     mode = config.encoder_mode if config.encoder_mode != "auto" else guess_mode(config.model_name_or_path)
     attention = None if config.attn_implementation == "auto" else config.attn_implementation
     # Adapters train beside frozen half-precision weights; without them the weights themselves stay fp32 masters.
@@ -60,7 +69,23 @@ def build_model(config: TrainConfig) -> SentenceTransformer:
         )
         return SentenceTransformer(modules=[backbone, Normalize()])
     options: dict[str, Any] = {"dtype": dtype} | ({"attn_implementation": attention} if attention else {})
-    return SentenceTransformer(config.model_name_or_path, model_kwargs=options, trust_remote_code=False)
+    name = packaged_text(config.model_name_or_path)
+    model = SentenceTransformer(name, model_kwargs=options, trust_remote_code=False)
+    if config.freeze_layers and not config.use_lora:
+        freeze_lower(model[0].model, config.freeze_layers)
+    return model
+
+
+def freeze_lower(model: Any, layers: int) -> None:
+    """Stop gradients at the embeddings and the lowest `layers` blocks. Raises ModelError where there are fewer."""
+    inner = model.base_model
+    blocks = getattr(getattr(inner, "encoder", inner), "layer", None) or getattr(inner, "layers", None)
+    embeddings = getattr(inner, "embeddings", None) or inner.get_input_embeddings()
+    if blocks is None or layers > len(blocks):
+        there = "none that are known" if blocks is None else str(len(blocks))
+        raise ModelError(f"freeze_layers is {layers}, the model has {there}.")
+    for part in (embeddings, *blocks[:layers]):
+        part.requires_grad_(False)
 
 
 def guess_mode(name_or_path: str) -> EncoderMode:
@@ -69,8 +94,12 @@ def guess_mode(name_or_path: str) -> EncoderMode:
 
     if (Path(name_or_path) / "composed_config.json").exists():
         return "composed"
+    from qmd.vembed.model.towers import packaged_text
+
     try:
-        kind = str(AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type)
+        kind = str(
+            AutoConfig.from_pretrained(packaged_text(name_or_path), trust_remote_code=False).model_type
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of model {name_or_path!r}: {error}") from error
     families: dict[str, EncoderMode] = {"qwen3_vl": "qwen3_vl", "clip": "clip", "siglip": "siglip"}
@@ -81,13 +110,23 @@ def load_model(folder: str | Path) -> SentenceTransformer:
     """Read a trained model back. Modules of sentence-transformers and of this package are loaded, no others."""
     from sentence_transformers import SentenceTransformer
 
+    modules = load_modules(folder)
+    return (
+        SentenceTransformer(modules=modules)
+        if modules
+        else SentenceTransformer(str(folder), trust_remote_code=False)
+    )
+
+
+def load_modules(folder: str | Path) -> list[Any]:
+    """The modules of a trained folder, or none where the library reads them itself. Foreign ones are refused."""
     path = Path(folder)
     listing = path / "modules.json"
     if not listing.is_file():
         raise ModelError(f"{path} is not a trained model: it has no modules.json.")
     rows = json.loads(listing.read_text(encoding="utf-8"))
     if not any(str(row["type"]).startswith("qmd.") for row in rows):
-        return SentenceTransformer(str(path), trust_remote_code=False)
+        return []
     modules = []
     for row in rows:
         kind = str(row["type"])
@@ -100,7 +139,7 @@ def load_model(folder: str | Path) -> SentenceTransformer:
         if Path(inside).is_absolute() or ".." in Path(inside).parts:
             raise ModelError(f"{path} names a module outside its own folder: {inside!r}.")
         modules.append(getattr(import_module(home), name).load(str(path), subfolder=inside))
-    return SentenceTransformer(modules=modules)
+    return modules
 
 
 def open_model(name_or_path: str | Path) -> SentenceTransformer:
@@ -110,8 +149,8 @@ def open_model(name_or_path: str | Path) -> SentenceTransformer:
     return build_model(TrainConfig(model_name_or_path=str(name_or_path), data_path="", output_dir=""))
 
 
-def add_lora(model: SentenceTransformer, config: TrainConfig) -> None:
-    """Put adapters on the transformer inside `model`, in place; everything else is frozen."""
+def add_lora(model: Any, config: TrainConfig, *, whole: Sequence[str] = ()) -> None:
+    """Put adapters on the transformer inside `model`, in place; all else is frozen, but for the modules in `whole`."""
     from peft import LoraConfig, get_peft_model
 
     module = model[0]
@@ -127,11 +166,12 @@ def add_lora(model: SentenceTransformer, config: TrainConfig) -> None:
         lora_dropout=config.lora_dropout,
         target_modules=list(targets) or "all-linear",
         bias="none",
+        modules_to_save=[name for name in whole if hasattr(inner, name)] or None,
     )
     setattr(module, name, get_peft_model(inner, lora))
 
 
-def merge_lora(model: SentenceTransformer) -> None:
+def merge_lora(model: Any) -> None:
     """Fold the adapters into the weights, in place."""
     module = model[0]
     name = "model" if hasattr(module, "model") else "auto_model"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from qmd.errors import MissingExtra
 
-Family = Literal["qwen3_vl", "clip", "siglip", "text", "image"]
+Family = Literal["qwen3_vl", "clip", "siglip", "text", "image", "causal"]
 
 _COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "cyan")
 _SHAPES = ("circle", "square")
@@ -38,9 +38,14 @@ def make_tiny_model(family: Family, folder: str | Path, *, seed: int = 0) -> str
     state = torch.random.get_rng_state()
     try:
         set_seed(seed)
-        maker = {"qwen3_vl": _qwen3_vl, "clip": _clip, "siglip": _siglip, "text": _text, "image": _image}[
-            family
-        ]
+        maker = {
+            "qwen3_vl": _qwen3_vl,
+            "clip": _clip,
+            "siglip": _siglip,
+            "text": _text,
+            "image": _image,
+            "causal": _causal,
+        }[family]
         model = maker(Path(folder))
         with torch.no_grad():
             for module in model.modules():
@@ -53,7 +58,10 @@ def make_tiny_model(family: Family, folder: str | Path, *, seed: int = 0) -> str
 
 
 def make_tiny_pairs(folder: str | Path, mode: str = "t2i") -> Path:
-    """Sixteen pairs of coloured shapes in a retrieval mode, images beside them; returns the JSONL file."""
+    """Sixteen pairs of coloured shapes in a retrieval mode, images beside them; returns the JSONL file.
+
+    Mode `rerank` gives t2t lines with two hard negatives each.
+    """
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
@@ -77,6 +85,14 @@ def make_tiny_pairs(folder: str | Path, mode: str = "t2i") -> Path:
                     "i2t": {"query": name, "positive": text},
                     "m2i": {"query": f"make it {colour}", "query_image": before, "positive": name},
                     "t2t": {"query": text, "positive": f"the {shape} is {colour}"},
+                    "rerank": {
+                        "query": text,
+                        "positive": f"the {shape} is {colour}",
+                        "negatives": [
+                            f"the {shape} is {_COLOURS[number - 1]}",
+                            f"the {_SHAPES[shape == 'circle']} is {colour}",
+                        ],
+                    },
                     "i2i": {"query": before, "positive": name},
                 }[mode]
             )
@@ -151,6 +167,30 @@ def _qwen3_vl(folder: Path) -> Any:
         vision_end_token_id=number("<|vision_end|>"),
     )
     return Qwen3VLModel(config)
+
+
+def _causal(folder: Path) -> Any:
+    """Qwen3, as Qwen3-Reranker is: it answers yes or no."""
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    bpe = _bpe(400, _SPECIAL[:3])
+    bpe.add_tokens(["yes", "no"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=_SPECIAL[0], eos_token=_SPECIAL[0])
+    tokenizer.save_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Qwen3ForCausalLM(config)
 
 
 def _two_towers(vocab_size: int, end: int) -> dict[str, Any]:

@@ -97,6 +97,11 @@ def load_image_tower(name: str) -> ImageTower:
     return ImageTower(name, encoder, int(config.hidden_size), size, mean, std)
 
 
+def packaged_text(name: str) -> str:
+    """The folder behind `package:NAME` of a text model; any other name as it is."""
+    return _packaged(name, _PACKAGED_TEXT)
+
+
 def _packaged(name: str, known: dict[str, tuple[str, str]]) -> str:
     """The path or hub id behind a tower's name."""
     prefix, colon, package = name.partition(":")
