@@ -70,7 +70,7 @@ def quantise_rows(matrix: Array, bits: int) -> Blocks:
     whole = np.zeros(blocks.shape, np.uint8)
     scales = np.ones(low.shape, np.float32)
     zeros = np.zeros(low.shape, np.uint8)
-    for shrink in (1.0, 0.95, 0.9, 0.85, 0.8):
+    for shrink in (1.0, 0.92, 0.84):
         step = np.maximum((high - low) * shrink / 15, 1e-8)
         zero = np.rint(-low * shrink / step).clip(0, 15)
         rounded = (np.rint(blocks / step[:, :, None]) + zero[:, :, None]).clip(0, 15)

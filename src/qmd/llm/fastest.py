@@ -153,6 +153,9 @@ def _pinned(folder: Path) -> str | None:
 
 
 def _rewritable(path: Path) -> bool:
+    packaged = (variant for card in CATALOG.values() if card.package for variant in card.variants)
+    if any(path.name in variant.files for variant in packaged):
+        return True
     from qmd.llm.gguf_file import read_gguf
 
     try:

@@ -21,10 +21,9 @@ _ANY = {
     "vector": (-5.35, 0.042, 12.091),
     "hybrid": (-9.019, 7.775, -0.145, 10.435, 0.318),
 }
-"""Constant; then weights of: square root of `match`, `deviations`, `cosine`, log(1 + words); by vector without the
-match and the words, by keyword without deviations and cosine. AUROC of _ANY on collections left out of the fit: .94
-to 1.00 hybrid, .89 to 1.00 keyword, .90 to .99 vector; half of the questions foreign, a third of them one to three
-words."""
+"""Constant; then weights of: square root of `match`, `deviations`, `cosine`, log(1 + words); by vector without match
+and words, by keyword without deviations and cosine. AUROC of _ANY on collections left out of the fit: .94 to 1.00
+hybrid, .89 to 1.00 keyword, .90 to .99 vector; half of the questions foreign, a third of them one to three words."""
 
 NOTHING_BELOW = 0.5
 """Below this probability that any hit answers the question, the answer is that nothing does."""

@@ -16,7 +16,7 @@ from qmd.store.cjk import has_cjk
 
 FEEDBACK_PASSAGES = 3
 """Passages that are read for expansion; 0 switches it off."""
-FEEDBACK_WEIGHT = 0.2
+FEEDBACK_WEIGHT = 0.3
 """Weight of the match with these words, against 1 of the question's own."""
 FEEDBACK_WORDS = 20
 FEWEST_WORDS = 8

@@ -30,8 +30,7 @@ Places = Mapping[int, tuple[int, str, int]]
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """`scores`: id -> score in [0, 1], best first. `matches`: id -> share of the question's words matched, weighed by
-    rarity; `nearness`: id -> standard deviations of cosine above the background; `cosines` themselves. All of the
-    question as asked."""
+    rarity; `nearness`: id -> standard deviations of cosine above the background; `cosines` themselves."""
 
     scores: dict[int, float]
     matches: Mapping[int, float]
