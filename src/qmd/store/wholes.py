@@ -73,10 +73,10 @@ class Wholes:
         length: dict[int, int] = defaultdict(int)
         parts: dict[int, int] = defaultdict(int)
         for document, sizes in self._sizes(documents).items():
-            for chunk, size, in_body in sizes:
+            for chunk, size, body_size in sizes:
                 owner[chunk] = document
                 norm[chunk] = K1 * (1 - B + B * size / mean)
-                length[document] += in_body
+                length[document] += body_size
             parts[document] = len(sizes)
         ids = sorted(owner)
         whole: dict[int, float] = defaultdict(float)
