@@ -26,7 +26,7 @@ PAIRS = 100
 """Neighbours among a long posting list that are looked at to estimate how many documents it is in."""
 _BODY_ONLY = (0.0, 0.0, 1.0, 0.0)
 _LEAST_IDF = 1e-6  # FTS5's own floor, for words in more than half of all rows
-_MOST = 0.999
+MOST = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,28 @@ class Matches:
     documents: Mapping[int, float]
     chunks: Mapping[int, float]
     parts: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Mean number of tokens of a chunk, all columns, and of a document's bodies."""
+
+    chunk: float
+    document: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the question. unit: the BM25 that one chunk full of it would get; found: (chunk, BM25, BM25 of the body
+    alone), chunks rising."""
+
+    rarity: float
+    unit: float
+    found: Sequence[tuple[int, float, float]]
+
+
+Sizes = Mapping[int, Sequence[tuple[int, int, int]]]
+"""document -> (chunk, its tokens, its body's) of its chunks, at least one."""
 
 
 class Wholes:
@@ -65,23 +87,12 @@ class Wholes:
 
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
         count, size_all, size_body = self._totals()
-        documents = list(dict.fromkeys(documents))
-        chunks = self._keyword.count()
-        mean, mean_document = max(size_all / max(chunks, 1), 1e-9), max(size_body / max(count, 1), 1e-9)
-        owner: dict[int, int] = {}
-        norm: dict[int, float] = {}
-        length: dict[int, int] = defaultdict(int)
-        parts: dict[int, int] = defaultdict(int)
-        for document, sizes in self._sizes(documents).items():
-            for chunk, size, body_size in sizes:
-                owner[chunk] = document
-                norm[chunk] = K1 * (1 - B + B * size / mean)
-                length[document] += body_size
-            parts[document] = len(sizes)
-        ids = sorted(owner)
-        whole: dict[int, float] = defaultdict(float)
-        part: dict[int, float] = defaultdict(float)
+        sizes = {d: chunks for d, chunks in self._sizes(list(dict.fromkeys(documents))).items() if chunks}
+        total = self._keyword.count()
+        means = Means(max(size_all / max(total, 1), 1e-9), max(size_body / max(count, 1), 1e-9))
+        ids = sorted(chunk for chunks in sizes.values() for chunk, _, _ in chunks)
         mass = missing * _rarity(count, 0)
+        words: list[Word] = []
         for expression, frequency in atoms:
             kept = self._keyword.keeps([expression])
             if not kept and frequency <= READ_AGAIN and "numpy" in sys.modules:
@@ -95,37 +106,13 @@ class Wholes:
                 continue
             rarity = _rarity(count, spread)
             mass += rarity
-            unit = max(math.log((chunks - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
-            body: dict[int, float] = defaultdict(float)
-            other: dict[int, float] = defaultdict(float)
-            for chunk, weighted, plain in self._scores(expression, ids, kept=kept):
-                share = min(weighted / unit, _MOST)
-                part[chunk] += rarity * share
-                document = owner[chunk]
-                in_body = _times(min(plain / unit, share), norm[chunk])
-                body[document] += in_body
-                other[document] += max(0.0, _times(share, norm[chunk]) - in_body)
-            for document, times in body.items():
-                # Title and path stand in every chunk of a document: they count once.
-                counted = times + other[document] / parts[document]
-                whole[document] += (
-                    rarity * counted / (counted + K1 * (1 - B + B * length[document] / mean_document))
-                )
-        best: dict[int, int] = {}
-        for chunk in ids:
-            first = best.setdefault(owner[chunk], chunk)
-            if part.get(chunk, 0.0) > part.get(first, 0.0):
-                best[owner[chunk]] = chunk
-        mass = max(mass, 1e-9)
-        scores = {
-            document: (
-                DOCUMENT_SHARE * whole.get(document, 0.0)
-                + (1 - DOCUMENT_SHARE) * part.get(best[document], 0.0)
-            )
-            / mass
-            for document in best
-        }
-        return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
+            unit = max(math.log((total - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
+            words.append(Word(rarity, unit, self._scores(expression, ids, kept=kept)))
+        if "numpy" in sys.modules:
+            from qmd.store.whole_arrays import add_words
+        else:
+            add_words = _add_words
+        return add_words(sizes, words, means, max(mass, 1e-9))
 
     def _sizes(self, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
         """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
@@ -145,7 +132,7 @@ class Wholes:
 
     def _scores(
         self, expression: str, ids: Sequence[int], *, kept: bool
-    ) -> Iterable[tuple[int, float, float]]:
+    ) -> Sequence[tuple[int, float, float]]:
         """(chunk, BM25, BM25 of the body alone) of those of `ids` (rising) that match."""
         if kept:
             return self._keyword.kept_among(expression, ids)
@@ -153,7 +140,7 @@ class Wholes:
         alone = ", ".join(map(str, _BODY_ONLY))
         rows: list[tuple[int, float, float]] = self._db.all(
             f"SELECT rowid, -bm25(keyword, {columns}), -bm25(keyword, {alone}) FROM keyword "
-            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?))",
+            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY rowid",
             (expression, json.dumps(ids)),
         )
         return rows
@@ -208,9 +195,47 @@ class Wholes:
         return self._known[2]
 
 
+def _add_words(sizes: Sizes, words: Sequence[Word], means: Means, mass: float) -> Matches:
+    """Add up; `whole_arrays.add_words` does the same for a process that has numpy."""
+    owner: dict[int, int] = {}
+    norm: dict[int, float] = {}
+    length: dict[int, int] = {}
+    for document, chunks in sizes.items():
+        for chunk, size, _ in chunks:
+            owner[chunk] = document
+            norm[chunk] = K1 * (1 - B + B * size / means.chunk)
+        length[document] = sum(body for _, _, body in chunks)
+    whole: dict[int, float] = defaultdict(float)
+    part: dict[int, float] = defaultdict(float)
+    for word in words:
+        body: dict[int, float] = defaultdict(float)
+        other: dict[int, float] = defaultdict(float)
+        for chunk, weighted, plain in word.found:
+            share = min(weighted / word.unit, MOST)
+            part[chunk] += word.rarity * share
+            in_body = _times(min(plain / word.unit, share), norm[chunk])
+            body[owner[chunk]] += in_body
+            other[owner[chunk]] += max(0.0, _times(share, norm[chunk]) - in_body)
+        for document, times in body.items():
+            # Title and path stand in every chunk of a document: they count once.
+            counted = times + other[document] / len(sizes[document])
+            whole[document] += (
+                word.rarity * counted / (counted + K1 * (1 - B + B * length[document] / means.document))
+            )
+    scores = {
+        document: (
+            DOCUMENT_SHARE * whole.get(document, 0.0)
+            + (1 - DOCUMENT_SHARE) * max(part.get(chunk, 0.0) for chunk, _, _ in chunks)
+        )
+        / mass
+        for document, chunks in sizes.items()
+    }
+    return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
+
+
 def _times(share: float, norm: float) -> float:
     """The term count behind tf / (tf + norm) = share."""
-    return max(0.0, share) * norm / (1 - min(share, _MOST))
+    return max(0.0, share) * norm / (1 - min(share, MOST))
 
 
 def _rarity(documents: int, holding: int) -> float:
@@ -228,4 +253,4 @@ def _varints(data: bytes) -> list[int]:
     return numbers
 
 
-__all__ = ["DOCUMENT_SHARE", "Matches", "Wholes"]
+__all__ = ["DOCUMENT_SHARE", "Matches", "Means", "Wholes", "Word"]
