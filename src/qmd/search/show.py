@@ -49,6 +49,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     stems = store.keyword.stem(shown.words.words)
     marker = Marker(shown.words.words, [stem for terms in stems.values() for stem in terms])
     rarity = _rarity(store, shown.asked)
+    documents = store.wholes.count()
     files = _Files(store)
     contexts = bool(store.contexts())
     complete = {chunk for chunk, _ in shown.words.ranked[: shown.words.complete]}
@@ -59,7 +60,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     ceiling, before = 1.0, 0.0
     for key, row in _rows(state):
         snippet = cut_snippet(*_text(store, row), marker)
-        known = _evidence(state, key, row, snippet, marker, rarity)
+        known = _evidence(state, key, row, snippet, marker, rarity, documents)
         if len(evidence) < EVIDENCE:
             evidence.append(known)
         # The order is the stages', the figure is calibrated: where they disagree, a later hit shows a little less.
@@ -179,6 +180,7 @@ def _evidence(
     snippet: Snippet,
     marker: Marker,
     rarity: Mapping[str, tuple[frozenset[str], float]],
+    documents: int,
 ) -> Evidence:
     above = " ".join((row.title, *row.heading_path, row.path))
     held = snippet.found | {kind for _, _, kind in marker.find(above)}
@@ -196,7 +198,7 @@ def _evidence(
         match=state.matches.get(key),
         deviations=state.nearness.get(key),
         reranked=state.trail.get("reranked", {}).get(key),
-        documents=state.store.wholes.count(),
+        documents=documents,
         coverage=have / total if total else 0.0,
         words=len(rarity),
     )
