@@ -291,10 +291,11 @@ class _Files:
 
 
 class _Copies:
-    """Finds a passage that is a near-copy of one shown before."""
+    """Finds a passage that is a near-copy of one shown before, in a file of about the same size: a longer one says more
+    than the passage."""
 
     def __init__(self) -> None:
-        self._shown: list[tuple[int, int, frozenset[str]]] = []
+        self._shown: list[tuple[int, ChunkRow, frozenset[str]]] = []
 
     def find(self, row: ChunkRow, number: int) -> int | None:
         """The number of the hit that `row` copies; else None, and `row` is remembered as hit `number`."""
@@ -302,8 +303,10 @@ class _Copies:
         if len(words) * 12 < len(row.text):  # a script without spaces
             words = frozenset(row.text[i : i + 2] for i in range(len(row.text) - 1))
         size = len(words)
-        for other, document, theirs in self._shown:
-            if document == row.document_id or min(size, len(theirs)) < ALIKE * max(size, len(theirs)):
+        for other, shown, theirs in self._shown:
+            if shown.document_id == row.document_id or not _alike(shown.size, row.size):
+                continue
+            if not _alike(size, len(theirs)):
                 continue
             common = len(words & theirs)
             if common < ALIKE * (size + len(theirs) - common):
@@ -312,5 +315,9 @@ class _Copies:
                 continue
             if not any(c.isdigit() for word in words ^ theirs for c in word):
                 return other
-        self._shown.append((number, row.document_id, words))
+        self._shown.append((number, row, words))
         return None
+
+
+def _alike(one: int, other: int) -> bool:
+    return min(one, other) >= ALIKE * max(one, other)
