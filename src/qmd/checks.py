@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmd.errors import QmdError
+from qmd.machine import check_files, check_machine, try_models
 from qmd.reports import CheckResult
 
 if TYPE_CHECKING:
@@ -14,16 +15,25 @@ if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder
     from qmd.store import Store
 
+MANY_LANGUAGES = 5
 FOREIGN_SHARE = 0.3
 """Share of documents in languages that the model does not read from which `check` says so."""
 
 
 def run_checks(
-    store: Store, config: Config, places: Places, open_embedder: Callable[[], Embedder]
+    store: Store,
+    config: Config,
+    places: Places,
+    open_embedder: Callable[[], Embedder],
+    *,
+    models: bool = False,
 ) -> list[CheckResult]:
-    """All checks, in the order a person would ask."""
+    """All checks, in the order a person would ask. `models`: also load every configured model and try it."""
     return [
         CheckResult("configuration", "ok", f"{places.config_dir}"),
+        *check_machine(),
+        *check_files(config),
+        *(try_models(config) if models else ()),
         *_folders(store),
         *_database(store),
         *_vectors(store, config, open_embedder),
@@ -83,18 +93,33 @@ def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]
 
 
 def _languages(store: Store, embedder: Embedder) -> Iterator[CheckResult]:
+    """A warning for each collection that is largely in languages the model does not read."""
     known = set(embedder.card.languages)
-    languages = {name: n for name, n in store.documents.languages().items() if name and name != "und"}
-    total = sum(languages.values())
-    foreign = {name: n for name, n in languages.items() if known and name not in known}
-    if total and "multilingual" not in known and sum(foreign.values()) > FOREIGN_SHARE * total:
+    if not known or "multilingual" in known:
+        return
+    for collection, counts in store.documents.languages_by_collection().items():
+        languages = {name: n for name, n in counts.items() if name and name != "und"}
+        foreign = {name: n for name, n in languages.items() if name not in known}
+        total, outside = sum(languages.values()), sum(foreign.values())
+        if not total or outside <= FOREIGN_SHARE * total:
+            continue
         named = ", ".join(f"{name} {n}" for name, n in foreign.items())
         yield CheckResult(
-            "languages",
+            f"languages of {collection}",
             "warning",
-            f"{sum(foreign.values())} of {total} documents are in languages that "
-            f"{embedder.card.name} does not read ({named}); keyword search finds them, search by meaning "
-            f"hardly",
-            "Set `models.embedding` to a model of many languages, for example BAAI/bge-m3 or "
-            "Qwen/Qwen3-Embedding-0.6B, and run `qmd embed --model-changed`.",
+            f"{outside} of {total} documents are in languages that {embedder.card.name} does not read ({named}); "
+            "keyword search finds them, search by meaning hardly",
+            f"Set `models.embedding` to {_fitting(set(languages))}, and run `qmd embed --model-changed`.",
         )
+
+
+def _fitting(languages: set[str]) -> str:
+    """Models of the catalog that read all these languages, smallest first; those of many languages as the last."""
+    from qmd.llm.catalog import CATALOG
+
+    cards = [card for card in CATALOG.values() if card.role == "embedding"]
+    exact = [card for card in cards if languages <= set(card.languages)]
+    many = [card for card in cards if len(card.languages) >= MANY_LANGUAGES and card not in exact]
+    fitting = sorted(exact, key=lambda card: card.dim) + sorted(many, key=lambda card: card.dim)
+    names = [card.name for card in fitting[:3]]
+    return " or ".join(names) if names else "a model of many languages"

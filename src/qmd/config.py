@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,12 +39,26 @@ class Models(Section, frozen=True):
 
 
 class Search(Section, frozen=True):
-    """Defaults of every search; a flag or an argument of the same name overrides."""
+    """Defaults of every search; a flag or an argument of the same name overrides.
+
+    budget_ms: time that all stages may take together; 0: no limit. rerank_weight: share of the reranker in the score of
+    a reranked hit. recency: how much more a document of today counts than an old one, halved every `half_life_days`.
+    boosts: collection -> factor of its scores.
+    """
 
     limit: int = 10
     keyword_weight: float = 1.0
     vector_weight: float = 1.0
     rrf_k: int = 60
+    expand: bool = True
+    rerank: bool = True
+    candidate_limit: int = 20
+    rerank_weight: float = 0.7
+    late_interaction: bool = False
+    budget_ms: float = 3000.0
+    recency: float = 0.0
+    half_life_days: float = 30.0
+    boosts: dict[str, float] = msgspec.field(default_factory=dict)
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 
@@ -113,6 +128,38 @@ def load_config(path: Path) -> Config:
     return parse_config({} if tree is None else tree, source=str(path))
 
 
+def load_config_of(places: Places) -> Config:
+    """The configuration in force. A project's own comes with the project, perhaps from a stranger: it may choose among
+    known models and set limits, and that is all.
+
+    Raises ConfigError.
+    """
+    path = places.config_dir / CONFIG_NAME
+    config = load_config(path)
+    if places.project is not None and places.config_dir == places.project:
+        for role in ("embedding", "reranker", "expansion", "generation"):
+            name = getattr(config.models, role)
+            if name is not None and _reaches(name):
+                raise ConfigError(
+                    f"{path}: models.{role} is {name!r}. A project's own configuration names models by their names, "
+                    "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
+                    f"`--config-dir {places.project}`."
+                )
+        if config.ingest.follow_symlinks:
+            raise ConfigError(
+                f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "
+                f"or trust this file with `--config-dir {places.project}`."
+            )
+    return config
+
+
+def _reaches(name: str) -> bool:
+    """Whether a model's name is an address or a file: anything but a plain name or `owner/name`."""
+    parts = name.split("/")
+    plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
+    return not plain or name.endswith(".gguf") or os.path.exists(name)
+
+
 def parse_config(tree: object, *, source: str = "configuration") -> Config:
     """Check a plain mapping against the tree of sections."""
     if not isinstance(tree, dict):
@@ -134,3 +181,43 @@ def _refuse_unknown(tree: dict[Any, Any], section: type[Section], source: str, p
         kind = fields[key]
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
             _refuse_unknown(value, kind, source, f"{prefix}{key}.")
+
+
+def set_model(path: Path, key: str, name: str) -> None:
+    """Write `models.KEY: NAME` into a configuration file, leaving every other line and comment as it is.
+
+    Raises ConfigError, and changes nothing, where the file cannot be read or would not say so afterwards.
+    """
+    import json
+
+    load_config(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    line = f"  {key}: {json.dumps(name, ensure_ascii=False)}"
+    lines = text.splitlines()
+    start = next((i for i, row in enumerate(lines) if re.match(r"models\s*:\s*(#.*)?$", row)), None)
+    if start is None and any(re.match(r"['\"]?models\b", row) for row in lines):
+        raise ConfigError(f"{path} writes `models` in another style. Set `models.{key}: {name}` by hand.")
+    if start is None:
+        lines += ["models:", line]
+    else:
+        end = next((i for i in range(start + 1, len(lines)) if re.match(r"[^\s#]", lines[i])), len(lines))
+        at = next((i for i in range(start + 1, end) if re.match(rf"\s+{key}\s*:", lines[i])), None)
+        inside = [row for row in lines[start + 1 : end] if row.strip() and not row.lstrip().startswith("#")]
+        indent = inside[0][: len(inside[0]) - len(inside[0].lstrip())] if inside else "  "
+        if at is None:
+            lines.insert(start + 1, indent + line.strip())
+        else:
+            lines[at] = indent + line.strip()
+    written = "\n".join(lines) + "\n"
+    import yaml
+
+    try:
+        said = parse_config(yaml.safe_load(written), source=str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} cannot be changed safely ({error}). Set models.{key} by hand.") from error
+    if getattr(said.models, key) != name:
+        raise ConfigError(f"{path} cannot be changed safely. Set `models.{key}: {name}` by hand.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(written, encoding="utf-8")
+    temporary.replace(path)

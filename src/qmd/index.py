@@ -1,7 +1,6 @@
 """The Python door: `qmd.open(path)` gives an Index; everything the command line can do, it asks here.
 
-Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the
-first
+Argument names are the command line's flag names. Opening reads no model: the embedder is opened when the first
 vector is needed, so keyword search imports neither numpy nor a runtime.
 """
 
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config
+from qmd.config import Config, Places, find_places, load_config_of
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.reports import (
     AddReport,
@@ -28,23 +27,16 @@ from qmd.reports import (
     Status,
 )
 from qmd.search import reference
-from qmd.search.pipeline import Mode, Request
-from qmd.search.pipeline import search as run_search
-from qmd.search.query import read_date
+from qmd.searches import Searches
 from qmd.store.store import Store
-from qmd.types import Collection, Filter, Hits, Progress
-
-every = all
+from qmd.types import Collection, Progress
 
 if TYPE_CHECKING:
     from qmd.ingest.run import UpdateReport
-    from qmd.llm.protocols import Embedder
+    from qmd.llm.protocols import Embedder, Reranker
     from qmd.search.answer import Answer, Writer
     from qmd.store import CleanupReport, StoredDocument
     from qmd.vembed.from_index import PairKind
-
-NO_LIMIT = 100_000
-"""What `all` means in hits: more than a person or a program reads."""
 
 
 def open(
@@ -54,53 +46,43 @@ def open(
     config: Config | None = None,
     places: Places | None = None,
     embedder: Embedder | None = None,
+    reranker: Reranker | None = None,
     create: bool = True,
 ) -> Index:
     """Open an index, making it where there is none (`create=False`: NotFound instead).
 
-    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where
-    `index`
-    names one of several. `embedder` replaces the configured embedding model.
+    path: the database file, or a folder to hold `index.sqlite`; without it the data folder in force, where `index`
+    names one of several. `embedder` and `reranker` replace the configured models.
     """
     places = places or find_places()
     if config is None:
-        config = load_config(places.config_dir / CONFIG_NAME)
+        config = load_config_of(places)
     database = places.database(index) if path is None else Path(path).expanduser()
     if database.is_dir() or (path is not None and not database.suffix and not database.exists()):
         database = database / f"{index}.sqlite"
     if not database.exists():
         if not create:
             raise NotFound(f"there is no index at {database}. Run `qmd add PATH` to make one.")
-        database.parent.mkdir(parents=True, exist_ok=True)
-    return Index(Store.open(database, create=create), config, places, embedder)
+        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Index(Store.open(database, create=create), config, places, embedder, reranker)
 
 
-class Index:
+class Index(Searches):
     """One index: collections, their documents, and the searches over them. Also a context manager."""
 
-    config: Config
-    places: Places
-    store: Store
-
     def __init__(
-        self, store: Store, config: Config, places: Places, embedder: Embedder | None = None
+        self,
+        store: Store,
+        config: Config,
+        places: Places,
+        embedder: Embedder | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
-        self.store = store
-        self.config = config
-        self.places = places
-        self._embedder = embedder
+        super().__init__(store, config, places, embedder, reranker)
         self._writer: tuple[str | None, Writer] | None = None
 
-    @property
-    def embedder(self) -> Embedder:
-        """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
-        if self._embedder is None:
-            from qmd.llm import open_embedder
-
-            self._embedder = open_embedder(self.config.models.embedding)
-        return self._embedder
-
     def close(self) -> None:
+        self.forget_models()
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -122,13 +104,18 @@ class Index:
         embed: bool = True,
         progress: Progress | None = None,
     ) -> AddReport:
-        """Make `folder` a collection (named after it), index it, and embed it. Adding it again updates it.
+        """Make `folder` a collection (named after it), index it, and embed it. Adding it again updates it; patterns
+        or ignore then replace those it had.
 
         Raises UsageError where the name is taken by another folder, NotFound where the folder does not exist.
         """
         collection = self._same_collection(folder, name)
         if collection is None:
             collection = self.add_collection(folder, name=name, patterns=patterns, ignore=ignore)
+        elif patterns or ignore:
+            self.store.set_patterns(
+                collection.name, patterns or collection.patterns, ignore or collection.ignore
+            )
         report = self.update([collection.name], progress=progress)[collection.name]
         if not embed:
             return AddReport(collection.name, collection.root, report)
@@ -148,13 +135,14 @@ class Index:
         from qmd.ingest.run import update
 
         names = list(collections) or [collection.name for collection in self.store.collections()]
+        for name in names:
+            self.stay_inside(Path(self.store.collection(name).root))
         return {name: update(self.store, name, self.config, progress, force) for name in names}
 
     def embed(self, *, model_changed: bool = False, progress: Progress | None = None) -> EmbedReport:
         """Make the vectors that are missing, newest document first, committed batch by batch.
 
-        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees
-        to vectors
+        KeyboardInterrupt ends the run with `interrupted` set; what is done is kept. `model_changed` agrees to vectors
         of another model than the index has (they replace the old ones); without it, ModelMismatch.
         """
         from qmd.ingest.embed import embed
@@ -166,102 +154,6 @@ class Index:
             remaining=report.total - report.done,
             seconds=report.seconds,
             interrupted=report.interrupted,
-        )
-
-    # ---- searches
-    def search(
-        self,
-        query: str,
-        *,
-        limit: int | None = None,
-        collections: Sequence[str] = (),
-        path: str | None = None,
-        tags: Sequence[str] = (),
-        after: str | None = None,
-        before: str | None = None,
-        min_score: float | None = None,
-        all: bool = False,
-        full: bool = False,
-        explain: bool = False,
-    ) -> Hits:
-        """Find by keyword (BM25). `all` lifts the limit; `full` gives `body` in place of `snippet`."""
-        return self._search(
-            "keyword",
-            query,
-            limit=limit,
-            collections=collections,
-            path=path,
-            tags=tags,
-            after=after,
-            before=before,
-            min_score=min_score,
-            all=all,
-            full=full,
-            explain=explain,
-        )
-
-    def vsearch(
-        self,
-        query: str,
-        *,
-        limit: int | None = None,
-        collections: Sequence[str] = (),
-        path: str | None = None,
-        tags: Sequence[str] = (),
-        after: str | None = None,
-        before: str | None = None,
-        min_score: float | None = None,
-        all: bool = False,
-        full: bool = False,
-        explain: bool = False,
-    ) -> Hits:
-        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a
-        model.
-        """
-        return self._search(
-            "vector",
-            query,
-            limit=limit,
-            collections=collections,
-            path=path,
-            tags=tags,
-            after=after,
-            before=before,
-            min_score=min_score,
-            all=all,
-            full=full,
-            explain=explain,
-        )
-
-    def query(
-        self,
-        query: str,
-        *,
-        limit: int | None = None,
-        collections: Sequence[str] = (),
-        path: str | None = None,
-        tags: Sequence[str] = (),
-        after: str | None = None,
-        before: str | None = None,
-        min_score: float | None = None,
-        all: bool = False,
-        full: bool = False,
-        explain: bool = False,
-    ) -> Hits:
-        """Find by both, fused. Without a model or vectors it answers by keyword and says so in `degraded`."""
-        return self._search(
-            "hybrid",
-            query,
-            limit=limit,
-            collections=collections,
-            path=path,
-            tags=tags,
-            after=after,
-            before=before,
-            min_score=min_score,
-            all=all,
-            full=full,
-            explain=explain,
         )
 
     # ---- teaching
@@ -369,13 +261,23 @@ class Index:
     # ---- state
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
+        from qmd.search.inverted import inverted_file
+
         counts = self.store.counts()
         wanted = self.config.models.embedding
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
             vectors.append(
-                ModelVectors(model.name, model.fingerprint, model.dim, done, total, model.name == wanted)
+                ModelVectors(
+                    model.name,
+                    model.fingerprint,
+                    model.dim,
+                    done,
+                    total,
+                    model.name == wanted,
+                    inverted_file(self.store.vectors.stem(model.fingerprint)),
+                )
             )
         return Status(
             database=str(self.store.path),
@@ -392,11 +294,14 @@ class Index:
             languages=self.store.documents.languages(),
         )
 
-    def check(self) -> list[CheckResult]:
-        """Look at the configuration, the models, the database and the folders; repair nothing."""
+    def check(self, *, models: bool = False) -> list[CheckResult]:
+        """Look at the machine, the configuration, the models, the database and the folders; repair nothing.
+
+        `models`: also load every configured model and let it work, with where it runs and how fast.
+        """
         from qmd.checks import run_checks
 
-        return run_checks(self.store, self.config, self.places, lambda: self.embedder)
+        return run_checks(self.store, self.config, self.places, lambda: self.embedder, models=models)
 
     def cleanup(self) -> CleanupReport:
         """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back."""
@@ -430,6 +335,7 @@ class Index:
         root = Path(folder).expanduser().absolute()
         if not root.is_dir():
             raise NotFound(f"there is no folder {root}.")
+        self.stay_inside(root)
         name = name or re.sub(r"[^\w.-]+", "-", root.name).strip("-.") or "root"
         for taken in self.store.collections():
             if taken.name == name:
@@ -453,9 +359,7 @@ class Index:
         self.store.set_include(name, False)
 
     def add_context(self, path: str, text: str) -> Context:
-        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or
-        `collection/folder`.
-        """
+        """Attach `text` to `/` (everything), `collection`, `qmd://collection/folder` or `collection/folder`."""
         collection, prefix = self._place(path)
         if not text.strip():
             raise UsageError("the context is empty.")
@@ -488,63 +392,26 @@ class Index:
         return names
 
     # ---- shared by the above
-    def _search(
-        self,
-        mode: Mode,
-        query: str,
-        *,
-        limit: int | None,
-        collections: Sequence[str],
-        path: str | None,
-        tags: Sequence[str],
-        after: str | None,
-        before: str | None,
-        min_score: float | None,
-        all: bool,
-        full: bool,
-        explain: bool,
-    ) -> Hits:
-        limit = self.config.search.limit if limit is None else limit
-        if limit < 1:
-            raise UsageError(f"limit is {limit}; it must be 1 or more.")
-        included = self.store.included() if collections else {}
-        for name in collections:
-            if name not in included:
-                self.store.collection(name)  # raises with the known names
-        request = Request(
-            text=query,
-            mode=mode,
-            limit=NO_LIMIT if all else limit,
-            filter=Filter(
-                collections=tuple(collections) or self._included(),
-                path=path,
-                tags=tuple(tags),
-                after=_date(after),
-                before=_date(before),
-            ),
-            min_score=min_score,
-            full=full,
-            explain=explain,
-            keyword_weight=self.config.search.keyword_weight,
-            vector_weight=self.config.search.vector_weight,
-            rrf_k=self.config.search.rrf_k,
-        )
-        return run_search(self.store, request, lambda: self.embedder)
-
-    def _included(self) -> tuple[str, ...]:
-        """The collections that a search looks into when it names none; empty when that is all of them."""
-        included = self.store.included()
-        if every(included.values()):
-            return ()
-        # No name can be empty: where everything is excluded, nothing is searched.
-        return tuple(name for name, include in included.items() if include) or ("",)
-
     def _same_collection(self, folder: str | Path, name: str | None) -> Collection | None:
         """The collection that `folder` is already, if it is one (and is not asked to have another name)."""
         root = str(Path(folder).expanduser().absolute())
         return next(
             (row for row in self.store.collections() if row.root == root and name in (None, row.name)), None
         )
+
+    def stay_inside(self, root: Path) -> None:
+        """A project's own index reads the project's folder: it may have come with it, from a stranger.
+
+        Raises UsageError.
+        """
+        project = self.places.project
+        if project is None or self.store.path.parent != project:
+            return
+        if not root.resolve().is_relative_to(project.parent.resolve()):
+            raise UsageError(
+                f"{root} is outside the project {project.parent}, whose own index reads what is inside. Use another "
+                "index for it: `--data-dir FOLDER`, or run this outside the project."
+            )
 
     def _place(self, path: str) -> tuple[str, str]:
         """(collection, or "/" for all; path prefix) that a context is attached to."""
@@ -605,13 +472,3 @@ class Index:
             lines=len(lines),
             context=self.store.context_for(document.collection, document.path),
         )
-
-
-def _date(value: str | None) -> str | None:
-    """An ISO date from `2024`, `2024-5` or `2024-05-31`. Raises UsageError."""
-    if value is None:
-        return None
-    date = read_date(value)
-    if date is None:
-        raise UsageError(f"{value!r} is not a date. Write 2026, 2026-01 or 2026-01-31.")
-    return date

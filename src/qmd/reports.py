@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from qmd.types import Hit
+
 if TYPE_CHECKING:
     from qmd.ingest.run import UpdateReport as UpdateReport
 
@@ -84,6 +86,48 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkedPlace:
+    """One end of a link: `target` as written on `line` of the linking note, and the note at the other end (None: there
+    is none)."""
+
+    target: str
+    line: int
+    file: str | None
+    title: str | None
+    kind: str
+    anchor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The links of a note: out of it, into it, and those that lead nowhere. `similar`: notes near in meaning that no
+    link joins to it, best first."""
+
+    file: str
+    title: str
+    out: tuple[LinkedPlace, ...]
+    into: tuple[LinkedPlace, ...]
+    broken: tuple[LinkedPlace, ...]
+    similar: tuple[Hit, ...] = ()
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InvertedFile:
+    """What search uses instead of a scan past the scan's range: `rows` of the matrix, in `nlist` lists of which
+    `nprobe` are looked into. recall: of the ten nearest of each of `sample` of the user's own vectors, the share found.
+    trained_rows: rows there were when the lists were made."""
+
+    rows: int
+    nlist: int
+    nprobe: int
+    recall: float
+    sample: int
+    trained_rows: int
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVectors:
     """The vectors of one model in the index. `done` of `total` chunk texts have one."""
 
@@ -93,6 +137,7 @@ class ModelVectors:
     done: int
     total: int
     configured: bool
+    inverted: InvertedFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +181,4 @@ class CheckResult:
     state: Literal["ok", "warning", "problem"]
     message: str
     remedy: str | None = None
+    figures: Mapping[str, object] | None = None

@@ -94,7 +94,9 @@ class Filter:
 class Hit:
     """One found place. `file` is `qmd://collection/path`; `line`/`end_line` count from 1; `score` rises.
 
-    `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`.
+    `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`. `quote`
+    is the sentence of the snippet with most matches, word for word. `stale`: the file "changed" since it was indexed,
+    or is "gone"; None: it is as indexed. `duplicates`: `file:line` of near-copies that are not hits of their own.
     """
 
     docid: str
@@ -111,15 +113,24 @@ class Hit:
     body: str | None = None
     marks: tuple[tuple[int, int], ...] = ()
     explain: Mapping[str, object] | None = None
+    quote: str | None = None
+    stale: Literal["changed", "gone"] | None = None
+    duplicates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Hits(Sequence[Hit]):
-    """Hits, best first. `degraded` names every stage that was left out or replaced, with the reason."""
+    """Hits, best first. `degraded` names every stage that was left out or replaced, with the reason.
+
+    `any_relevant` is the probability that some hit answers the question, None where nothing can be said;
+    `nothing_relevant` is the verdict: the hits are the nearest there is, and none of them is the answer.
+    """
 
     hits: tuple[Hit, ...]
     degraded: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    any_relevant: float | None = None
+    nothing_relevant: bool = False
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -153,7 +164,8 @@ class ModelCard:
     token
     vectors ("encoder"), one score a pair ("seq-cls"), or next-token logits ("causal"). `dims` are the
     Matryoshka
-    sizes a vector may be cut to, largest first; empty means only `dim`.
+    sizes a vector may be cut to, largest first; empty means only `dim`. `checked` says where the file names were
+    read; empty means they were not: the repository's own list decides when the model is pulled.
     """
 
     name: str
@@ -172,3 +184,4 @@ class ModelCard:
     form: Form = "encoder"
     dims: tuple[int, ...] = ()
     template: str = ""
+    checked: str = ""

@@ -99,6 +99,29 @@ def test_refine_is_exact_and_follows_changes():
         index.add_with_ids(x[:1], [1])
 
 
+@pytest.mark.parametrize("text", ["IVF16,Flat", "IVF16,SQ8"])
+def test_shards_are_trained_once_and_share_their_lists(text, monkeypatch):
+    x = data(2000, 16)
+    shards = ivf.IndexShards([ivf.index_factory(16, text) for _ in range(3)])
+    calls = []
+    kind = type(shards.shards[0])
+    monkeypatch.setattr(kind, "train", lambda self, x, f=kind.train: calls.append(f(self, x)))
+    shards.train(x)
+    assert len(calls) == 1
+    one = ivf.index_factory(16, text)
+    one.train(x)
+    for shard in shards.shards:
+        assert torch.equal(shard.centroids, shards.shards[0].centroids)
+        assert shard.is_trained
+    shards.add(x)
+    one.add(x)
+    shards.nprobe = one.nprobe = 4
+    a, b = shards.search(x[:50], 5), one.search(x[:50], 5)
+    assert torch.equal(a[1], b[1])
+    with pytest.raises(ValueError, match="holds"):
+        shards.shards[0].adopt(one)
+
+
 def test_shards_answer_like_one_index():
     x, q = data(2000, 16, 1), data(30, 16, 2)
     shards = ivf.IndexShards([ivf.IndexFlatL2(16) for _ in range(3)])
@@ -286,9 +309,9 @@ def _env():
 def test_cost_model_prefers_grouping_for_large_batches():
     from qmd.ivf.cost import Cost
 
-    c = Cost(each=20e-6, touch=40e-6, task=1e-6, select_each=100e-6, select_grouped=30e-6, start=1e-3)
-    assert not c.prefers_grouped(1, 32, 512)
-    assert c.prefers_grouped(512, 32, 512)
+    c = Cost(few=3e-5, few_more=2e-5, grouped=1e-4, grouped_more=2e-6, row=1e-9, select=3e-5, start=1e-3)
+    assert not c.prefers_grouped(1, 32, 512, 512)
+    assert c.prefers_grouped(512, 32, 512, 512)
     index = filled("IVF16,Flat", data(2000, 16))
     for threshold, mode in ((0.0, "csr"), (1e9, "matrix")):
         index.auto_search_avg_group_threshold = threshold

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,14 @@ assert _spec is not None
 assert _spec.loader is not None
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees, or leaves, what another prepared."""
+    if "QMD_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path_factory.mktemp("qmd-cache")))
+
 
 Built = tuple[Path, Any]
 

@@ -20,7 +20,7 @@ Build = Callable[[str], tuple[Path, Any]]
 TEXTS = ["how to change file permissions", "bread", "the weather of the river and the bridge"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-r", "modernbert"])
+@pytest.mark.parametrize("kind", ["bert", "xlm-r", "modernbert", "jina-bert"])
 def test_pooled_vectors_equal_transformers(kind: str, tiny_model: Build) -> None:
     folder, model = tiny_model(kind)
     embedder = open_embedder(str(folder))
@@ -31,6 +31,26 @@ def test_pooled_vectors_equal_transformers(kind: str, tiny_model: Build) -> None
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
         wanted = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
         np.testing.assert_allclose(vector, wanted, atol=1e-4)
+
+
+def test_a_network_that_only_looks_like_bert_is_left_as_it_is(tiny_model: Build) -> None:
+    from qmd.llm.bert_graph import read_bert
+
+    embedder: Any = open_embedder(str(tiny_model("jina-bert")[0]))
+    assert read_bert(tiny_model("jina-bert")[0] / "model.onnx") is None
+    assert embedder.prepare() is None
+    padded = embedder.embed_documents([*TEXTS, "bread " * 40])
+    np.testing.assert_allclose(padded[:3], embedder.embed_documents(TEXTS), atol=1e-4)
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_texts_and_strange_ones(tiny_model: Build) -> None:
+    embedder = open_embedder(str(tiny_model("bert")[0]))
+    strange = ["", "\x00\x01\xff", "😀" * 50, "\udc80", "x" * 20_000]
+    vectors = embedder.embed_documents([*strange, *(f"n{i}" for i in range(100_000))])
+    assert vectors.shape == (100_005, 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose(vectors[-1], embedder.embed_documents(["n99999"])[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-r"])

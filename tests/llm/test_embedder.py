@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,3 +56,35 @@ def test_any_text_gives_a_vector(minilm: Embedder) -> None:
     assert minilm.embed_documents([]).shape == (0, 384)
     with pytest.raises(TypeError, match="sequence"):
         minilm.embed_documents("one string")
+
+
+def test_a_folder_with_a_card_is_read_by_its_card(tiny_model: Any, tmp_path: Path) -> None:
+    """The form in which `qmd train` exports: card.json with prefixes, sizes and pinned files."""
+    import json
+    import shutil
+    from dataclasses import asdict
+
+    from qmd.errors import ModelError
+    from qmd.llm.files import file_sha256
+    from qmd.types import ModelCard, ModelVariant
+
+    folder = tmp_path / "trained"
+    shutil.copytree(tiny_model("bert")[0], folder)
+    variant = ModelVariant("fp32", ("model.onnx",), file_sha256(folder / "model.onnx"))
+    card = ModelCard(
+        "mine", "embedding", 32, 64, query_prefix="q: ", doc_prefix="d: ", variants=(variant,), dims=(32, 16)
+    )
+    (folder / "card.json").write_text(json.dumps(asdict(card) | {"trained": {"steps": 3}}))
+    trained, plain = open_embedder(str(folder)), open_embedder(str(tiny_model("bert")[0]))
+    assert (trained.card.name, trained.max_tokens) == ("mine", 64)
+    np.testing.assert_allclose(
+        trained.embed_query("bread"), plain.embed_documents(["q: bread"])[0], atol=1e-5
+    )
+    np.testing.assert_allclose(trained.embed_documents(["x"]), plain.embed_documents(["d: x"]), atol=1e-5)
+    assert open_embedder(str(folder), dim=16).embed_query("bread").shape == (16,)
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-9])
+    with pytest.raises(ModelError, match="Export the model again"):
+        open_embedder(str(folder))
+    (folder / "card.json").write_text("{}")
+    with pytest.raises(ModelError, match="no model card"):
+        open_embedder(str(folder))

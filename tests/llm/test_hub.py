@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +22,8 @@ from qmd.errors import ModelError, NotFound
 from qmd.llm import find_card, open_embedder
 from qmd.llm.catalog import CATALOG
 from qmd.llm.hub import cached_models, find_on_hub, lock_path, read_lock, remove_cached
+from qmd.llm.open import find_files
+from qmd.llm.variants import find_variants
 from qmd.types import ModelCard, ModelVariant
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -28,7 +36,11 @@ class Hub(ThreadingHTTPServer):
     daemon_threads = True
     files: dict[str, bytes]
     asked: list[tuple[str, str, str | None]]
+    stalled: threading.Event
+    go_on: threading.Event
     broken_after: int | None = None
+    stall_after: int | None = None
+    lists: bool = True
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -44,6 +56,20 @@ class Answers(BaseHTTPRequestHandler):
         hub = self.server
         assert isinstance(hub, Hub)
         hub.asked.append((self.command, self.path, self.headers.get("Range")))
+        if self.path.startswith("/api/models/tiny/model") and hub.lists:
+            names = [{"rfilename": name} for name in hub.files]
+            raw = json.dumps({"id": "tiny/model", "sha": COMMIT, "siblings": names}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+            return
+        if self.path.startswith("/api/models/tiny/model"):  # a plain mirror knows files, not lists
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         name = self.path.partition("/resolve/")[2].partition("/")[2]
         if not self.path.startswith("/tiny/model/"):
             self.send_response(404)
@@ -71,6 +97,13 @@ class Answers(BaseHTTPRequestHandler):
             end = len(data)
             if hub.broken_after is not None and name.endswith(".onnx"):
                 end, hub.broken_after = start + hub.broken_after, None
+            if hub.stall_after is not None and name.endswith(".onnx"):
+                self.wfile.write(data[start : start + hub.stall_after])
+                self.wfile.flush()
+                hub.stall_after = None
+                hub.stalled.set()
+                hub.go_on.wait(20)
+                return
             self.wfile.write(data[start:end])
             self.close_connection = True
 
@@ -82,6 +115,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Ite
     folder, _ = tiny_model("bert")
     server = Hub(("127.0.0.1", 0), Answers)
     server.asked = []
+    server.stalled, server.go_on = threading.Event(), threading.Event()
     server.files = {
         "onnx/model.onnx": (folder / "model.onnx").read_bytes(),
         "tokenizer.json": (folder / "tokenizer.json").read_bytes(),
@@ -98,6 +132,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Ite
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
     yield server
     server.shutdown()
@@ -140,16 +175,105 @@ def test_an_interrupted_download_goes_on(hub: Hub) -> None:
     with contextlib.suppress(ModelError):  # the library may go on by itself, or give up and go on next time
         find_on_hub(CARD, CARD.variants[0])
     assert find_on_hub(CARD, CARD.variants[0]).graph.read_bytes() == hub.files["onnx/model.onnx"]
-    gets = [path for command, path, _ in hub.asked if command == "GET" and path.endswith(".onnx")]
+    gets = [asked for command, path, asked in hub.asked if command == "GET" and path.endswith(".onnx")]
     assert len(gets) >= 2
+    # the second request asks for the rest alone: what reached the disk in whole pieces is kept
+    starts = [int(wanted.removeprefix("bytes=").partition("-")[0]) for wanted in gets[1:] if wanted]
+    assert any(4096 <= start <= 10_000 for start in starts), gets
+
+
+def test_ctrl_c_in_a_download_loses_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.stall_after = 20_000
+    environment = os.environ | {
+        "PYTHONPATH": "src", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_DISABLE_XET": "1", "QMD_CACHE_DIR": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
+    pull = [sys.executable, "-m", "qmd", "models", "pull", "tiny/model"]
+    first = subprocess.Popen(pull, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert hub.stalled.wait(60)
+    time.sleep(0.3)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=30)
+    hub.go_on.set()
+    assert first.returncode == 130
+    assert "Traceback" not in said
+    assert read_lock() == {}
+    second = subprocess.run(pull, env=environment, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 0, second.stderr
+    graph = find_on_hub(CARD, CARD.variants[0], download=False).graph
+    assert graph.read_bytes() == hub.files["onnx/model.onnx"]
+
+
+def test_a_full_disk_and_a_wrong_kind_of_file_are_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.hf_hub_download", full)
+        with pytest.raises(ModelError, match="Free disk space"):
+            find_on_hub(CARD, CARD.variants[0])
+    hub.files["onnx/model.onnx"] = b"<html>not a model</html>"
+    with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
+        open_embedder("tiny/model")
+    remove_cached(["tiny/model"])
+    hub.files["tokenizer.json"] = b"{}"
+    with pytest.raises(ModelError, match=r"not a readable tokenizer\.json"):
+        open_embedder("tiny/model")
+
+
+def test_variants_come_from_the_repositorys_own_list(hub: Hub) -> None:
+    data = hub.files.pop("onnx/model.onnx")
+    hub.files |= {
+        "onnx/model_int8.onnx": data,
+        "onnx/model_fp16.onnx": data,
+        "onnx/model_fp16.onnx_data": b"x",
+    }
+    files, placement = find_files(find_card("tiny/model"))
+    assert placement.variant == ModelVariant("int8", ("onnx/model_int8.onnx",))
+    assert files.graph.name == "model_int8.onnx"
+    assert not any("fp16" in path for command, path, _ in hub.asked if command == "GET")
+    hub.asked.clear()
+    assert find_files(find_card("tiny/model"), download=False)[0].graph == files.graph
+    assert hub.asked == []
+    remove_cached(["tiny/model"])
+    hub.files = {"model.safetensors": b"x", "config.json": b"{}"}
+    with pytest.raises(ModelError, match="holds no ONNX graph"):
+        find_files(find_card("tiny/model"))
+
+
+def test_a_mirror_without_lists_serves_what_the_card_says(hub: Hub) -> None:
+    hub.lists = False
+    assert open_embedder("tiny/model").embed_query("bread").shape == (32,)
+
+
+@pytest.mark.parametrize(
+    ("names", "repo", "wanted"),
+    [
+        (["onnx/model.onnx", "onnx/model.onnx_data", "model.onnx"], "",
+         {"fp32": ("onnx/model.onnx", "onnx/model.onnx_data")}),
+        (["onnx/model_quantized.onnx", "onnx/model_int8.onnx", "onnx/model_uint8.onnx"], "",
+         {"int8": ("onnx/model_quantized.onnx",)}),
+        (["model.onnx", "model.onnx.data"], "me/x-int8-ONNX", {"int8": ("model.onnx", "model.onnx.data")}),
+        (["onnx/model_q4f16.onnx", "onnx/model_q4.onnx", "onnx/model_bnb4.onnx"], "",
+         {"q4f16": ("onnx/model_q4f16.onnx",), "q4": ("onnx/model_q4.onnx",)}),
+        (["onnx/decoder_model_merged.onnx", "onnx/decoder_with_past_model.onnx"], "",
+         {"fp32": ("onnx/decoder_model_merged.onnx",)}),
+        (["openvino/model.onnx", "README.md"], "", {}),
+    ],
+)  # fmt: skip
+def test_precisions_by_file_name(names: list[str], repo: str, wanted: dict[str, tuple[str, ...]]) -> None:
+    assert {v.precision: v.files for v in find_variants(names, repo)} == wanted
 
 
 def test_unknown_models_and_missing_files_say_what_to_do(hub: Hub) -> None:
     with pytest.raises(ModelError, match="Check the spelling"):
         open_embedder("nobody/nothing")
     del hub.files["onnx/model.onnx"]
-    with pytest.raises(ModelError, match=r"no file onnx/model\.onnx"):
+    with pytest.raises(ModelError, match="holds no ONNX graph"):
         open_embedder("tiny/model")
+    with pytest.raises(ModelError, match=r"no file onnx/model\.onnx"):
+        find_on_hub(CARD, CARD.variants[0])
     with pytest.raises(NotFound, match="Did you mean 'all-MiniLM-L6-v2'"):
         find_card("all-MiniLM-L6-v3")
 
@@ -177,7 +301,9 @@ def test_every_model_of_the_specification_has_a_row() -> None:
         "BAAI/bge-small-en-v1.5", "cross-encoder/ms-marco-MiniLM-L-6-v2", "Qwen/Qwen2.5-0.5B-Instruct",
         "Qwen/Qwen3-Reranker-0.6B", "Xenova/jina-embeddings-v2-base-zh", "onnx-community/Qwen3-0.6B-ONNX",
         "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", "thomasht86/Qwen3-Reranker-0.6B-int8-ONNX",
-        "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3", "intfloat/multilingual-e5-small",
+        "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3", "intfloat/multilingual-e5-small", "BAAI/bge-reranker-v2-m3",
+        "all-MiniLM-L6-v2", "smollm2-135m", "BAAI/bge-reranker-base",
     ):  # fmt: skip
         assert CATALOG[name].variants
         assert CATALOG[name].license
+        assert CATALOG[name].checked

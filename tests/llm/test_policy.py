@@ -72,8 +72,10 @@ class EmbeddingServer(ThreadingHTTPServer):
 
     daemon_threads = True
     failures = 0
+    status = 200
     dims = 26
     paths: list[str]
+    keys: list[str | None]
 
 
 class Embeddings(BaseHTTPRequestHandler):
@@ -83,6 +85,7 @@ class Embeddings(BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, EmbeddingServer)
         server.paths.append(self.path)
+        server.keys.append(self.headers.get("Authorization"))
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         rows = [[float(t.lower().count(chr(97 + i))) * 3 for i in range(server.dims)] for t in body["input"]]
         if server.failures:
@@ -90,7 +93,7 @@ class Embeddings(BaseHTTPRequestHandler):
             self.send_response(503)
             answer: Any = {"error": "busy"}
         else:
-            self.send_response(200)
+            self.send_response(server.status)
             data = [{"index": i, "embedding": row} for i, row in enumerate(rows)]
             answer = {"embeddings": rows} if "/api/" in self.path else {"data": data[::-1]}
         raw = json.dumps(answer).encode()
@@ -102,7 +105,7 @@ class Embeddings(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[EmbeddingServer]:
     server = EmbeddingServer(("127.0.0.1", 0), Embeddings)
-    server.paths = []
+    server.paths, server.keys = [], []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server
@@ -120,6 +123,25 @@ def test_a_url_is_an_embedder(server: EmbeddingServer, path: str) -> None:
     assert vectors[2, 1] > 0.5
     assert embedder.embed_documents([]).shape == (0, 26)
     assert set(server.paths) == {"/v1/embeddings" if path == "/v1" else "/api/embed"}
+
+
+def test_the_key_is_sent_and_a_refusal_is_not_repeated(
+    server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QMD_EMBEDDING_API_KEY", "secret")
+    address = f"http://127.0.0.1:{server.server_port}"
+    embedder = open_embedder(
+        f"{address}/v1/embeddings?model=jina-embeddings-v3"
+    )  # as Jina's and OpenAI's are written
+    assert set(server.keys) == {"Bearer secret"}
+    assert set(server.paths) == {"/v1/embeddings"}
+    assert "secret" not in embedder.fingerprint
+    assert embedder.fingerprint != open_embedder(f"{address}/v1?model=other").fingerprint
+    server.status = 401
+    asked = len(server.paths)
+    with pytest.raises(ModelError, match="HTTP 401"):
+        embedder.embed_query("abc")
+    assert len(server.paths) == asked + 1
 
 
 def test_a_busy_server_is_asked_again_and_a_wrong_one_refused(server: EmbeddingServer) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qmd.llm import open_embedder, open_reranker
 from qmd.llm.bert_graph import read_bert, write_bert
 from qmd.llm.catalog import CATALOG
 from qmd.llm.embedder import OnnxEmbedder
@@ -72,6 +77,26 @@ def test_preparing_keeps_the_vectors_and_is_found_again(cache: Path) -> None:
     assert (OnnxEmbedder.open(files).embed_documents(TEXTS) * before).sum(axis=1).min() > 0.9999
 
 
+def test_two_processes_prepare_at_once(cache: Path, tiny_model: Any) -> None:
+    code = (
+        "import sys; from qmd.llm import open_embedder; e = open_embedder(sys.argv[1], threads=1); "
+        "r = e.prepare(); assert r is not None; print(e.fingerprint)"
+    )
+    folder = str(tiny_model("bert")[0])
+    environment = os.environ | {"PYTHONPATH": "src", "QMD_CACHE_DIR": str(cache)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, folder], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = {process.communicate(timeout=120)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(said) == 1
+    assert open_embedder(folder).embed_query("bread").shape == (32,)
+    assert not list((cache / "prepared").rglob("*.onnx?*"))  # no temporary file is left
+
+
 def test_preparing_without_a_place_to_write_still_embeds(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,3 +106,48 @@ def test_preparing_without_a_place_to_write_still_embeds(
     embedder = OnnxEmbedder.open(find_packaged(CATALOG["all-MiniLM-L6-v2"]))
     assert embedder.prepare() is not None
     assert embedder.embed_query("still here").shape == (384,)
+
+
+def test_a_cross_encoder_is_prepared_and_keeps_its_scores(
+    cache: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qmd.llm.prepare_reranker import MEAN_DIFFERENCE
+    from qmd.llm.reranker import ClassifierReranker
+
+    folder, _ = tiny_model("bert-seq-cls")
+    reranker = open_reranker(str(folder))
+    assert isinstance(reranker, ClassifierReranker)
+    before = reranker.score("file permissions", TEXTS[:2])
+    for only in ("float", "signed"):
+        monkeypatch.setattr("qmd.llm.prepare_reranker.CANDIDATES", (only,))
+        monkeypatch.setattr(
+            "qmd.llm.prepare_reranker.MEAN_DIFFERENCE", {only: 0.05 if only == "signed" else 1e-4}
+        )
+        record = reranker.prepare()
+        assert record is not None
+        assert record.products in (only, "source")
+        assert record.mean_cosine >= 1 - max(MEAN_DIFFERENCE[only], 0.05)
+        reranker._scored.clear()
+        np.testing.assert_allclose(reranker.score("file permissions", TEXTS[:2]), before, atol=0.1)
+    weights = read_bert(folder / "model.onnx", heads=2)
+    assert weights is not None
+    assert weights.classifies
+    fused = open_session(write_bert(weights, products="float", pooling="classify"))
+    reranker.adopt(fused, "float")
+    reranker._scored.clear()
+    np.testing.assert_allclose(reranker.score("file permissions", TEXTS[:2]), before, atol=1e-4)
+    again = open_reranker(str(folder))
+    np.testing.assert_allclose(again.score("file permissions", TEXTS[:2]), before, atol=0.1)
+
+
+def test_a_first_token_pooling_computes_the_last_layer_for_it_alone(tiny_model: Any) -> None:
+    folder, _ = tiny_model("bert")
+    weights = read_bert(folder / "model.onnx", heads=2)
+    assert weights is not None
+    ids = np.array([[1, 9, 10, 11, 2], [1, 12, 2, 0, 0]])
+    mask = (ids != 0).astype(np.int64)
+    got = open_session(write_bert(weights, products="float", pooling="cls")).run(
+        ["pooled"], {"input_ids": ids, "attention_mask": mask}
+    )[0]
+    hidden = open_session(folder / "model.onnx").run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    np.testing.assert_allclose(got, hidden[:, 0], atol=1e-4)

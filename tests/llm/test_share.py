@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qmd.errors import ModelError, NotFound, UsageError
 from qmd.llm.engine import LLMEngine
-from qmd.llm.share import PROTOCOL_VERSION, Connection, ModelServer, Request, connect, socket_path
+from qmd.llm.share import (
+    PROTOCOL_VERSION,
+    Connection,
+    ModelServer,
+    Request,
+    SharedReranker,
+    connect,
+    socket_path,
+)
 
 
 @pytest.fixture
@@ -67,3 +77,28 @@ def test_the_server_survives_bad_requests_and_leaves_when_idle(place: Path) -> N
     thread.join(20)
     assert not thread.is_alive()
     assert not socket_path().exists()
+
+
+def test_a_reranker_is_shared_and_idle_models_are_unloaded(place: Path, tiny_model: Any) -> None:
+    folder = str(tiny_model("bert-seq-cls")[0])
+    server = ModelServer(socket_path(), idle_s=6.0)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    while connect(start=False) is None:
+        time.sleep(0.02)
+    here = LLMEngine().reranker(folder)
+    shared = LLMEngine("auto").reranker(folder)
+    assert isinstance(shared, SharedReranker)
+    assert shared.fingerprint == here.fingerprint
+    np.testing.assert_allclose(shared.score("bread", ["a", "b"]), here.score("bread", ["a", "b"]), atol=1e-5)
+    connection = connect(start=False)
+    assert connection is not None
+    assert connection.ask("status").info["models"] == [f"reranker {folder}"]
+    for _ in range(60):  # asking for the status keeps the process, not the model
+        if not connection.ask("status").info["models"]:
+            break
+        time.sleep(0.2)
+    assert connection.ask("status").info["models"] == []
+    connection.ask("stop")
+    thread.join(20)
+    assert not thread.is_alive()

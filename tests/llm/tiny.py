@@ -54,6 +54,8 @@ def build_model(kind: str, vocab: int) -> Any:
             **small, intermediate_size=64, pad_token_id=0, max_position_embeddings=256
         )
         model = t.ModernBertModel(config)
+    elif kind == "jina-bert":
+        model = jina_bert(vocab)
     elif kind == "bert-seq-cls":
         model = t.BertForSequenceClassification(t.BertConfig(**small, intermediate_size=64, num_labels=1))
     else:
@@ -68,8 +70,56 @@ def build_model(kind: str, vocab: int) -> Any:
         )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    model.set_attn_implementation("eager")
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")
     return model.eval()
+
+
+def jina_bert(vocab: int) -> Any:
+    """The network of jina-embeddings-v2 (Guenther et al. 2023) from the paper: BERT after-norm, no positions but a
+    linear penalty on distance in both directions (ALiBi), gated feed-forward GELU(x W) * (x V) without bias."""
+    import torch
+    from torch import nn
+    from transformers import BertConfig
+
+    config = BertConfig(
+        vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+            self.gated, self.wo = nn.Linear(32, 128, bias=False), nn.Linear(64, 32)
+            self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+
+        def forward(self, x: Any, bias: Any) -> Any:
+            b, length, _ = x.shape
+            q, k, v = (
+                f(x).view(b, length, 2, 16).transpose(1, 2) for f in (self.query, self.key, self.value)
+            )
+            weights = (q @ k.transpose(2, 3) / 4.0 + bias).softmax(-1)
+            x = self.norm1(x + self.out((weights @ v).transpose(1, 2).reshape(b, length, 32)))
+            up, gate = self.gated(x).split(64, dim=-1)
+            return self.norm2(x + self.wo(nn.functional.gelu(gate) * up))
+
+    class JinaBert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.types, self.norm = nn.Embedding(vocab, 32), nn.Embedding(2, 32), nn.LayerNorm(32)
+            self.layers = nn.ModuleList(Layer() for _ in range(2))
+            self.config = config
+
+        def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> tuple[Any]:
+            x = self.norm(self.words(input_ids) + self.types.weight[0])
+            at = torch.arange(input_ids.shape[1])
+            slopes = torch.tensor([2.0**-4, 2.0**-8])[:, None, None]  # two heads: 2^(-8/n), squared
+            bias = -slopes * (at[None] - at[:, None]).abs() + (1 - attention_mask[:, None, None]) * -1e4
+            for layer in self.layers:
+                x = layer(x, bias)
+            return (x,)
+
+    return JinaBert()
 
 
 def export(kind: str, folder: Path) -> Any:
@@ -114,6 +164,39 @@ def export(kind: str, folder: Path) -> Any:
     return model
 
 
+def export_causal(model: Any, folder: Path) -> None:
+    """Write any transformers causal model with its cache as `model.onnx`, with the names the hub's exports have."""
+    import torch
+
+    config = model.config
+    layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    names = [f"{n}.{p}" for n in range(layers) for p in ("key", "value")]
+    past = [torch.randn(2, heads, 3, width) for _ in names]
+    args = (
+        torch.ones(2, 5, dtype=torch.long),
+        torch.ones(2, 8, dtype=torch.long),
+        torch.arange(3, 8).expand(2, 5),
+    )
+    axes: dict[str, dict[int, str]] = {
+        "input_ids": {0: "B", 1: "T"}, "attention_mask": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "T"},
+        "logits": {0: "B", 1: "T"},
+    }  # fmt: skip
+    axes |= {f"past_key_values.{n}": {0: "B", 2: "P"} for n in names}
+    axes |= {f"present.{n}": {0: "B", 2: "S"} for n in names}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _WithCache(model).eval(), (*args, *past), str(folder / "model.onnx"),
+            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
+            output_names=["logits", *(f"present.{n}" for n in names)], dynamic_axes=axes, dynamo=False,
+            opset_version=18,
+        )  # fmt: skip
+
+
+def kind_of(model: Any) -> str:
+    return type(model).__name__
+
+
 def _Plain(model: Any) -> Any:
     import torch
 
@@ -124,7 +207,7 @@ def _Plain(model: Any) -> Any:
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            if hasattr(model.config, "use_cache"):
+            if hasattr(model.config, "use_cache") and kind_of(model) != "JinaBert":
                 extra["use_cache"] = False
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
 

@@ -176,7 +176,7 @@ def test_few_documents_with_many_passages_do_not_hide_the_others(tmp_path):
     folder.mkdir()
     (folder / "long.md").write_text("".join(f"# Heap {i}\n\nheap heap {i}\n\n" for i in range(300)))
     for number in range(5):
-        (folder / f"{number}.md").write_text("A note that names the heap once among other things.\n")
+        (folder / f"{number}.md").write_text(f"Note {number} names the heap once among other things.\n")
     with qmd.open(tmp_path / "deep.sqlite") as index:
         index.add(folder, embed=False)
         assert len(index.search("heap", limit=5)) == 5

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qmd.search.query import Term, parse, read_date
+from qmd.search.query import Term, parse, parse_request, read_date
 from qmd.types import Filter
 
 
@@ -72,3 +72,56 @@ def test_dates():
 def test_any_string_parses(text):
     query = parse(text)
     assert all(term.words and all(term.words) for term in (*query.terms, *query.excluded))
+
+
+# ---- lines
+def test_plain_text_is_one_part():
+    asked = parse_request("how do I\nallocate memory", Filter(path="a/*"))
+    assert [part.kind for part in asked.parts] == ["plain"]
+    assert asked.parts[0].query.plain == "how do I allocate memory"
+    assert asked.filter.path == "a/*"
+    assert not asked.typed
+
+
+def test_lines_with_beginnings():
+    asked = parse_request(
+        'LEX: "heap size" -stack\nvec: how big is it\n\nhyde: It is 4 GB.\nintent: memory\nrest of it'
+    )
+    assert [(p.kind, p.query.plain) for p in asked.parts] == [
+        ("lex", "heap size"),
+        ("vec", "how big is it"),
+        ("hyde", "It is 4 GB."),
+        ("plain", "rest of it"),
+    ]
+    assert asked.intent == "memory"
+    assert asked.parts[0].query.excluded[0].words == ("stack",)
+    assert asked.plain == "rest of it"
+
+
+def test_conditions_of_all_lines_meet():
+    asked = parse_request(
+        "lex: heap tag:c\nvec: memory path:work/*\nhyde: lang:en text", Filter(type="markdown")
+    )
+    for part in asked.parts:
+        assert part.query.filter == Filter(tags=("c",), path="work/*", lang="en", type="markdown")
+
+
+def test_expand_and_lone_intent():
+    asked = parse_request("expand: heap")
+    assert asked.expand
+    assert [p.kind for p in asked.parts] == ["plain"]
+    assert parse_request("intent: heap").parts[0].query.plain == "heap"
+    assert parse_request("intent: a\nlex: b", intent="given").intent == "given"
+    assert parse_request("lex:").parts[0].query.plain == ""
+
+
+def test_words_with_a_colon_further_on_are_no_lines():
+    assert [p.kind for p in parse_request("what does vec: mean").parts] == ["plain"]
+    assert [p.kind for p in parse_request("first\nlex: second").parts] == ["plain"]
+
+
+@given(st.text(alphabet='lexvchydintp: \n"-*a文', max_size=60))
+def test_any_request_is_legal(text):
+    asked = parse_request(text)
+    assert asked.parts
+    assert all(part.query.filter == asked.filter for part in asked.parts)

@@ -406,7 +406,7 @@ def completed(env: dict[str, str], line: str) -> list[str]:
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("qmd se", ["search"]),
+        ("qmd sea", ["search"]),
         ("qmd collection re", ["remove", "rename"]),
         ("qmd search --min", ["--min-score"]),
         ("qmd search --format j", ["json", "jsonl"]),

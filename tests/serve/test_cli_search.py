@@ -137,7 +137,7 @@ def test_line_numbers_count_from_the_place(fake: Any, qmd: Any) -> None:
 
 def test_context_lines_are_read_around_the_place(fake: Any, qmd: Any) -> None:
     fake.hits = Hits((fake.hits[0], dataclasses.replace(fake.hits[0], line=2)))
-    hits = json.loads(qmd("search", "x", "-C", "3", "--json", "--line-numbers").out)
+    hits = json.loads(qmd("search", "x", "--context-lines", "3", "--json", "--line-numbers").out)
     assert [line.split(":")[0] for line in hits[0]["snippet"].splitlines()] == [str(n) for n in range(9, 16)]
     assert [line.split(":")[0] for line in hits[1]["snippet"].splitlines()] == [str(n) for n in range(1, 6)]
     assert hits[0]["line"] == 12
@@ -219,3 +219,42 @@ def test_needs_a_query(fake: Any, qmd: Any) -> None:
     said = qmd("search")
     assert said.code == 2
     assert "QUERY" in said.err
+
+
+def test_what_the_pipeline_is_told(fake: Any, qmd: Any) -> None:
+    assert qmd("query", "x", "--no-expand", "--no-rerank", "-C", "7", "--budget-ms", "50").code == 0
+    asked = fake.asked("query")
+    assert asked == {"expand": False, "rerank": False, "candidate_limit": 7, "budget_ms": 50.0}
+    qmd("query", "x", "--intent", "y", "--rerank", "--expand", "--all-chunks", "--reread")
+    asked = fake.asked("query")
+    assert asked == {"intent": "y", "rerank": True, "expand": True, "all_chunks": True, "reread": True}
+    qmd("search", "x", "--recency", "0.5", "--boost", "a=b=2", "--boost", "notes=.5")
+    assert fake.asked("search") == {"recency": 0.5, "boosts": {"a=b": 2.0, "notes": 0.5}}
+    assert qmd("search", "x", "--boost", "notes").code == 2
+    assert qmd("search", "x", "--no-rerank").code == 2
+    qmd("vsearch", "x", "--rerank")
+    assert fake.asked("vsearch") == {"rerank": True}
+
+
+def test_stale_hits_copies_and_abstention_are_said(fake: Any, qmd: Any) -> None:
+    hit = dataclasses.replace(
+        fake.hits[0], stale="changed", duplicates=("qmd://notes/copy.md:3",), quote="Take the tram."
+    )
+    fake.hits = Hits((hit,), any_relevant=0.1, nothing_relevant=True)
+    said = qmd("query", "x")
+    assert said.code == 0
+    assert "Nothing here seems to answer this" in said.err
+    assert "1 of 1 files changed" in said.err
+    assert "Stale: the file changed" in said.out
+    assert "Also in: qmd://notes/copy.md:3" in said.out
+    (record,) = json.loads(qmd("query", "x", "--json").out)
+    assert record["stale"] == "changed"
+    assert record["duplicates"] == ["qmd://notes/copy.md:3"]
+    assert record["nothing_relevant"] is True
+    assert record["citation"] == {
+        "line": 12,
+        "end_line": 14,
+        "quote": "Take the tram.",
+        "heading_path": ["Lisbon, in spring", "Getting there"],
+    }
+    assert "**stale:** changed" in qmd("query", "x", "--md").out

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
 from qmd.errors import ModelError
+from qmd.llm import open_embedder
 from qmd.vembed import Predictor, export_onnx, open_exported, train
 from qmd.vembed.config import TrainConfig
 from qmd.vembed.export import embed_image, read_card
@@ -37,6 +38,9 @@ def test_one_vector_everywhere(
     report = export_onnx(config.output_dir, tmp_path / "onnx", name="mine")
     assert report.fp32_difference <= 1e-4
     full, small = (open_exported(tmp_path / "onnx", precision=p) for p in ("fp32", "int8"))
+    named = open_embedder(str(tmp_path / "onnx"))  # as `qmd models use FOLDER` does: the card decides
+    assert named.fingerprint == small.fingerprint
+    assert np.allclose(named.embed_documents(["a cat"]), small.embed_documents(["a cat"]), atol=1e-5)
     assert full.card.name == "mine"
     assert full.card.dims == (48, 16)
     np.testing.assert_allclose(full.embed_documents(TEXTS), wanted, atol=1e-4)

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from qmd.draft.knowledge import KnowledgeCacheManager
     from qmd.draft.load import Qwen3Loader
     from qmd.draft.model import LayerSampler, Qwen3DraftModel
+    from qmd.draft.onnx_target import OnnxTarget
     from qmd.draft.torch_target import TorchTarget, TransformersTarget
 
 _HOMES = {
     "CostTable": "cost",
     "KnowledgeCacheManager": "knowledge",
     "LayerSampler": "model",
+    "OnnxTarget": "onnx_target",
     "Qwen3DraftModel": "model",
     "Qwen3Loader": "load",
     "SpeculativeDecoder": "decoder",
@@ -30,6 +32,7 @@ __all__ = [
     "CostTable",
     "KnowledgeCacheManager",
     "LayerSampler",
+    "OnnxTarget",
     "Qwen3DraftModel",
     "Qwen3Loader",
     "SpeculativeDecoder",

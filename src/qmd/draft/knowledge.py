@@ -210,7 +210,7 @@ class KnowledgeCacheManager:
         from safetensors.torch import save_file
 
         path = self._file(entry.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
         about = {

@@ -11,6 +11,7 @@ from qmd.draft.decoder import SpeculativeDecoder, Stats
 from qmd.draft.knowledge import KnowledgeCacheManager
 from qmd.draft.linear import Precision
 from qmd.draft.load import SMOLLM2, load_model, load_tokenizer
+from qmd.draft.onnx_target import OnnxTarget
 from qmd.draft.proposers import SuffixProposer
 from qmd.draft.torch_target import TorchTarget, as_target
 
@@ -21,8 +22,8 @@ Message = tuple[str, str]
 class LocalWriter:
     """A causal model with its tokenizer, a suffix proposer that remembers answers, and stored keys and values.
 
-    name: SmolLM2-135M-Instruct (from its package), a folder, a GGUF file or a hub id. knowledge_folder: where keys and
-    values of sources are kept between questions; None keeps them in memory.
+    name: SmolLM2-135M-Instruct (from its package), a folder (torch or ONNX), a GGUF file or a hub id.
+    knowledge_folder: where keys and values of sources are kept between questions; None keeps them in memory.
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class LocalWriter:
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
-        model = model if model is not None else load_model(name)
+        if model is None:
+            model = OnnxTarget.open(name) if _is_onnx(name) else load_model(name)
         self.target = as_target(model, precision=precision)
         self.suffix = SuffixProposer()
         self.decoder = SpeculativeDecoder([self.suffix], self.target, self.tokenizer, gamma=gamma)
-        config = model.config
         self.knowledge: KnowledgeCacheManager | None = None
         if isinstance(self.target, TorchTarget):
+            config = self.target.config
             heads = config.num_attention_heads
             self.knowledge = KnowledgeCacheManager(
                 config.hidden_size, heads, 64 * heads, folder=knowledge_folder, max_bytes=max_bytes
@@ -93,6 +95,14 @@ class LocalWriter:
             self.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text[:at], text[at:])
         ]
         return list(parts[0]), list(parts[1])
+
+
+def _is_onnx(name: str) -> bool:
+    """Whether a folder holds an ONNX graph and no torch weights."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return False
+    return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
 
 
 class _Pieces:

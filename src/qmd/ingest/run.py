@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +64,7 @@ class UpdateReport:
     unchanged: int = 0
     skipped: tuple[LeftOut, ...] = ()
     errors: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class _Run:
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     skipped: list[LeftOut] = field(default_factory=list)
     errors: list[LeftOut] = field(default_factory=list)
+    recut: bool = False
 
 
 def update(
@@ -101,7 +103,8 @@ def update(
     """Make the index agree with the files of a collection.
 
     A file counts as unchanged when its size and mtime are as stored, else when its bytes hash as stored. A file that
-    is gone while a new one has its bytes was renamed. progress("index", files done, files to do) comes after the
+    is gone while a new one has its bytes was renamed. Where chunk sizes are configured otherwise than they were,
+    every file is cut again, and `notes` says so. progress("index", files done, files to do) comes after the
     batch is kept. Raises UsageError when the folder is missing, or has become empty and `force` is not set.
     """
     where = store.collection(collection)
@@ -113,6 +116,9 @@ def update(
         )
     known = store.known_files(collection)
     skips = store.documents.known_skips(collection)
+    cutting = f"{config.ingest.chunk_tokens}/{config.ingest.chunk_overlap}"
+    before = store.setting(f"chunks:{collection}")
+    run.recut = before not in (None, cutting) and bool(known)
     fresh: list[Found] = []
     seen: set[str] = set()
     blocked: list[str] = []
@@ -122,7 +128,11 @@ def update(
             continue
         seen.add(found.path)
         stamp = known.get(found.path)
-        if stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns):
+        if (
+            stamp is not None
+            and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns)
+            and not run.recut
+        ):
             run.counts["unchanged"] += 1
             continue
         skip = skips.get(found.path)
@@ -143,9 +153,12 @@ def update(
     fresh = _move(run, fresh, gone, known)
     _remove(run, gone, [path for path in skips if path not in seen])
     _index(run, fresh, known)
+    if before != cutting:
+        store.set_setting(f"chunks:{collection}", cutting)
     if run.done or gone:
         store.db.checkpoint()
     counts = run.counts
+    notes = (f"chunk sizes changed ({before} to {cutting}): every file was cut again",) if run.recut else ()
     return UpdateReport(
         counts["added"],
         counts["changed"],
@@ -154,6 +167,42 @@ def update(
         counts["unchanged"],
         tuple(run.skipped),
         tuple(run.errors),
+        notes,
+    )
+
+
+def update_files(store: Store, collection: str, paths: Iterable[str], config: Config) -> UpdateReport:
+    """Bring single files of a collection up to date: read again where they changed, removed where they are gone.
+
+    paths: as the index knows them; one that it does not know is passed over. Raises UsageError without the collection.
+    """
+    from qmd.ingest.walk import FoundFile
+
+    where = store.collection(collection)
+    run = _Run(store, collection, config, default_steps(), lambda *_: None)
+    known = store.known_files(collection)
+    fresh: list[Found] = []
+    gone: dict[str, FileStamp] = {}
+    for path in paths:
+        if path not in known:
+            continue
+        absolute = os.path.join(where.root, path)
+        try:
+            stat = os.stat(absolute)
+        except (FileNotFoundError, NotADirectoryError):
+            gone[path] = known[path]
+            continue
+        fresh.append(FoundFile(path, Path(absolute), stat.st_size, stat.st_mtime_ns))
+    run.total = len(fresh)
+    _remove(run, gone, ())
+    _index(run, fresh, known)
+    counts = run.counts
+    return UpdateReport(
+        changed=counts["changed"],
+        removed=counts["removed"],
+        unchanged=counts["unchanged"],
+        skipped=tuple(run.skipped),
+        errors=tuple(run.errors),
     )
 
 
@@ -236,7 +285,7 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
         else:
             digest = sha256(data).digest()
             stamp = known.get(found.path)
-            same = stamp is not None and stamp.hash == digest
+            same = stamp is not None and stamp.hash == digest and not run.recut
             # a document already stored under this hash is only touched; a Skip stands for "nothing to parse"
             parsed = LeftOut(found.path, "") if same else run.steps.parse(found.path, data, run.config)
             batch.append((found, digest, parsed))

@@ -80,6 +80,20 @@ class Index:
     def train(self, x: Array) -> None:
         as_rows(x, self.d, self.device)
 
+    def adopt(self, other: Index) -> None:
+        """Take over what `other` learned in `train`. Raises ValueError when rows are in, or the indexes differ."""
+        mine, theirs = self._lists.codec, other._lists.codec
+        if self.ntotal:
+            raise ValueError(f"the index holds {self.ntotal} rows; call reset() before adopt.")
+        if (self.d, self.metric, self._lists.nlist, mine.qtype, self._by_residual) != (
+            other.d, other.metric, other._lists.nlist, theirs.qtype, other._by_residual,
+        ):  # fmt: skip
+            raise ValueError("the other index has another d, metric, nlist, qtype or by_residual.")
+        self._offset = None if other._offset is None else other._offset.to(self.device)
+        mine.low, mine.step = theirs.low, theirs.step
+        mine.to(self.device)
+        self.is_trained = other.is_trained
+
     def _learn_offset(self, x: Tensor) -> None:
         """Off-centre L2 data are stored shifted: products of large norms would drown the distances."""
         if self.metric != "l2" or x.shape[0] < 2:
@@ -255,6 +269,7 @@ class Index:
             self.device = target
             self._offset = None if self._offset is None else self._offset.to(target)
             self._lists.codec.to(target)
+            self._lists.drop_shadows()
             for slab in self._lists.slabs:
                 slab.rows, slab.ids, slab.norms = (
                     slab.rows.to(target),
@@ -342,10 +357,10 @@ class Index:
 
             selector = IDSelectorAnd(selector, extra)
         scores, address = self._search(qs, int(k), params, selector if selector is not None else extra)
-        ids = torch.full(address.shape, -1, dtype=torch.int64, device=self.device)
+        ids = address
         if self._lists.slabs:
             held = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
-            ids = torch.where(address >= 0, held, -1)
+            ids = held.masked_fill_(address < 0, -1)
         distances = scores if self.metric == "l2" else -scores
         d, i = give_back(q, distances, ids)
         return d, i

@@ -23,7 +23,11 @@ _MAX_RUNS = 32  # a list in more pieces is moved into one
 
 @dataclass(slots=True)
 class Slab:
-    """rows (R, d) in the codec's dtype, ids (R,) int64, norms (R,) float32 = ||x||^2 (L2) or 0 (IP)."""
+    """rows (R, d) in the codec's dtype, ids (R,) int64, norms (R,) float32 = ||x||^2 (L2) or 0 (IP).
+
+    Unused places have id -1 and an infinite norm. shadow: int8 codes (R, d) and bf16 scales (R,), row ~ code *
+    scale, made when a search first wants them and kept up from then on.
+    """
 
     rows: Tensor
     ids: Tensor
@@ -31,6 +35,11 @@ class Slab:
     base: int
     writable: bool = True
     free: list[tuple[int, int]] = field(default_factory=list)  # (start, rows), sorted, merged
+    shadow: tuple[Tensor, Tensor] | None = None
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """Everything that moves when a row moves."""
+        return (self.rows, self.ids, self.norms, *(self.shadow or ()))
 
     def take(self, need: int) -> int:
         """Start of `need` free rows in a row, or -1."""
@@ -67,7 +76,8 @@ class Table:
     """All runs, flat, list by list (CPU). first, runs: (nlist,); start (address), size, offset (in its
     list): (runs,).
 
-    views: of each run its rows, norms and slab number."""
+    views: of each run its rows, norms and slab number. padded: rows and norms of each run, rounded up to whole
+    groups of 8 (norms beyond the run are infinite), or None where that would reach into a neighbour."""
 
     first: np.ndarray
     runs: np.ndarray
@@ -76,8 +86,62 @@ class Table:
     size: np.ndarray
     offset: np.ndarray
     views: list[tuple[Tensor, Tensor, int]]
+    padded: list[tuple[Tensor, Tensor] | None]
     most_runs: int
     on_device: dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Codes:
+    """int8 shadows of float32 rows, and how far they are off: worst >= ||row - code * scale|| and reach >= ||code *
+    scale|| over all rows that have been here."""
+
+    views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    worst: float = 0.0
+    reach: float = 0.0
+
+    def make(self, slab: Slab) -> None:
+        n, d = slab.rows.shape
+        device = slab.rows.device
+        slab.shadow = (
+            torch.zeros(n, d, dtype=torch.int8, device=device),
+            torch.zeros(n, dtype=torch.bfloat16, device=device),
+        )
+
+    def encode(self, slab: Slab, start: int, stop: int) -> None:
+        assert slab.shadow is not None
+        codes, scales = slab.shadow
+        for a in range(start, stop, 4096):
+            b = min(stop, a + 4096)
+            x = slab.rows[a:b]
+            # bfloat16 keeps 8 bits: a half percent more never rounds below
+            step = (x.abs().amax(1) * (1.005 / 127)).clamp_(min=1e-30).to(torch.bfloat16)
+            wide = step.to(torch.float32)[:, None]
+            code = (x / wide).round_().clamp_(-127, 127)
+            codes[a:b] = code
+            scales[a:b] = step
+            back = code.mul_(wide)
+            self.reach = max(self.reach, float(back.norm(dim=1).max()) * 1.00001)
+            self.worst = max(self.worst, float(back.sub_(x).norm(dim=1).max()) * 1.00001)
+
+    def error(self, q: Tensor) -> Tensor:
+        """(n,): no product of a query (n, d) with a code is further from the exact one, the rounding of the query and
+        of the product to bfloat16 (2^-9 each) included."""
+        sizes: Tensor = torch.linalg.vector_norm(q, dim=1)
+        return sizes.mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
+
+
+def _copy(source: Slab, span: slice, target: Slab, to: slice) -> None:
+    for t, s in zip(target.columns(), source.columns(), strict=True):
+        t[to] = s[span]
+
+
+def _padded(run: Run) -> tuple[Tensor, Tensor] | None:
+    stop = -(-run.size // 8) * 8
+    if stop > run.capacity:
+        return None
+    span = slice(run.start, run.start + stop)
+    return run.slab.rows[span], run.slab.norms[span]
 
 
 class Lists:
@@ -89,6 +153,8 @@ class Lists:
         self.slabs: list[Slab] = []
         self.lists: list[list[Run]] = [[] for _ in range(nlist)]
         self._table: Table | None = None
+        self._codes: Codes | None = None
+        self._codes_table: Table | None = None
 
     # ---- memory
 
@@ -100,10 +166,12 @@ class Lists:
         slab = Slab(
             torch.zeros(count, d, dtype=self.codec.dtype, device=self.device),
             torch.full((count,), -1, dtype=torch.int64, device=self.device),
-            torch.zeros(count, dtype=torch.float32, device=self.device),
+            torch.full((count,), float("inf"), device=self.device),
             base=held,
             free=[(0, count)],
         )
+        if self._codes is not None:
+            self._codes.make(slab)
         self.slabs.append(slab)
         return slab
 
@@ -120,9 +188,10 @@ class Lists:
         return Run(slab, start, 0, capacity)
 
     def _release(self, run: Run) -> None:
-        run.slab.ids[
-            run.start : run.start + run.size
-        ] = -1  # ids are looked through by slab: none may go stale
+        span = slice(run.start, run.start + run.size)
+        run.slab.ids[span] = -1  # ids are looked through by slab: none may go stale
+        if run.slab.writable:
+            run.slab.norms[span] = float("inf")
         if run.slab.writable:
             run.slab.give(run.start, run.capacity)
 
@@ -163,9 +232,7 @@ class Lists:
                 slice(r.start, r.start + r.size),
                 slice(run.start + run.size, run.start + run.size + r.size),
             )
-            run.slab.rows[to] = r.slab.rows[span]
-            run.slab.ids[to] = r.slab.ids[span]
-            run.slab.norms[to] = r.slab.norms[span]
+            _copy(r.slab, span, run.slab, to)
             run.size += r.size
             self._release(r)
         self.lists[list_no] = [run]
@@ -173,7 +240,7 @@ class Lists:
 
     def nbytes(self) -> int:
         """Bytes held by rows, ids and norms, spare room included."""
-        return sum(t.numel() * t.element_size() for s in self.slabs for t in (s.rows, s.ids, s.norms))
+        return sum(t.numel() * t.element_size() for s in self.slabs for t in s.columns())
 
     # ---- change
 
@@ -208,15 +275,19 @@ class Lists:
             run = self._room(list_no, n - done)
             count = min(n - done, run.capacity - run.size)
             to = slice(run.start + run.size, run.start + run.size + count)
+            slab = run.slab
             if pick is None:
-                run.slab.rows[to] = rows[done : done + count]
-                run.slab.ids[to] = ids[done : done + count]
-                run.slab.norms[to] = norms[done : done + count]
+                slab.rows[to] = rows[done : done + count]
+                slab.ids[to] = ids[done : done + count]
+                slab.norms[to] = norms[done : done + count]
             else:
                 part = pick[done : done + count]
-                run.slab.rows[to] = rows.index_select(0, part)
-                run.slab.ids[to] = ids.index_select(0, part)
-                run.slab.norms[to] = norms.index_select(0, part)
+                slab.rows[to] = rows.index_select(0, part)
+                slab.ids[to] = ids.index_select(0, part)
+                slab.norms[to] = norms.index_select(0, part)
+            if slab.shadow is not None:
+                assert self._codes is not None
+                self._codes.encode(slab, to.start, to.stop)
             run.size += count
             done += count
 
@@ -261,8 +332,7 @@ class Lists:
         """Copy a run out of read-only memory."""
         new = self._run(run.size)
         span, to = slice(run.start, run.start + run.size), slice(new.start, new.start + run.size)
-        new.slab.rows[to], new.slab.ids[to] = run.slab.rows[span], run.slab.ids[span]
-        new.slab.norms[to] = run.slab.norms[span]
+        _copy(run.slab, span, new.slab, to)
         new.size = run.size
         self._release(run)
         self.lists[list_no] = [new if r is run else r for r in self.lists[list_no]]
@@ -272,15 +342,17 @@ class Lists:
         left = run.size - count
         holes = gone[:left].nonzero().reshape(-1) + run.start
         tail = (~gone[left:]).nonzero().reshape(-1) + (run.start + left)
-        for t in (run.slab.rows, run.slab.ids, run.slab.norms):
+        for t in run.slab.columns():
             t[holes] = t[tail]
         run.slab.ids[run.start + left : run.start + run.size] = -1
+        run.slab.norms[run.start + left : run.start + run.size] = float("inf")
         run.size = left
 
     def compact(self) -> None:
         """Repack everything: one run a list, one slab, no spare room."""
         old = self.lists
         new = Lists(self.nlist, self.codec, self.device)
+        new._codes = self._codes
         total = sum(-(-sum(r.size for r in rs) // _PAGE) * _PAGE for rs in old)
         if total:
             new._new_slab(total, exact=True)
@@ -292,8 +364,7 @@ class Lists:
             for r in rs:
                 span = slice(r.start, r.start + r.size)
                 to = slice(run.start + run.size, run.start + run.size + r.size)
-                run.slab.rows[to], run.slab.ids[to] = r.slab.rows[span], r.slab.ids[span]
-                run.slab.norms[to] = r.slab.norms[span]
+                _copy(r.slab, span, run.slab, to)
                 run.size += r.size
             new.lists[list_no] = [run]
         self.slabs, self.lists, self._table = new.slabs, new.lists, None
@@ -309,11 +380,41 @@ class Lists:
                 run = self._join(list_no, size)
             span = slice(run.start, run.start + size)
             order = torch.argsort(key(list_no, self.codec.decode(run.slab.rows[span])))
-            for t in (run.slab.rows, run.slab.ids, run.slab.norms):
+            for t in run.slab.columns():
                 t[span] = t[span][order]
         self._table = None
 
     # ---- reading
+
+    def shadows(self) -> Codes | None:
+        """int8 shadows of all rows, made now if they are not there; None for rows that are mapped from a file or
+        are no float32."""
+        if not self.codec.exact or not all(s.writable for s in self.slabs):
+            return None
+        if self._codes is None:
+            self._codes = Codes()
+            for slab in self.slabs:
+                self._codes.make(slab)
+            for rs in self.lists:
+                for r in rs:
+                    self._codes.encode(r.slab, r.start, r.start + r.size)
+            self._table = None
+        table = self.table()
+        if len(self._codes.views) != len(table.views) or self._codes_table is not table:
+            self._codes.views = [
+                (r.slab.shadow[0][r.start : r.start + r.size], r.slab.shadow[1][r.start : r.start + r.size])
+                for rs in self.lists
+                for r in rs
+                if r.slab.shadow is not None
+            ]
+            self._codes_table = table
+        return self._codes
+
+    def drop_shadows(self) -> None:
+        """Give the shadows' memory back."""
+        self._codes = None
+        for slab in self.slabs:
+            slab.shadow = None
 
     def table(self) -> Table:
         if self._table is None:
@@ -340,14 +441,18 @@ class Lists:
             offset = (
                 before - np.repeat(before[np.minimum(first, max(len(flat) - 1, 0))], runs) if flat else before
             )
+            # the run of a list that is in one piece; -1 behind, for list number -1
+            run_of = np.append(np.where(runs > 0, first, -1), -1)
             on_device = {
                 name: torch.from_numpy(a).to(self.device)
                 for name, a in {
-                    "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size, "offset": offset,
+                    "run": run_of, "first": first, "runs": runs, "sizes": sizes, "start": start, "size": size,
+                    "offset": offset,
                 }.items()
             }  # fmt: skip
             most = int(runs.max()) if len(runs) else 0
-            self._table = Table(first, runs, sizes, start, size, offset, views, most, on_device)
+            padded = [_padded(r) for r in flat]
+            self._table = Table(first, runs, sizes, start, size, offset, views, padded, most, on_device)
         return self._table
 
     def take(self, address: Tensor, what: str, out: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -40,7 +41,7 @@ def as_rows(x: Array, d: int, device: torch.device, *, what: str = "vectors") ->
         raise ValueError(f"{what} have dtype {t.dtype}; expected a floating dtype.")
     t = t.detach().to(device=device, dtype=torch.float32, non_blocking=True).contiguous()
     # x * 0 summed is NaN exactly when some element is NaN or infinite; a sum costs one pass and no mask.
-    if t.numel() and not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):
+    if t.numel() and not math.isfinite(float(t.sum())) and not bool(torch.isfinite(t).all()):
         raise ValueError(f"{what} contain NaN or infinity; remove those rows first.")
     return t
 

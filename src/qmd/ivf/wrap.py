@@ -250,9 +250,18 @@ class IndexShards(_Wrapper):
             s.nprobe = value
 
     def train(self, x: Array) -> None:
-        """Train the first shard and give its centroids to the others."""
-        for shard in self.shards:
-            shard.train(x)
+        """Train the first shard; the others take over what it learned, so that all have the same lists."""
+        first = self.index
+        first.train(x)
+        for shard in self.shards[1:]:
+            if (
+                isinstance(first, Index)
+                and isinstance(shard, Index)
+                and shard._lists.nlist == first._lists.nlist
+            ):
+                shard.adopt(first)
+            else:
+                shard.train(x)
 
     def add(self, x: Array) -> None:
         first = max(s._next_id for s in self.shards)

@@ -20,15 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qmd.types import Pooling
-
 Array = NDArray[Any]
 Products = Literal["float", "signed", "mixed"]
 """`mixed`: unsigned weights for attention's output product, because processors without int8 dot products
 saturate on signed ones."""
+Head = Literal["mean", "cls", "last_token", "classify"]
+"""What stands at the end: a pooling, or the pooler and classifier of a cross-encoder."""
 SMOOTHING = 0.7
 RANGE_MARGIN = 1.2
 _LAYER = "encoder.layer.0.attention.self.query.bias"
+_POOLER = ("pooler.dense.weight", "pooler.dense.bias")
+_CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class BertWeights:
     hidden: int
     first_position: int
     epsilon: float
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network ends in pooler and classifier."""
+        return all(name in self.tensors for name in (*_POOLER, *_CLASSIFIER))
 
 
 def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) -> BertWeights | None:
@@ -62,10 +69,17 @@ def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) 
         elif node.op_type == "Mul" and node.input[0] in values and node.input[1] in values:
             values[node.output[0]] = values[node.input[0]] * values[node.input[1]]
     anchor = next((name for name in values if name.endswith(_LAYER)), None)
-    if anchor is None or any(node.op_type == "Tanh" for node in model.graph.node):
+    if anchor is None:
         return None
     prefix = anchor[: -len(_LAYER)]
     tensors = {name[len(prefix) :]: a for name, a in values.items() if name.startswith(prefix)}
+    for name in _CLASSIFIER:
+        found = next((full for full in values if full == name or full.endswith(f".{name}")), None)
+        if found is not None:
+            tensors[name] = values[found]
+    pooled = any(node.op_type == "Tanh" for node in model.graph.node)
+    if pooled and not all(name in tensors for name in (*_POOLER, *_CLASSIFIER)):
+        return None
     for node in model.graph.node:
         if node.op_type != "Add":
             continue
@@ -104,12 +118,14 @@ def write_bert(
     weights: BertWeights,
     *,
     products: Products,
-    pooling: Pooling,
+    pooling: Head,
     ranges: Mapping[str, InputRange] | None = None,
 ) -> bytes:
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
-    Token types are taken as all zero. Raises KeyError when a weight of the architecture is missing.
+    Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is
+    `logits` (B, labels). Where only the first token is read in the end, the last layer computes only that one.
+    Raises KeyError when a weight of the architecture is missing.
     """
     if products != "float" and ranges is None:
         raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
@@ -147,26 +163,28 @@ def measure_ranges(
     weights: BertWeights,
     rows: Sequence[Sequence[int]],
     *,
-    head: ScoreHead | None = None,
+    head: Head | ScoreHead = "mean",
     types: Sequence[Sequence[int]] = (),
 ) -> dict[str, InputRange]:
     """Run the float graph over token rows and note the range of every channel that enters a product.
 
-    With a `head` the graph is a scorer's, and `types` holds the token types of each row.
+    With a `ScoreHead` the graph is a scorer's; `types` holds the token types of each row where it reads them.
     """
     from qmd.llm.session import open_session
 
     writer = _Writer(weights, "float", {})
     tapped = writer.product_inputs
     session = open_session(
-        writer.encoder("mean", outputs=tapped) if head is None else writer.scorer(head, outputs=tapped)
+        writer.scorer(head, outputs=tapped)
+        if isinstance(head, ScoreHead)
+        else writer.encoder(head, outputs=tapped)
     )
     names = list(dict.fromkeys(writer.product_inputs))
     found: dict[str, InputRange] = {}
     for number, row in enumerate(rows):
         ids = np.array([row], dtype=np.int64)
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        if head is not None:
+        if types:
             feeds["token_type_ids"] = np.array([types[number]], dtype=np.int64)
         values = session.run(names, feeds)
         for name, value in zip(names, values, strict=True):
@@ -247,18 +265,34 @@ class _Writer:
         inputs = [x, residual, gain, shift, self.tensor(f"{name}.dense.bias")]
         return self.node("SkipLayerNormalization", inputs, output, contrib=True, epsilon=self.weights.epsilon)
 
-    def layer(self, x: str, number: int) -> str:
+    def first_only(self, x: str, number: int) -> tuple[str, str]:
+        """A last layer's attention for the first token alone: (its mixture (B, 1, d), its input (B, 1, d))."""
+        t, name = self.weights.tensors, f"encoder.layer.{number}.attention.self"
+        self.node("Gather", [x, self.constant("zeroth", np.array([0]))], "first.x", axis=1)
+        kernel = np.concatenate([t[f"{name}.{part}.kernel"] for part in ("key", "value")], axis=1)
+        bias = np.concatenate([t[f"{name}.{part}.bias"] for part in ("key", "value")])
+        joint = self.product(x, kernel, f"{number}.kv", bias=bias)
+        self.split(joint, [f"{number}.k", f"{number}.v"], "halves")
+        q = self.product("first.x", t[f"{name}.query.kernel"], f"{number}.q", bias=t[f"{name}.query.bias"])
+        inputs = [q, f"{number}.k", f"{number}.v", "", "lengths"]
+        mixed = self.node(
+            "MultiHeadAttention", inputs, f"{number}.mixed", contrib=True, num_heads=self.weights.heads
+        )
+        return mixed, "first.x"
+
+    def split(self, x: str, names: list[str], sizes: str) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, name=f"{x}.split", axis=-1))
+
+    def all_tokens(self, x: str, number: int) -> tuple[str, str]:
         t, name = self.weights.tensors, f"encoder.layer.{number}"
         parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
         kernel = np.concatenate([t[f"{part}.kernel"] for part in parts], axis=1)
         bias = np.concatenate([t[f"{part}.bias"] for part in parts])
         joint = self.product(x, kernel, f"{number}.qkv", bias=bias)
-        from onnx import helper
-
         names = [f"{number}.{part}" for part in "qkv"]
-        self.nodes.append(
-            helper.make_node("Split", [joint, "thirds"], names, name=f"{number}.split", axis=-1)
-        )
+        self.split(joint, names, "thirds")
         mixed = self.node(
             "MultiHeadAttention",
             [*names, "", "lengths"],
@@ -266,6 +300,11 @@ class _Writer:
             contrib=True,
             num_heads=self.weights.heads,
         )
+        return mixed, x
+
+    def layer(self, x: str, number: int, *, first_only: bool = False) -> str:
+        t, name = self.weights.tensors, f"encoder.layer.{number}"
+        mixed, x = self.first_only(x, number) if first_only else self.all_tokens(x, number)
         out = self.product(mixed, t[f"{name}.attention.output.dense.kernel"], f"{number}.out", exact=True)
         y = self.norm(out, x, f"{name}.attention.output", f"{number}.y")
         up = self.product(y, t[f"{name}.intermediate.dense.kernel"], f"{number}.up")
@@ -318,7 +357,7 @@ class _Writer:
         self.node("Gemm", ["active", *score], "logits")
         return self._serialise(("input_ids", "attention_mask", "token_type_ids"), ("logits", 1), outputs)
 
-    def encoder(self, pooling: Pooling, *, outputs: Sequence[str] = ()) -> bytes:
+    def encoder(self, pooling: Head, *, outputs: Sequence[str] = ()) -> bytes:
         from onnx import TensorProto, helper
 
         w, t = self.weights, self.weights.tensors
@@ -326,13 +365,17 @@ class _Writer:
         types = t["embeddings.token_type_embeddings.weight"][0]
         self.node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
         self._count_tokens()
-        inputs = [
-            "ids",
-            "",
-            self.tensor("embeddings.word_embeddings.weight"),
-            self.constant("positions", positions + types),
-        ]
-        inputs += ["", self.tensor("embeddings.LayerNorm.weight"), self.tensor("embeddings.LayerNorm.bias")]
+        first_only = pooling in ("cls", "classify")
+        if first_only:
+            self.constant("halves", np.array([w.hidden] * 2))
+        words = self.tensor("embeddings.word_embeddings.weight")
+        if pooling == "classify":
+            self.node("Cast", ["token_type_ids"], "types", to=TensorProto.INT32)
+            inputs = ["ids", "types", words, self.constant("positions", positions)]
+            inputs += [self.tensor("embeddings.token_type_embeddings.weight")]
+        else:
+            inputs = ["ids", "", words, self.constant("positions", positions + types), ""]
+        inputs += [self.tensor("embeddings.LayerNorm.weight"), self.tensor("embeddings.LayerNorm.bias")]
         self.nodes.append(
             helper.make_node(
                 "EmbedLayerNormalization", inputs, ["x", "unused"], domain="com.microsoft", epsilon=w.epsilon
@@ -340,9 +383,16 @@ class _Writer:
         )
         x = "x"
         for number in range(w.layers):
-            x = self.layer(x, number)
-        if pooling == "cls":
-            self.node("Gather", [x, self.constant("first", np.array(0))], "pooled", axis=1)
+            x = self.layer(x, number, first_only=first_only and number + 1 == w.layers)
+        if first_only:
+            self.node("Squeeze", [x, "axis"], "pooled")
+        if pooling == "classify":
+            weight, bias = (self.tensor(name) for name in _POOLER)
+            self.node("Tanh", [self.node("Gemm", ["pooled", weight, bias], "dense", transB=1)], "tanh")
+            weight, bias = (self.tensor(name) for name in _CLASSIFIER)
+            self.node("Gemm", ["tanh", weight, bias], "logits", transB=1)
+        elif pooling == "cls":
+            pass
         elif pooling == "mean":
             # (B, 1, T) @ (B, T, d) / T' : the sum over real tokens is one product
             self.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
@@ -353,6 +403,11 @@ class _Writer:
             self.node("Div", ["sum", "total"], "pooled")
         else:
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
+        if pooling == "classify":
+            labels = len(t["classifier.bias"])
+            return self._serialise(
+                ("input_ids", "attention_mask", "token_type_ids"), ("logits", labels), outputs
+            )
         return self._serialise(("input_ids", "attention_mask"), ("pooled", w.hidden), outputs)
 
     def _serialise(self, inputs: Sequence[str], output: tuple[str, int], taps: Sequence[str]) -> bytes:

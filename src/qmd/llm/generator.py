@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd.errors import MissingExtra, ModelError, UsageError
-from qmd.llm.decoder import CausalModel
+from qmd.llm.chat import Message, render_chat
+from qmd.llm.decoder import CausalModel, Decoding
 from qmd.llm.files import ModelFiles
+from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
 from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
@@ -38,7 +40,10 @@ class OnnxGenerator:
     ) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
-        self._model = CausalModel(session, device)
+        self.model = CausalModel(session, device)
+        self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
+        self._decoding: Decoding | None = None
+        self._seen: list[int] = []
         self._tokenizer = tokenizer
         self._tokenizer_path = files.tokenizer
         self._ends = _end_ids(files, tokenizer)
@@ -74,9 +79,53 @@ class OnnxGenerator:
         longer
         than the model reads, a bad grammar, or options out of range.
         """
+        text = self.card.template.replace("{prompt}", prompt) if self.card.template else prompt
+        return self._write(
+            text,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+            grammar=grammar,
+        )
+
+    def generate_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        grammar: str | None = None,
+    ) -> Iterator[str]:
+        """As `generate`, after a conversation of (role, text) instead of one prompt. What a conversation shares from
+        its start with the one before is not computed again."""
+        return self._write(
+            render_chat(self.card.template, messages),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+            grammar=grammar,
+        )
+
+    def _write(
+        self,
+        text: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop: Sequence[str],
+        seed: int | None,
+        grammar: str | None,
+    ) -> Iterator[str]:
         if not 0.0 < top_p <= 1.0 or temperature < 0.0:
             raise UsageError(f"top_p must lie in (0, 1] and temperature be >= 0; got {top_p}, {temperature}.")
-        text = self.card.template.replace("{prompt}", prompt) if self.card.template else prompt
         ids = self._tokenizer.content_ids([text])[0]
         if len(ids) + max_new_tokens > self.card.max_tokens:
             raise UsageError(
@@ -106,21 +155,8 @@ class OnnxGenerator:
         """Yield token ids after `ids` (at least one), without the end token."""
         mask = _GrammarMask(str(self._tokenizer_path), grammar, self._ends) if grammar else None
         random = np.random.default_rng(seed)
-        history = list(ids)
-        cache = self._model.empty_cache(1)
-        cached = 0
+        row = self._read(ids)
         for _ in range(max_new_tokens):
-            while True:
-                piece = history[cached : cached + PREFILL_TOKENS] if cache else history
-                start = cached if cache else 0
-                new = np.array([piece], dtype=np.int64)
-                seen = np.ones((1, start + len(piece)), dtype=np.int64)
-                positions = np.arange(start, start + len(piece), dtype=np.int64)[None, :]
-                logits, cache = self._model.step(new, seen, positions, cache)
-                cached = start + len(piece)
-                if cached == len(history):
-                    break
-            row = logits[0, -1].astype(np.float32)
             if mask is not None and not mask.apply(row):
                 return
             token = _pick(row, temperature, top_p, random)
@@ -128,8 +164,29 @@ class OnnxGenerator:
                 return
             if mask is not None:
                 mask.accept(token)
-            history.append(token)
             yield token
+            row = self._feed([token])
+
+    def _read(self, ids: Sequence[int]) -> Vectors:
+        """Logits after `ids`, from what the last text shares with them."""
+        if self._decoding is None:
+            self._decoding = self.model.decoding()
+        same = 0
+        while same < min(len(self._seen), len(ids) - 1) and self._seen[same] == ids[same]:
+            same += 1
+        self._decoding.rewind(same)
+        del self._seen[same:]
+        step = PREFILL_TOKENS if self.model.past else len(ids)
+        row = np.empty(0, np.float32)
+        for start in range(same, len(ids), step):
+            row = self._feed(ids[start : start + step])
+        return row
+
+    def _feed(self, tokens: Sequence[int]) -> Vectors:
+        assert self._decoding is not None
+        row = self._decoding.feed(tokens)
+        self._seen += tokens
+        return row
 
     def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
         """Decode as whole characters: a piece that ends inside one waits for the next token."""

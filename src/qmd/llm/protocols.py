@@ -79,3 +79,22 @@ class Generator(Protocol):
     ) -> Iterator[str]:
         """Yield pieces of text as they are decoded. `grammar` (Lark syntax) restricts what may be written."""
         ...
+
+
+@runtime_checkable
+class ChatGenerator(Generator, Protocol):
+    """A Generator that also goes on with a conversation."""
+
+    def generate_chat(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        grammar: str | None = None,
+    ) -> Iterator[str]:
+        """Yield the next message, after (role, text) pairs."""
+        ...

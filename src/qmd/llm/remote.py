@@ -46,6 +46,7 @@ class RemoteEmbedder:
             path = f"{path or '/v1'}/embeddings"
         self._url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
         self._model = model
+        self.runs_on = f"{parts.netloc} ({'Ollama' if self._ollama else 'OpenAI-compatible'})"
         key = os.environ.get("QMD_EMBEDDING_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout_s, headers=headers)

@@ -23,16 +23,21 @@ from qmd.llm.tokens import TextTokenizer
 if TYPE_CHECKING:
     import onnxruntime
 
+    from qmd.llm.prepare import Prepared
+
 TOKEN_BUDGET = 4096
+PREPARE_AFTER_TOKENS = 100_000
+"""Tokens scored after which rewriting a cross-encoder for this machine pays for itself."""
 CACHED_PAIRS = 20_000
 
 
 class PairReranker:
     """What both forms share: windows of long texts, batches, and a cache of scored pairs."""
 
-    def __init__(self, files: ModelFiles, tokenizer: TextTokenizer) -> None:
+    def __init__(self, files: ModelFiles, tokenizer: TextTokenizer, providers: Sequence[str]) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
+        self.runs_on = f"{providers[0]} {files.variant.precision}"
         self._tokenizer = tokenizer
         self._scored: OrderedDict[bytes, float] = OrderedDict()
 
@@ -85,13 +90,47 @@ class ClassifierReranker(PairReranker):
     """(B, 1) logits -> sigmoid; (B, 2) logits -> softmax, second label."""
 
     def __init__(
-        self, files: ModelFiles, session: onnxruntime.InferenceSession, tokenizer: TextTokenizer
+        self,
+        files: ModelFiles,
+        session: onnxruntime.InferenceSession,
+        tokenizer: TextTokenizer,
+        *,
+        threads: int | None = None,
+        prepare: bool = False,
     ) -> None:
-        super().__init__(files, tokenizer)
-        self._session = session
-        signature = read_signature(session)
-        self._inputs = signature.inputs
-        self._output = next(iter(signature.outputs))
+        super().__init__(files, tokenizer, session.get_providers())
+        self.session = session
+        self.threads = threads
+        self._files = files
+        self._prepare = prepare
+        self._tokens_seen = 0
+
+    def prepare(self) -> Prepared | None:
+        """Rewrite the model for this machine now (seconds). None when its architecture has no faster form."""
+        from qmd.llm.prepare_reranker import prepare_reranker
+
+        self._prepare = False
+        return prepare_reranker(self._files, self)
+
+    def adopt(self, session: onnxruntime.InferenceSession, form: str) -> None:
+        """Go on with a prepared graph."""
+        self.session = session
+        self._prepare = False
+        self.runs_on = f"{session.get_providers()[0]} prepared {form}"
+
+    def frame(self, query: str, text: str) -> tuple[list[int], list[int]]:
+        """Ids and token types of one pair, cut to what the model reads."""
+        head, bodies, tail, room = self._parts(query, [text])
+        rest = [*bodies[0][: max(1, room)], *tail]
+        return [*head, *rest], [0] * len(head) + [1] * len(rest)
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
+        """Probabilities of pairs with queries of their own, (n,); each pair cut to what the model reads."""
+        framed = [self.frame(query, text) for query, text in pairs]
+        out = np.empty(len(pairs), dtype=np.float32)
+        for batch in plan_batches([len(ids) for ids, _ in framed], token_budget=TOKEN_BUDGET):
+            out[batch] = self._run([framed[i][0] for i in batch], [framed[i][1] for i in batch])
+        return out
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
         if self.card.template:
@@ -103,15 +142,21 @@ class ClassifierReranker(PairReranker):
         return head, bodies, tail, self.card.max_tokens - len(head) - len(tail)
 
     def _forward(self, head: list[int], rows: list[list[int]]) -> Vectors:
-        ids, mask = pad_rows([[*head, *row] for row in rows], self._tokenizer.pad_id)
+        self._tokens_seen += sum(len(head) + len(row) for row in rows)
+        if self._prepare and self._tokens_seen > PREPARE_AFTER_TOKENS:
+            self.prepare()
+        return self._run([[*head, *row] for row in rows], [[0] * len(head) + [1] * len(row) for row in rows])
+
+    def _run(self, rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]) -> Vectors:
+        ids, mask = pad_rows(rows, self._tokenizer.pad_id)
         feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
-            types = mask.copy()
-            types[:, : len(head)] = 0
-            feeds["token_type_ids"] = types
-        if "position_ids" in self._inputs:
+        signature = read_signature(self.session)
+        if "token_type_ids" in signature.inputs:
+            feeds["token_type_ids"] = pad_rows(kinds, 0)[0]
+        if "position_ids" in signature.inputs:
             feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
-        logits = np.asarray(self._session.run([self._output], feeds)[0], dtype=np.float32)
+        output = next(iter(signature.outputs))
+        logits = np.asarray(self.session.run([output], feeds)[0], dtype=np.float32)
         margin = logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
         return _sigmoid(margin)
 
@@ -121,7 +166,7 @@ class CausalReranker(PairReranker):
     all rows."""
 
     def __init__(self, files: ModelFiles, model: CausalModel, tokenizer: TextTokenizer) -> None:
-        super().__init__(files, tokenizer)
+        super().__init__(files, tokenizer, model.session.get_providers())
         self._model = model
         yes, no = tokenizer.token_id("yes"), tokenizer.token_id("no")
         if yes is None or no is None:
@@ -154,7 +199,15 @@ def open_onnx_reranker(
     check_role(files.card, form)
     if form == "causal":
         return CausalReranker(files, CausalModel(session), tokenizer)
-    return ClassifierReranker(files, session, tokenizer)
+    if providers[0] != "CPUExecutionProvider":
+        return ClassifierReranker(files, session, tokenizer, threads=threads)
+    from qmd.llm.prepare import load_prepared
+
+    ready = load_prepared(files)
+    reranker = ClassifierReranker(files, session, tokenizer, threads=threads, prepare=ready is None)
+    if ready is not None and ready[0]:
+        reranker.adopt(open_session(ready[0], threads=threads), ready[1].products)
+    return reranker
 
 
 def _template_ids(tokenizer: TextTokenizer, template: str, query: str) -> tuple[list[int], list[int]]:

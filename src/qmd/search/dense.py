@@ -7,6 +7,8 @@ scored exactly, where `numkong` is installed. Without that package every search 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +32,24 @@ SUBSET_SHARE = 0.2
 """Below this share of allowed rows, gathering them is cheaper than scanning all."""
 
 
+BACKGROUND_ROWS = 512
+USUAL = (0.1, 0.09, 24)
+"""Mean and deviation of cosines between questions and passages of other subjects, and the number of rows that this
+counts for: on an index of two passages there is no background to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Mean and standard deviation of a question's cosines with passages at large."""
+
+    mean: float
+    deviation: float
+
+    def z(self, cosine: float) -> float:
+        """Deviations above the mean."""
+        return (cosine - self.mean) / self.deviation
+
+
 class Scan:
     """A matrix ready to be searched.
 
@@ -50,6 +70,7 @@ class Scan:
         self.rows = rows
         self.ids = ids
         self._live = None if rows.shape[0] == 0 or ids.min() >= 0 else ids >= 0
+        self._places: tuple[Ids, NDArray[np.intp]] | None = None
         self._codes = None if codes is None or scales is None else (codes, scales)
 
     def search(
@@ -65,7 +86,7 @@ class Scan:
         if query.shape != (d,):
             raise ValueError(f"the query has shape {query.shape}, the rows have {d} dimensions")
         query = np.ascontiguousarray(query, dtype=np.float32)
-        mask = self._live if allowed is None else np.isin(self.ids, allowed)
+        mask = self.mask(allowed)
         live = n if mask is None else int(mask.sum())
         if live == 0 or k <= 0:
             return self.ids[:0], np.empty(0, np.float32)
@@ -80,8 +101,43 @@ class Scan:
             if mask is not None:
                 rough = np.where(mask, rough, -np.inf)
             places = _top(rough, min(max(k * CANDIDATES_PER_HIT, LEAST_CANDIDATES), live))
-        scores = self.rows[np.sort(places)] @ query
-        return _ordered(self.ids[np.sort(places)], scores, k)
+        return self.best_of(places, query, k)
+
+    def mask(self, allowed: Ids | None) -> NDArray[np.bool_] | None:
+        """(n,): which rows take part; None for all."""
+        return self._live if allowed is None else np.isin(self.ids, allowed)
+
+    def best_of(self, places: NDArray[np.intp], query: Floats, k: int) -> tuple[Ids, Floats]:
+        """The k best of some rows, scored exactly."""
+        places = np.sort(places)
+        return _ordered(self.ids[places], self.rows[places] @ query, k)
+
+    def score(self, query: Floats, ids: Sequence[int]) -> dict[int, float]:
+        """id -> inner product, of those of `ids` that are there."""
+        if self._places is None:
+            order = np.argsort(self.ids, kind="stable")
+            self._places = (self.ids[order], order)
+        sorted_ids, order = self._places
+        wanted = np.asarray(ids, dtype=np.int64)
+        if not sorted_ids.shape[0] or not wanted.shape[0]:
+            return {}
+        at = np.minimum(np.searchsorted(sorted_ids, wanted), sorted_ids.shape[0] - 1)
+        found = sorted_ids[at] == wanted
+        rows = order[at[found]]
+        return dict(zip(wanted[found].tolist(), (self.rows[rows] @ query).tolist(), strict=True))
+
+    def background(self, query: Floats) -> Background:
+        """From rows spread evenly over the matrix, those that are gone left out."""
+        n = self.rows.shape[0]
+        places = np.unique(np.linspace(0, max(n - 1, 0), min(n, BACKGROUND_ROWS)).astype(np.int64))
+        if self._live is not None:
+            places = places[self._live[places]]
+        mean, deviation, weight = USUAL
+        cosines = self.rows[places] @ query
+        count = cosines.shape[0]
+        centre = (mean * weight + float(cosines.sum())) / (weight + count)
+        spread = deviation**2 * weight + float(np.square(cosines - cosines.mean()).sum() if count else 0.0)
+        return Background(centre, (spread / (weight + count)) ** 0.5)
 
     def _best(self, scores: Floats, k: int, mask: NDArray[np.bool_] | None) -> tuple[Ids, Floats]:
         live = scores.shape[0]

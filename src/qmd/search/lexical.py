@@ -78,11 +78,14 @@ class KeywordList:
     notes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     pruned: bool = False
+    atoms: tuple[tuple[str, int], ...] = ()
+    """(expression, chunks that hold it) of what was looked for; `missing`: how many words the index does not have."""
+    missing: int = 0
 
 
 def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
     """BM25 over any of the words."""
-    strict, loose, notes, words = _prepare(index, query)
+    strict, loose, notes, words, missing = _prepare(index, query)
     if not strict:
         return KeywordList([], notes=notes)
     ranked, pruned = _rank_any(index, loose, _exclusion(query), query.filter, limit)
@@ -90,7 +93,7 @@ def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
     if quoted:
         holding = {chunk for chunk, _ in index.score_among(quoted, [chunk for chunk, _ in ranked])}
         ranked = [item for item in ranked if item[0] in holding] or index.match(quoted, query.filter, limit)
-    return KeywordList(ranked, notes=notes, words=words, pruned=pruned)
+    return KeywordList(ranked, 0, notes, words, pruned, _weighed(query, loose), missing)
 
 
 def find_all_first(
@@ -100,7 +103,7 @@ def find_all_first(
 
     Those with some are looked for only if those with every word are not `enough` (default: `limit` of them).
     """
-    strict, loose, notes, words = _prepare(index, query)
+    strict, loose, notes, words, missing = _prepare(index, query)
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
@@ -122,17 +125,27 @@ def find_all_first(
             rest = [item for item in rest if item[0] in holding]
         ceiling = ranked[-1][1] if ranked else float("inf")
         ranked += [(chunk, min(score, ceiling)) for chunk, score in rest if chunk not in seen]
-    return KeywordList(ranked[:limit], min(complete, limit), notes, words, pruned)
+    complete = min(complete, limit)
+    return KeywordList(ranked[:limit], complete, notes, words, pruned, _weighed(query, loose), missing)
+
+
+def _weighed(query: Query, atoms: Sequence[Atom]) -> tuple[tuple[str, int], ...]:
+    """What counts for a document: words, and phrases that were quoted. Words written as one (`a-b`) count once, not
+    as a phrase too."""
+    joined = {
+        _phrase(term) for term in query.terms if len(term.words) > 1 and not term.quoted and not term.prefix
+    }
+    return tuple((atom.expression, atom.frequency) for atom in atoms if atom.expression not in joined)
 
 
 def _prepare(
     index: KeywordIndex, query: Query
-) -> tuple[list[Atom], list[Atom], tuple[str, ...], tuple[str, ...]]:
-    """Atoms for AND, atoms for OR, notes, and the words to mark in a text."""
+) -> tuple[list[Atom], list[Atom], tuple[str, ...], tuple[str, ...], int]:
+    """Atoms for AND, atoms for OR, notes, the words to mark in a text, and how many the index does not have."""
     strict = list(dict.fromkeys(atom for term in query.terms for atom in _strict(term)))
     loose = list(dict.fromkeys(atom for term in query.terms for atom in _loose(term)))
     if not strict:
-        return [], [], (("keyword: only exclusions, nothing to look for",) if query.excluded else ()), ()
+        return [], [], (("keyword: only exclusions, nothing to look for",) if query.excluded else ()), (), 0
     frequency = index.document_frequency(atom.word for atom in (*strict, *loose) if atom.word)
     notes: list[str] = []
     spelled: dict[str, list[str]] = {}
@@ -158,11 +171,12 @@ def _prepare(
                 out.append(Atom(atom.expression, atom.word, frequency[atom.word] if atom.word else 1))
         return out
 
-    found = [atom for atom in settle(loose) if atom.frequency]
+    settled = settle(loose)
+    found = [atom for atom in settled if atom.frequency]
     words = [
         w for atom in loose for w in spelled.get(atom.word or "", [atom.word or atom.expression.strip('"* ')])
     ]
-    return settle(strict), found, tuple(notes), tuple(dict.fromkeys(words))
+    return settle(strict), found, tuple(notes), tuple(dict.fromkeys(words)), len(settled) - len(found)
 
 
 def _tokens(word: str, *, whole: bool = True) -> list[str]:

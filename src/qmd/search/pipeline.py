@@ -1,321 +1,419 @@
-"""From a question to hits, top to bottom: parse -> lists -> group by document -> fuse -> hits.
+"""From a question to hits, top to bottom: parse -> lists -> expand -> fuse -> rerank -> calibrate -> hits.
 
-A list that cannot be made is left out and named in `degraded`; the others answer.
+Each stage is one function, timed, and shown by `explain`. A stage that fails, or that the time does not allow, is left
+out and named in `degraded`; the others answer.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from qmd.errors import ModelMismatch, NotFound, QmdError
-from qmd.search.fuse import fuse_ranks
-from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
-from qmd.search.query import Query, parse
-from qmd.search.scripts import foreign_share
-from qmd.search.snippet import Marker, cut_snippet, front_matter
-from qmd.types import Filter, Hit, Hits
+from qmd.errors import QmdError
+from qmd.search import calibrate, expand, late
+from qmd.search.budget import Budget, Clock, Costs
+from qmd.search.fuse import blend, fuse_ranks
+from qmd.search.lexical import KeywordList
+from qmd.search.query import Asked, Part, parse_request
+from qmd.search.request import Mode, Models, Request
+from qmd.search.retrieve import Found, Grouped, Nearest, best_chunk, find_words, group, trust
+from qmd.search.show import Shown, make_hits
+from qmd.search.weigh import weigh
+from qmd.types import Hits
 
 if TYPE_CHECKING:
-    from qmd.llm.protocols import Embedder
     from qmd.store import Store
+    from qmd.store.cache import AnswerCache
     from qmd.store.chunks import ChunkRow
 
-Mode = Literal["keyword", "vector", "hybrid"]
+__all__ = ["Mode", "Models", "Request", "search"]
 
 CHUNKS_PER_HIT = 5
 LEAST_CHUNKS: Mapping[Mode, int] = {"keyword": 50, "vector": 200, "hybrid": 200}
 """Depth of each list, in chunks: several chunks of one document are one hit. A list alone needs fewer than one
 that is fused, and is made again, deeper, where they belong to too few documents."""
 
-FRONTED = frozenset({"markdown"})
-"""Types whose texts may open with front matter."""
-FIRST_CHARACTERS = 1_500
+MOST_DEEPER = 64
+
+MODEL_EXPANSION_WEIGHT = 0.5
+"""Weight of a list that a model's line made, against 1 of the question's own; the original's 1 to 2."""
+SURE_SCORE, SURE_GAP = 0.85, 0.15
+"""A first keyword hit of b / (1 + b) >= .85 for its BM25 b, .15 ahead of the second, needs no expansion by a model; the
+original's figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A search. `limit` counts documents; the weights and `rrf_k` matter to hybrid alone."""
+@dataclass(slots=True)
+class State:
+    """What the stages hand on. `scores`: document (or chunk) -> score, best first; `trail`: stage -> its scores."""
 
-    text: str
-    mode: Mode
-    limit: int
-    filter: Filter = field(default_factory=Filter)
-    min_score: float | None = None
-    full: bool = False
-    explain: bool = False
-    keyword_weight: float = 1.0
-    vector_weight: float = 1.0
-    rrf_k: int = 60
+    store: Store
+    request: Request
+    models: Models
+    budget: Budget
+    clock: Clock
+    asked: Asked
+    cache: AnswerCache | None = None
+    depth: int = 0
+    degraded: list[str] = field(default_factory=list)
+    nearest: Nearest | None = None
+    vectors_failed: bool = False
+    lists: list[Found] = field(default_factory=list)
+    expansion: list[dict[str, object]] = field(default_factory=list)
+    feedback: list[tuple[str, int]] = field(default_factory=list)
+    grouped: list[Grouped] = field(default_factory=list)
+    places: dict[int, tuple[int, str, int]] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    matches: Mapping[int, float] = field(default_factory=dict)
+    nearness: Mapping[int, float] = field(default_factory=dict)
+    cosines: Mapping[int, float] = field(default_factory=dict)
+    trail: dict[str, dict[int, float]] = field(default_factory=dict)
+    rows: dict[int, ChunkRow] = field(default_factory=dict)
+    folded: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class RankedList:
-    """One list after grouping. `documents`: ids, best first; `best`: document id -> its best chunk and score;
-    `ranks`: chunk id -> rank in the ungrouped list, from 1."""
-
-    documents: list[int]
-    best: Mapping[int, tuple[int, float]]
-    ranks: Mapping[int, int]
-
-
-def search(store: Store, request: Request, open_embedder: Callable[[], Embedder]) -> Hits:
-    """Answer one request. `open_embedder` is called only where vectors are wanted.
-
-    Raises ModelMismatch, ModelError and NotFound in vector mode alone; hybrid answers by keyword then.
-    """
-    clock = _Clock()
-    query = parse(request.text, request.filter)
-    depth = max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
-    degraded: list[str] = []
-    lists: dict[str, list[tuple[int, float]]] = {}
-    weights: dict[str, float] = {}
-    words = KeywordList([], words=tuple(word for term in query.terms for word in term.words))
-    clock.lap("parse")
-
-    if request.mode != "vector":
-        words = _find_words(store, query, request, depth)
-        lists["keyword"], weights["keyword"] = words.ranked, request.keyword_weight
-        degraded += words.notes
-        clock.lap("keyword")
-
-    if request.mode != "keyword" and query:
-        try:
-            embedder = open_embedder()
-            weight, notes = _trust(query, embedder, alone=request.mode == "vector")
-            degraded += notes
-            if weight > 0:
-                lists["vector"], notes = _nearest(store, query, embedder, depth, clock)
-                weights["vector"] = weight * request.vector_weight
-                degraded += notes
-        except (QmdError, OSError) as error:
-            if request.mode == "vector":
-                raise
-            degraded.append(f"vector: {error}")
-    elif request.mode == "vector":
-        degraded.append("vector: nothing to look for")
-
-    places = store.chunk_rows.places({chunk for ranked in lists.values() for chunk, _ in ranked})
-    grouped = {name: _group(ranked, places) for name, ranked in lists.items()}
-    if request.mode == "hybrid":
-        docids = {document: docid for document, docid, _ in places.values()}
-        fused = fuse_ranks({n: g.documents for n, g in grouped.items()}, weights, k=request.rrf_k)
-        order = sorted(fused, key=lambda item: (-round(item[1], 12), docids[item[0]]))
-    else:
-        to_score = _keyword_score if request.mode == "keyword" else _cosine
-        order = [(d, to_score(g.best[d][1])) for g in grouped.values() for d in g.documents]
-    if request.min_score is not None:
-        order = [(document, score) for document, score in order if score >= request.min_score]
-    order = order[: request.limit]
-    clock.lap("fuse")
-
-    hits = _hits(store, request, order, grouped, weights, words)
-    clock.lap("hits")
-    return Hits(hits, tuple(dict.fromkeys(degraded)), clock.laps)
+    def chunk_of(self, key: int) -> int:
+        """The chunk that stands for a document."""
+        return key if self.request.all_chunks else best_chunk(self.grouped, key, self.request.rrf_k)
 
 
-def _find_words(store: Store, query: Query, request: Request, depth: int) -> KeywordList:
-    """The keyword list. Alone, it goes as deep as the documents asked for; to be fused, `depth` chunks."""
-    if request.mode != "keyword":
-        return find_best(store.keyword, query, depth)
-
-    def enough(ranked: Sequence[tuple[int, float]]) -> bool:
-        places = store.chunk_rows.places(chunk for chunk, _ in ranked)
-        return len({document for document, _, _ in places.values()}) >= request.limit
-
-    while True:
-        found = find_all_first(store.keyword, query, depth, enough)
-        if len(found.ranked) < depth or enough(found.ranked):
-            return found
-        depth *= 4
-
-
-def _trust(query: Query, embedder: Embedder, *, alone: bool) -> tuple[float, list[str]]:
-    """How much the vector list may say, 0 to 1: a model that cannot read the question's script would only
-    add noise.
-    """
-    foreign = foreign_share(query.plain, embedder.card.languages)
-    if not foreign:
-        return 1.0, []
-    known = ", ".join(embedder.card.languages)
-    if alone:
-        return 1.0, [f"vector: {embedder.card.name} reads {known}; expect little for this question"]
-    if foreign > 0.5:
-        return 0.0, [
-            f"vector: left out, {embedder.card.name} reads {known} and the question is in another script"
-        ]
-    return 1.0 - foreign, []
-
-
-def _nearest(
-    store: Store, query: Query, embedder: Embedder, depth: int, clock: _Clock
-) -> tuple[list[tuple[int, float]], list[str]]:
-    """(chunk id, cosine), best first, with the filter inside. Raises ModelMismatch, NotFound without
-    vectors.
-    """
-    import numpy
-
-    from qmd.search.dense import Scan
-
-    stored = [model for model in store.vectors.models() if model.count]
-    if all(model.fingerprint != embedder.fingerprint for model in stored):
-        if stored:
-            raise ModelMismatch(
-                f"the index holds vectors of {stored[0].name} ({stored[0].dim}d), the configuration asks for "
-                f"{embedder.card.name} ({embedder.dim}d). Run `qmd embed --model-changed`, "
-                "or restore the old model in the configuration."
-            )
-        raise NotFound("the index has no vectors yet. Run `qmd embed`.")
-    matrix = store.vectors.matrix(embedder.fingerprint)
-    notes = list(matrix.notes)
-    live = matrix.live
-    missing = store.keyword.count() - (len(matrix) if live is None else int(live.sum()))
-    if missing > 0:
-        notes.append(f"vector: {missing} passages have no vector yet; run `qmd embed`")
-    allowed = store.chunk_ids(query.filter)
-    quoted = required(store.keyword, query)
-    if quoted is not None:
-        holding = store.keyword.candidates(quoted, query.filter)
-        allowed = numpy.array(holding, dtype=numpy.int64)
-    excluded = _excluded(store, query)
-    clock.lap("matrix")
-    vector = embedder.embed_query(query.plain)
-    clock.lap("embed")
-    scan = Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
-    ids, scores = scan.search(vector, depth + len(excluded), allowed=allowed)
-    found = [(i, s) for i, s in zip(ids.tolist(), scores.tolist(), strict=True) if i not in excluded]
-    clock.lap("vector")
-    return found[:depth], notes
-
-
-def _excluded(store: Store, query: Query) -> set[int]:
-    """Chunks that hold what the question excludes: an exclusion holds for vectors too."""
-    return {i for expression in exclusions(query) for i in store.keyword.candidates(expression, query.filter)}
-
-
-def _group(ranked: Sequence[tuple[int, float]], places: Mapping[int, tuple[int, str, int]]) -> RankedList:
-    """One entry a document. Equal scores are ordered by docid and line, so that the order in which
-    documents came
-    into the index says nothing."""
-    alive = [(chunk, score) for chunk, score in ranked if chunk in places]
-    alive.sort(key=lambda item: (-round(item[1], 6), *places[item[0]][1:]))
-    best: dict[int, tuple[int, float]] = {}
-    ranks: dict[int, int] = {}
-    for rank, (chunk, score) in enumerate(alive, start=1):
-        ranks[chunk] = rank
-        best.setdefault(places[chunk][0], (chunk, score))
-    return RankedList(list(best), best, ranks)
-
-
-def _keyword_score(bm25: float) -> float:
-    return max(bm25, 0.0) / (1.0 + max(bm25, 0.0))
-
-
-def _cosine(score: float) -> float:
-    return min(max(score, 0.0), 1.0)
-
-
-def _hits(
+def search(
     store: Store,
     request: Request,
-    order: Sequence[tuple[int, float]],
-    grouped: Mapping[str, RankedList],
-    weights: Mapping[str, float],
-    words: KeywordList,
-) -> tuple[Hit, ...]:
-    shown: dict[int, int] = {}
-    for document, _ in order:
-        # The chunk that the lists together rank best stands for the document.
-        candidates = {g.best[document][0] for g in grouped.values() if document in g.best}
-        shown[document] = max(
-            sorted(candidates),
-            key=lambda chunk: sum(
-                weights.get(n, 1.0) / (request.rrf_k + g.ranks[chunk])
-                for n, g in grouped.items()
-                if chunk in g.ranks
-            ),
-        )
-    rows = store.chunks(shown.values())
-    stems = [stem for terms in store.keyword.stem(words.words).values() for stem in terms]
-    marker = Marker(words.words, stems)
-    complete = {chunk for chunk, _ in words.ranked[: words.complete]}
-    contexts = bool(store.contexts())
-    hits: list[Hit] = []
-    for document, score in order:
-        row = rows.get(shown[document])
-        if row is None:  # deleted by another process meanwhile
-            continue
-        snippet = cut_snippet(*_shown(store, row), marker)
-        body = None
-        if request.full:
-            stored = store.document(document)
-            body = stored.text if stored is not None else None
-        explain: dict[str, object] | None = None
-        if request.explain:
-            explain = {
-                "lists": {
-                    name: {
-                        "rank": g.documents.index(document) + 1,
-                        "score": round(g.best[document][1], 4),
-                        "weight": round(weights.get(name, 1.0), 4),
-                    }
-                    for name, g in grouped.items()
-                    if document in g.best
-                },
-                "rrf_k": request.rrf_k,
-                "chunk": {"line": row.line, "end_line": row.end_line},
-                "words": list(words.words),
-                "all_words": row.id in complete if request.mode == "keyword" else None,
-                "pruned": words.pruned,
-            }
-        hits.append(
-            Hit(
-                docid=row.docid,
-                score=round(score, 4),
-                file=f"qmd://{row.collection}/{row.path}",
-                line=snippet.line,
-                end_line=snippet.end_line,
-                title=row.title,
-                collection=row.collection,
-                path=row.path,
-                heading_path=row.heading_path,
-                context=store.context_for(row.collection, row.path) if contexts else None,
-                snippet=None if request.full else snippet.text,
-                body=body,
-                marks=() if request.full else snippet.marks,
-                explain=explain,
-            )
-        )
-    return tuple(hits)
+    models: Models,
+    *,
+    costs: Costs | None = None,
+    cache: AnswerCache | None = None,
+) -> Hits:
+    """Answer one request. A model is opened only where its stage runs.
 
-
-def _shown(store: Store, row: ChunkRow) -> tuple[str, int]:
-    """The part of a chunk that may be shown, and its line. Front matter is found, but it is not what a reader
-    looks for: a chunk of nothing else gives the first lines after it.
+    costs: measured costs of earlier searches; cache: what models answered before. Raises ModelMismatch, ModelError and
+    NotFound in vector mode alone; hybrid answers by keyword then.
     """
-    if not row.dashed or row.type not in FRONTED:
-        return row.text, row.line
-    if row.start == 0 and (end := front_matter(row.text)) and row.text[end:].strip():
-        return row.text[end:], row.line + row.text.count("\n", 0, end)
-    document = store.document(row.document_id)
-    text = document.text or "" if document is not None else ""
-    end = front_matter(text)
-    if end <= row.start:
-        return row.text, row.line
-    stop = row.end if row.end > end and text[end : row.end].strip() else end + FIRST_CHARACTERS
-    return text[end:stop], 1 + text.count("\n", 0, end)
+    clock = Clock()
+    budget = Budget(request.budget_ms, costs or Costs(), clock)
+    asked = parse_request(request.text, request.filter, request.intent)
+    state = State(store, request, models, budget, clock, asked, cache)
+    state.depth = request.deeper * max(request.limit * CHUNKS_PER_HIT, LEAST_CHUNKS[request.mode])
+    clock.lap("parse")
+
+    make_lists(state)
+    expand_from_passages(state)
+    expand_with_model(state)
+    fuse(state)
+    rerank(state)
+    boost(state)
+    hits = answer(state)
+    full = any(len(found.ranked) >= state.depth for found in state.lists)
+    # A keyword list alone stops at as many documents as were wanted, however deep it could go.
+    full = full or (request.mode == "keyword" and len(state.scores) >= request.limit * request.deeper)
+    if state.folded and full and len(hits) < request.limit and request.deeper < MOST_DEEPER:
+        # Copies took the places of others: look for those further down.
+        deeper = replace(request, deeper=request.deeper * 4)
+        return search(store, deeper, models, costs=costs, cache=cache)
+    return hits
 
 
-class _Clock:
-    """Milliseconds of each stage."""
+# ---- lists
+def make_lists(state: State) -> None:
+    """A keyword and a vector list for each part of the request; the first part of several counts double."""
+    request, asked = state.request, state.asked
+    several = len(asked.parts) > 1
+    for number, part in enumerate(asked.parts, start=1):
+        share = 2.0 if several and number == 1 else 1.0
+        label = f" {number}" if several else ""
+        if request.mode != "vector" and part.kind in ("plain", "lex"):
+            _add_words(state, part, f"keyword{label}", share * request.keyword_weight, alone=not several)
+        if request.mode != "keyword" and part.kind != "lex":
+            _add_nearest(state, part, f"vector{label}", share * request.vector_weight)
+    if not state.lists and asked.typed and request.mode != "hybrid":
+        wanted = "lex:" if request.mode == "keyword" else "vec: or hyde:"
+        state.degraded.append(f"{request.mode}: no {wanted} line to look for")
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
 
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = round(self.laps.get(stage, 0.0) + (now - self._last) * 1000, 3)
-        self._last = now
+def _add_words(state: State, part: Part, name: str, weight: float, *, alone: bool) -> None:
+    request = state.request
+    alone = alone and request.mode == "keyword"
+    depth, documents = state.depth, request.limit * request.deeper
+    if request.all_chunks:
+        documents = 0
+    words = find_words(state.store, part.query, depth, alone=alone, documents=documents)
+    state.degraded += words.notes
+    state.lists.append(Found(name, "keyword", words.ranked, weight, part.query.plain, words))
+    state.clock.lap("keyword")
+
+
+def _add_nearest(state: State, part: Part, name: str, weight: float) -> None:
+    request, models = state.request, state.models
+    alone = request.mode == "vector"
+    if not part.query:
+        if alone:
+            state.degraded.append("vector: nothing to look for")
+        return
+    if state.vectors_failed:
+        return
+    stages = ["vector"] if models.embedder.ready() else ["vector", "vector.open"]
+    refused = None if alone else state.budget.refuses(*stages)
+    if refused:
+        state.vectors_failed = True
+        state.degraded.append(f"vector: {refused}")
+        return
+    opened = models.embedder.ready()
+    begin = state.clock.spent_ms()
+    try:
+        embedder = models.embedder.open()
+        if not opened:
+            state.budget.costs.record("vector.open", state.clock.spent_ms() - begin)
+            begin = state.clock.spent_ms()
+        share, notes = trust(part.query, embedder, alone=alone)
+        state.degraded += notes
+        if share <= 0:
+            return
+        first = state.nearest is None
+        if state.nearest is None:
+            state.nearest = Nearest(state.store, part.query, embedder, state.clock, request.vectors)
+        intent = f" {state.asked.intent}" if state.asked.intent and part.kind != "hyde" else ""
+        vector = state.nearest.embed(part.query.plain + intent, passage=part.kind == "hyde")
+        ranked = state.nearest.near(vector, state.depth)
+        state.degraded += [note for note in state.nearest.notes if note not in state.degraded]
+        if first and opened:
+            state.budget.costs.record("vector", state.clock.spent_ms() - begin)
+    except (QmdError, OSError) as error:
+        if alone:
+            raise
+        state.vectors_failed = True
+        state.degraded.append(f"vector: {error}")
+        return
+    state.lists.append(Found(name, "vector", ranked, share * weight, part.query.plain, vector=vector))
+
+
+# ---- expansion
+def expand_from_passages(state: State) -> None:
+    """Words that the best passages share, to weigh documents by (`expand.feedback`)."""
+    request = state.request
+    if request.mode != "hybrid" or request.expand is False or state.asked.typed:
+        return
+    if not expand.FEEDBACK_PASSAGES or not state.lists:
+        return
+    asked = [word for term in state.asked.parts[0].query.terms for word in term.words]
+    if len(asked) < expand.FEWEST_WORDS:
+        return
+    best = _first_passages(state, expand.FEEDBACK_PASSAGES)
+    keyword = state.store.keyword
+    state.feedback = expand.feedback(
+        asked, [row.text for row in best], keyword.document_frequency, keyword.stem, keyword.count()
+    )
+    if state.feedback:
+        state.expansion.append({"from": "passages", "words": [word for word, _ in state.feedback]})
+    state.clock.lap("feedback")
+
+
+def _first_passages(state: State, count: int) -> list[ChunkRow]:
+    """The best chunks over all lists so far."""
+    ranks = {f.name: [chunk for chunk, _ in f.ranked[: 3 * count]] for f in state.lists}
+    weights = {f.name: f.weight for f in state.lists}
+    best = [chunk for chunk, _ in fuse_ranks(ranks, weights, k=state.request.rrf_k)[:count]]
+    return list(state.store.chunks(best).values())
+
+
+def expand_with_model(state: State) -> None:
+    """Lists for the lines that the expansion model writes, unless the first hit is sure already."""
+    request, door = state.request, state.models.expander
+    forced = request.expand is True or state.asked.expand
+    if request.mode != "hybrid" or request.expand is False or door is None or not state.asked.plain:
+        if forced and door is None and request.mode == "hybrid":
+            state.degraded.append("expand: no model; set `models.expansion` in the configuration")
+        return
+    if not forced and (state.asked.typed or is_sure(state.lists)):
+        state.expansion.append({"from": "model", "left_out": "the first hit is sure, or lines were given"})
+        return
+    from qmd.search.rewrite import Rewriter
+
+    rewriter = Rewriter(door, state.cache)
+    cost, loading = f"expand:{door.name}", f"open:{door.name}"
+    known = rewriter.recall(state.asked.plain, state.asked.intent)
+    if known is None:
+        refused = None if forced else state.budget.refuses(cost, *([] if door.ready() else [loading]))
+        if refused:
+            state.degraded.append(f"expand: {refused}")
+            return
+    begin, opened = state.clock.spent_ms(), door.ready()
+    try:
+        lines = known if known is not None else rewriter.write(state.asked.plain, state.asked.intent)
+        embedder = state.nearest.embedder if state.nearest is not None else None
+        kept, dropped = rewriter.check(state.asked.plain, lines, embedder)
+    except (QmdError, OSError) as error:
+        state.degraded.append(f"expand: {error}")
+        state.clock.lap("expand")
+        return
+    if known is None:
+        state.budget.costs.record(cost if opened else loading, state.clock.spent_ms() - begin)
+    state.expansion.append(
+        {"from": "model", "model": door.name, "cached": known is not None, "dropped": dropped}
+    )
+    state.clock.lap("expand")
+    for number, (kind, text) in enumerate(kept, start=1):
+        query = replace(parse_request(text).parts[0].query, filter=state.asked.filter)
+        part = Part(kind, query)
+        if kind == "lex":
+            _add_words(
+                state,
+                part,
+                f"expand {number} lex",
+                MODEL_EXPANSION_WEIGHT * request.keyword_weight,
+                alone=False,
+            )
+        elif state.nearest is not None:
+            weight = MODEL_EXPANSION_WEIGHT * request.vector_weight
+            _add_nearest(state, part, f"expand {number} {kind}", weight)
+
+
+def is_sure(lists: Sequence[Found]) -> bool:
+    """Whether the first keyword hit stands so far ahead that more words can only do harm."""
+    for found in lists:
+        if found.kind == "keyword":
+            top = [_bounded(score) for _, score in found.ranked[:2]]
+            return bool(top) and top[0] >= SURE_SCORE and top[0] - (top[1] if len(top) > 1 else 0) >= SURE_GAP
+    return False
+
+
+# ---- one order
+def fuse(state: State) -> None:
+    """One entry a document (or a chunk), all lists in one order."""
+    request = state.request
+    chunks = {chunk for found in state.lists for chunk, _ in found.ranked}
+    state.places = state.store.chunk_rows.places(chunks)
+    state.grouped = [group(found, state.places, by_chunk=request.all_chunks) for found in state.lists]
+    if state.grouped:
+        weighed = weigh(state.store, state.grouped, state.places, state.nearest, request, state.feedback)
+        state.scores, state.matches = weighed.scores, weighed.matches
+        state.nearness, state.cosines = weighed.nearness, weighed.cosines
+    if request.explain:
+        state.trail["fused"] = dict(state.scores)
+    state.clock.lap("fuse")
+
+
+def rerank(state: State) -> None:
+    """The first `candidate_limit` in a new order: by the configured reranker, else by late interaction."""
+    request = state.request
+    if request.rerank is False or request.mode == "keyword" or not state.scores or not state.asked.plain:
+        return
+    door = state.models.reranker
+    if door is None:
+        if request.rerank is True:
+            state.degraded.append("rerank: no model; set `models.reranker` in the configuration")
+        if request.late_interaction and state.nearest is not None and request.mode == "hybrid":
+            _interact_late(state, state.nearest)
+        return
+    from qmd.search.rerank import score_cached
+
+    question = f"{state.asked.plain}\n{state.asked.intent}" if state.asked.intent else state.asked.plain
+    wanted = min(request.candidate_limit, len(state.scores))
+    cost, loading = f"rerank:{door.name}", None if door.ready() else f"open:{door.name}"
+    if request.rerank is not True:
+        count = state.budget.fitting(cost, wanted, loading=loading)
+        if count < min(2, wanted):
+            state.degraded.append(f"rerank: left out, the {request.budget_ms:.0f} ms are used up")
+            return
+        if count < wanted:
+            state.degraded.append(f"rerank: {count} of {wanted} candidates, as many as the time allows")
+        wanted = count
+    keys = list(state.scores)[:wanted]
+    texts = _texts(state, keys)
+    begin = state.clock.spent_ms()
+    try:
+        if loading is not None:
+            door.open()
+            state.budget.costs.record(loading, state.clock.spent_ms() - begin)
+            begin = state.clock.spent_ms()
+        scores, scored = score_cached(door.open(), question, texts, state.cache)
+    except (QmdError, OSError) as error:
+        state.degraded.append(f"rerank: {error}")
+        return
+    if scored:
+        state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
+    _reorder(state, keys, scores, request.rerank_weight, "reranked")
+    state.clock.lap("rerank")
+
+
+def _interact_late(state: State, nearest: Nearest) -> None:
+    wanted = min(state.request.candidate_limit, len(state.scores))
+    count = state.budget.fitting("late", wanted)
+    if count < wanted:
+        state.degraded.append("late interaction: left out, the time does not allow it")
+        return
+    keys = list(state.scores)[:wanted]
+    begin = state.clock.spent_ms()
+    scores = late.late_scores(nearest.embedder, state.asked.plain, _texts(state, keys))
+    if scores is None:
+        return
+    state.budget.costs.record("late", (state.clock.spent_ms() - begin) / max(1, wanted))
+    _reorder(state, keys, scores, late.LATE_WEIGHT, "late_interaction")
+    state.clock.lap("late")
+
+
+def _texts(state: State, keys: Sequence[int]) -> list[str]:
+    """The matched chunk of each candidate, under its title."""
+    chunks = [state.chunk_of(key) for key in keys]
+    state.rows.update(state.store.chunks([chunk for chunk in chunks if chunk not in state.rows]))
+    return [f"{row.title}\n{row.text}" if (row := state.rows.get(chunk)) else "" for chunk in chunks]
+
+
+def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight: float, stage: str) -> None:
+    """Blend new scores of the first `keys` with the old; the rest keeps its order below them."""
+    state.trail[stage] = dict(zip(keys, map(float, scores), strict=True))
+    blended = blend([state.scores[key] for key in keys], scores, weight)
+    first = dict(sorted(zip(keys, blended, strict=True), key=lambda item: -item[1]))
+    least = min(first.values(), default=0.0)
+    highest = state.scores[keys[0]] if keys else 1.0
+    rest = {k: s * min(1.0, least / highest) for k, s in state.scores.items() if k not in first}
+    state.scores = {**first, **rest}
+
+
+def boost(state: State) -> None:
+    """Collections with a factor, and new documents before old ones, where asked for."""
+    request = state.request
+    if not state.scores or not (request.recency > 0 or any(f != 1 for f in request.boosts.values())):
+        return
+    keys = state.scores.keys()
+    documents = {key: state.places[key][0] if request.all_chunks else key for key in keys}
+    days = state.store.documents.days(set(documents.values()))
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    factors: dict[int, float] = {}
+    for key, document in documents.items():
+        collection, day = days.get(document, ("", None))
+        factor = request.boosts.get(collection, 1.0)
+        if day is not None and request.recency > 0:
+            age = max(0, (today - day).days)
+            factor *= 1 + request.recency * 0.5 ** (age / request.half_life_days)
+        factors[key] = factor
+    # Divided by the largest factor there can be, so that a score stays a score in [0, 1].
+    top = max(1.0, *request.boosts.values()) if request.boosts else 1.0
+    top *= 1 + request.recency
+    boosted = {key: score * factors[key] / top for key, score in state.scores.items()}
+    state.scores = dict(sorted(boosted.items(), key=lambda item: -item[1]))
+    if request.explain:
+        state.trail["boost"] = factors
+    state.clock.lap("boost")
+
+
+# ---- the answer
+def answer(state: State) -> Hits:
+    """Calibrated hits, near-duplicates folded, and whether any of them answers the question."""
+    words = next((f.words for f in state.lists if f.kind == "keyword"), KeywordList([]))
+    asked = [word for part in state.asked.parts for term in part.query.terms for word in term.words]
+    if state.lists and not words.words:
+        words = KeywordList([], words=tuple(asked))
+    elif len(state.lists) > 1:
+        more = [word for f in state.lists if f.kind == "keyword" for word in f.words.words]
+        words = replace(words, words=tuple(dict.fromkeys((*words.words, *more))))
+    shown = Shown(asked=tuple(dict.fromkeys(asked)), words=words)
+    hits, evidence = make_hits(state, shown)
+    any_relevant = calibrate.any_relevant(evidence)
+    nothing = any_relevant is not None and any_relevant < calibrate.NOTHING_BELOW
+    state.clock.lap("hits")
+    return Hits(tuple(hits), tuple(dict.fromkeys(state.degraded)), state.clock.laps, any_relevant, nothing)
+
+
+def _bounded(bm25: float) -> float:
+    return max(bm25, 0.0) / (1.0 + max(bm25, 0.0))

@@ -3,8 +3,9 @@
     words "exact phrase" -word -"phrase" begin* path:notes/* tag:work title:plan lang:zh type:markdown
     after:2024-05 before:2025
 
-A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain
-character:
+or lines of it, each with what it is for: `lex:`, `vec:`, `hyde:`, `intent:`, `expand:`.
+
+A field name is one only with a value behind it; a date must read as one; an unclosed quote is a plain character:
 whatever does not parse as an operator is a word.
 """
 
@@ -14,8 +15,11 @@ import datetime
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from qmd.types import Filter
+
+Kind = Literal["plain", "lex", "vec", "hyde"]
 
 _PIECE = re.compile(
     r"""
@@ -29,6 +33,7 @@ _PIECE = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+(?:[\u0300-\u036f\u3099\u309a]+[^\W_]*)*")
+_LINE = re.compile(r"\s*(lex|vec|hyde|intent|expand):[ \t]*(.*)\Z", re.IGNORECASE | re.DOTALL)
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\Z")
 
 
@@ -95,6 +100,72 @@ def parse(text: str, given: Filter | None = None) -> Query:
             terms.append(term)
             plain.append(written.removesuffix("*") if prefix else written)
     return Query(text, " ".join(plain), tuple(dict.fromkeys(terms)), tuple(dict.fromkeys(excluded)), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing to look for. plain: by keyword and by meaning; lex: by keyword; vec: by meaning, as a question;
+    hyde: by meaning, as a passage that might answer."""
+
+    kind: Kind
+    query: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A whole request: its parts, the first of them the most important, and what it is about (`intent`, which is not
+    itself looked for). `expand`: expansion was asked for by an `expand:` line."""
+
+    parts: tuple[Part, ...]
+    intent: str | None = None
+    expand: bool = False
+
+    @property
+    def filter(self) -> Filter:
+        return self.parts[0].query.filter
+
+    @property
+    def typed(self) -> bool:
+        return any(part.kind != "plain" for part in self.parts)
+
+    @property
+    def plain(self) -> str:
+        """The question as a model reads it: the plain part, else the first vec, lex, hyde there is."""
+        for kind in ("plain", "vec", "lex", "hyde"):
+            for part in self.parts:
+                if part.kind == kind and part.query.plain:
+                    return part.query.plain
+        return ""
+
+
+def parse_request(text: str, given: Filter | None = None, intent: str | None = None) -> Asked:
+    """Read a plain query, or lines that begin with `lex:`, `vec:`, `hyde:`, `intent:` or `expand:`. Never raises.
+
+    The text is lines only if its first line begins so; then a line without a beginning is a plain query. Conditions of
+    any line hold for all. Alone, an `intent:` line is the question.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or not _LINE.match(lines[0]):
+        return Asked((Part("plain", parse(text, given)),), intent or None)
+    kept = given or Filter()
+    expand = False
+    parts: list[Part] = []
+    for line in lines:
+        match = _LINE.match(line)
+        kind, rest = (match[1].lower(), match[2].strip()) if match else ("plain", line.strip())
+        if not rest:
+            continue
+        if kind == "intent":
+            intent = intent or rest
+            continue
+        if kind == "expand":
+            kind, expand = "plain", True
+        query = parse(rest, kept)
+        kept = query.filter
+        parts.append(Part(cast("Kind", kind), query))
+    if not parts:
+        parts, intent = [Part("plain", parse(intent or "", kept))], None
+    return Asked(tuple(Part(p.kind, replace(p.query, filter=kept)) for p in parts), intent or None, expand)
 
 
 def read_date(value: str) -> str | None:

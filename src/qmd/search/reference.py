@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from qmd.errors import NotFound
 from qmd.store import Store, StoredDocument
@@ -42,25 +43,29 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         return None
     if ref.startswith("#"):
         return store.find_docid(ref)
-    collections = store.collections()
+    roots = store.roots()
     path = ref.removeprefix(SCHEME).lstrip("/") if ref.startswith(SCHEME) else ref
-    head, _, tail = path.partition("/")
-    if tail and any(collection.name == head for collection in collections):
-        document = store.find_document(head, tail)
-        if document is not None:
-            return document
+    # An address may be percent-encoded, as programs write it; a file with the percent sign in its name comes first.
+    for written in (path, unquote(path)) if ref.startswith(SCHEME) and "%" in path else (path,):
+        head, _, tail = written.partition("/")
+        if tail and head in roots:
+            document = store.find_document(head, tail)
+            if document is not None:
+                return document
     if ref.startswith(SCHEME):
         return None
     relative = os.path.normpath(path) if path.startswith("./") else path
-    for collection in collections:
-        document = store.find_document(collection.name, relative)
+    for name in roots:
+        document = store.find_document(name, relative)
         if document is not None:
             return document
-    on_disk = Path(path).expanduser().absolute()
-    for collection in collections:
-        root = Path(collection.root)
+    try:
+        on_disk = Path(path).expanduser().absolute()
+    except RuntimeError:  # ~name, where nobody is called so
+        return store.find_docid(ref)
+    for name, root in roots.items():
         if on_disk.is_relative_to(root):
-            document = store.find_document(collection.name, on_disk.relative_to(root).as_posix())
+            document = store.find_document(name, on_disk.relative_to(root).as_posix())
             if document is not None:
                 return document
     return store.find_docid(ref)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from qmd.errors import UsageError
 from qmd.llm import open_generator, open_reranker
-from qmd.llm.protocols import Generator, Reranker
+
+if TYPE_CHECKING:
+    from qmd.llm.protocols import Generator, Reranker
+    from qmd.store.cache import AnswerCache
 
 DEFAULT_RERANKER = "zhiqing/Qwen3-Reranker-0.6B-seq-cls-ONNX"
 DEFAULT_EXPANSION = "onnx-community/Qwen3-0.6B-ONNX"
@@ -16,11 +19,16 @@ EXPANSION_GRAMMAR = r"""
 start: line~1..4
 line: ("lex: " | "vec: " | "hyde: ") /[^\n]{2,200}/ "\n"
 """
+EXPANSION_GBNF = r"""
+root ::= line (line (line line?)?)?
+line ::= ("lex: " | "vec: " | "hyde: ") [^\n]{2,200} "\n"
+"""
 EXPANSION_PROMPT = (
     "Rewrite the search query in other words that documents might use. Write up to four lines, each starting "
     "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the "
     "answer).\nQuery: {query}"
 )
+_LINE = re.compile(r"\s*(?:(?P<kind>lex|vec|hyde)\s*:\s*|[-*\d.)]+\s+)?(?P<text>\S.*?)\s*\Z", re.IGNORECASE)
 
 
 class LLMReranker:
@@ -66,14 +74,46 @@ class LLMReranker:
 
     def expand_query(self, query: str) -> list[str]:
         """The query itself, then other wordings of it, without repeats."""
+        return list(dict.fromkeys([query, *(text for _, text in self.expand_lines(query))]))
+
+    def expand_lines(
+        self, query: str, intent: str | None = None
+    ) -> list[tuple[Literal["lex", "vec", "hyde"], str]]:
+        """(kind, text) of each line that the model writes under the grammar, without the query and repeats. A line
+        without a kind is a question (vec)."""
         if self._expansion is None:
             self._expansion = open_generator(self.expansion_model)
+        about = f"{query}\nThe question is about: {intent}" if intent else query
+        grammar = self._grammar
+        if grammar is not None and getattr(self._expansion, "grammar_form", "lark") == "gbnf":
+            grammar = EXPANSION_GBNF
         pieces = self._expansion.generate(
-            EXPANSION_PROMPT.format(query=query), max_new_tokens=160, grammar=self._grammar
+            EXPANSION_PROMPT.format(query=about), max_new_tokens=160, grammar=grammar
         )
-        found = [query]
+        found: list[tuple[Literal["lex", "vec", "hyde"], str]] = []
+        seen = {query.casefold()}
         for line in "".join(pieces).splitlines():
-            text = re.sub(r"^\s*(?:lex|vec|hyde|[-*\d.)]+)\s*:?\s+", "", line).strip()
-            if text and text.casefold() not in {f.casefold() for f in found}:
-                found.append(text)
+            match = _LINE.match(line)
+            if match is None or match["text"].casefold() in seen:
+                continue
+            seen.add(match["text"].casefold())
+            kind = (match["kind"] or "vec").lower()
+            found.append((cast("Literal['lex', 'vec', 'hyde']", kind), match["text"]))
         return found
+
+
+def score_cached(
+    reranker: Reranker, question: str, texts: Sequence[str], cache: AnswerCache | None
+) -> tuple[list[float], int]:
+    """(a probability for each text, how many were scored now), in one batched call for all that are not known yet."""
+    known: list[float | None] = [None] * len(texts)
+    if cache is not None:
+        known = cache.scores(reranker.fingerprint, question, texts)
+    missing = [number for number, score in enumerate(known) if score is None]
+    if missing:
+        new = [float(score) for score in reranker.score(question, [texts[i] for i in missing])]
+        if cache is not None:
+            cache.put_scores(reranker.fingerprint, question, [texts[i] for i in missing], new)
+        for number, score in zip(missing, new, strict=True):
+            known[number] = score
+    return [float(score) for score in known if score is not None], len(missing)

@@ -17,12 +17,14 @@ _WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """`line` and `end_line` are where it stands in the document; `marks` are offsets into `text`."""
+    """`line` and `end_line` are where it stands in the document; `marks` are offsets into `text`; `found`: which words
+    the whole passage holds."""
 
     text: str
     line: int
     end_line: int
     marks: tuple[tuple[int, int], ...]
+    found: frozenset[str] = frozenset()
 
 
 class Marker:
@@ -33,10 +35,13 @@ class Marker:
 
     def __init__(self, words: Sequence[str], stems: Sequence[str]) -> None:
         self._plain = {fold(word) for word in words}
-        self._stems = [(stem, stem.removesuffix("i"), len(stem) + 5) for stem in stems if len(stem) > 2]
+        kept = [(stem, stem.removesuffix("i"), len(stem) + 5) for stem in stems if len(stem) > 2]
+        self._stems: dict[str, list[tuple[str, str, int]]] = {}
+        for entry in kept:
+            self._stems.setdefault(entry[1][:2], []).append(entry)
         self._cjk = [word for word in words if has_cjk(word)]
         self._kinds: dict[str, str | None] = {}
-        starts = {*(word for word in self._plain), *(start for _, start, _ in self._stems)} - {""}
+        starts = {*(word for word in self._plain), *(start for _, start, _ in kept)} - {""}
         self._hint = re.compile("|".join(map(re.escape, sorted(starts)))) if starts else None
 
     def find(self, line: str) -> list[tuple[int, int, str]]:
@@ -65,7 +70,7 @@ class Marker:
     def _kind(self, word: str) -> str | None:
         if word in self._plain:
             return word
-        for stem, start, longest in self._stems:
+        for stem, start, longest in self._stems.get(word[:2], ()):
             if len(word) <= longest and word.startswith(start):
                 return stem
         return None
@@ -126,7 +131,13 @@ def _window(
         length += len(line) + 1
     while len(shown) > 1 and not shown[-1].strip():
         shown.pop()
-    return Snippet("\n".join(shown), first_line + best, first_line + best + len(shown) - 1, _merge(marks))
+    return Snippet(
+        "\n".join(shown),
+        first_line + best,
+        first_line + best + len(shown) - 1,
+        _merge(marks),
+        frozenset(kind for line in found for _, _, kind in line),
+    )
 
 
 def fold(word: str) -> str:

@@ -56,6 +56,7 @@ class ChunkRow:
     tags: tuple[str, ...]
     key: bytes
     dashed: bool = False
+    size: int = 0
 
 
 def bodies_of(db: Connection, documents: str) -> dict[int, str]:
@@ -86,7 +87,7 @@ class Chunks:
             rows = self._db.all(
                 """SELECT c.id, c.document_id, n.name, d.path, d.docid, d.title, d.type, d.lang, d.date,
                 d.mtime_ns,
-                          c.line, c.end_line, c.start, c.end, c.headings, c.key
+                          c.line, c.end_line, c.start, c.end, c.headings, c.key, d.size
                    FROM json_each(?) w CROSS JOIN chunks c ON c.id = w.value
                    JOIN documents d ON d.id = c.document_id JOIN collections n ON n.id = d.collection_id""",
                 (json.dumps(wanted),),
@@ -100,8 +101,8 @@ class Chunks:
             ):
                 tags.setdefault(document, []).append(tag)
         for row in rows:
-            start, end, headings, key = row[12:]
-            found[row[0]] = ChunkRow(  # type: ignore[call-arg]  # mypy does not count starred slices
+            start, end, headings, key, size = row[12:]
+            found[row[0]] = ChunkRow(  # type: ignore[call-arg, misc]  # mypy does not count starred slices
                 *row[:3],
                 stored_path(row[3]),
                 *row[4:14],
@@ -109,6 +110,7 @@ class Chunks:
                 texts[row[1]][start:end],
                 tuple(tags.get(row[1], ())),
                 key,
+                size=size,
             )
             if texts[row[1]].startswith("---"):
                 found[row[0]] = replace(found[row[0]], dashed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from qmd.errors import UsageError
 from qmd.store.connect import Connection
@@ -23,6 +24,20 @@ class Collections:
         return {
             name: bool(include) for name, include in self._db.all("SELECT name, include FROM collections")
         }
+
+    def roots(self) -> dict[str, str]:
+        """name -> folder. Counts nothing, unlike `list`."""
+        return {
+            name: str(root) for name, root in self._db.all("SELECT name, root FROM collections ORDER BY name")
+        }
+
+    def set_patterns(self, name: str, patterns: Sequence[str], ignore: Sequence[str]) -> None:
+        """The globs that `update` goes by from now on. Raises UsageError."""
+        with self._db.transaction():
+            self._db.run(
+                "UPDATE collections SET patterns = ?, ignore = ? WHERE id = ?",
+                (json.dumps(list(patterns)), json.dumps(list(ignore)), self._id(name)),
+            )
 
     def get(self, name: str) -> Collection:
         """Raises UsageError when there is none of this name."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -154,6 +155,26 @@ class Documents:
         rows = self._db.all("SELECT lang, count(*) FROM documents GROUP BY lang ORDER BY 2 DESC, 1")
         return {row[0]: int(row[1]) for row in rows}
 
+    def languages_by_collection(self) -> dict[str, dict[str, int]]:
+        """collection -> (language -> number of documents, most frequent first)."""
+        rows = self._db.all(
+            "SELECT n.name, d.lang, count(*) FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "GROUP BY n.name, d.lang ORDER BY 1, 3 DESC, 2"
+        )
+        found: dict[str, dict[str, int]] = {}
+        for name, lang, count in rows:
+            found.setdefault(name, {})[lang] = int(count)
+        return found
+
+    def days(self, ids: Iterable[int]) -> dict[int, tuple[str, date | None]]:
+        """document id -> (collection, its date; None where it is no date)."""
+        rows = self._db.all(
+            "SELECT d.id, n.name, d.day FROM json_each(?) w CROSS JOIN documents d ON d.id = w.value "
+            "JOIN collections n ON n.id = d.collection_id",
+            (json.dumps(sorted(ids)),),
+        )
+        return {row[0]: (row[1], _read_day(row[2])) for row in rows}
+
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
 
@@ -170,6 +191,15 @@ class Documents:
         rows = self._db.all("SELECT document_id, line FROM links WHERE target = ? ORDER BY 1, 2", (target,))
         return [(r[0], r[1]) for r in rows]
 
+    def links_naming(self, names: Iterable[str]) -> builtins.list[tuple[int, Link]]:
+        """(document id, link) of every link whose target, without case, holds one of the names."""
+        rows = self._db.all(
+            "SELECT DISTINCT l.rowid, l.document_id, l.target, l.kind, l.line, l.anchor FROM links l "
+            "JOIN json_each(?) w ON instr(qmd_fold(l.target), w.value) ORDER BY l.document_id, l.line",
+            (json.dumps([name.casefold() for name in names]),),
+        )
+        return [(row[1], Link(*row[2:])) for row in rows]
+
     def list(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
         """Without their texts, by collection and path."""
         parts, values = ["1"], list[object]()
@@ -182,6 +212,27 @@ class Documents:
             values.extend(globs)
         rows = self._db.all(f"SELECT {_COLUMNS} WHERE {' AND '.join(parts)} ORDER BY n.name, d.path", values)
         return [_document(row) for row in rows]
+
+    def recent(self, limit: int) -> builtins.list[StoredDocument]:
+        """The documents whose files changed last, newest first, without their texts."""
+        rows = self._db.all(f"SELECT {_COLUMNS} ORDER BY d.mtime_ns DESC, d.id LIMIT ?", (limit,))
+        return [_document(row) for row in rows]
+
+    def newest(self) -> dict[str, int]:
+        """collection -> the latest modification time of its files, in nanoseconds."""
+        rows = self._db.all(
+            "SELECT n.name, max(d.mtime_ns) FROM documents d JOIN collections n ON n.id = d.collection_id GROUP BY 1"
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def named_from(self, start: str, limit: int) -> builtins.list[str]:
+        """Names (`collection/path`) that begin with `start`, in order."""
+        rows = self._db.all(
+            "SELECT n.name || '/' || d.path AS name FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "WHERE typeof(d.path) = 'text' AND substr(n.name || '/' || d.path, 1, ?) = ? ORDER BY name LIMIT ?",
+            (len(start), start, limit),
+        )
+        return [row[0] for row in rows]
 
 
 def _document(row: tuple[Any, ...], text: str | None = None) -> StoredDocument:
@@ -417,6 +468,13 @@ class DocumentWriter:
                 break  # the same bytes twice: tell them apart by where they are
         place = f"{collection}\0{path}".encode("utf-8", "surrogateescape")
         return sha256(digest + place).hexdigest()[:16]
+
+
+def _read_day(day: str) -> date | None:
+    try:
+        return date.fromisoformat(day[:10])
+    except ValueError:
+        return None
 
 
 def _json(value: object) -> str:

@@ -5,18 +5,16 @@ words.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qmd.errors import UsageError
-from qmd.store.chunks import SEPARATOR, Chunks
-from qmd.store.cjk import has_cjk, index_text, query_terms
+from qmd.store.chunks import Chunks
+from qmd.store.cjk import has_cjk, query_terms
 from qmd.store.connect import Connection
-from qmd.store.documents import clean
 from qmd.store.filters import compile_filter
 from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
@@ -144,17 +142,32 @@ class Keyword:
         self._asked[1].update(expressions)
         return known
 
-    def _read(self, expression: str) -> list[tuple[int, float]]:
+    def kept_ids(self, expression: str) -> list[int]:
+        """Chunks of an expression that `keeps` says is in memory, rising."""
+        assert self._postings is not None
+        ids: list[int] = self._postings.ids(expression).tolist()
+        return ids
+
+    def kept_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
+        """(chunk id, BM25, BM25 of the body alone) of those of `ids` that hold an expression that is in memory."""
+        assert self._postings is not None
+        return self._postings.among(expression, ids)
+
+    def _read(self, expression: str) -> list[tuple[int, float, float]]:
         sql = (
-            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}) FROM keyword "
-            "WHERE keyword MATCH ?"
+            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}), "
+            "-bm25(keyword, 0.0, 0.0, 1.0, 0.0) FROM keyword WHERE keyword MATCH ?"
         )
-        return [(row[0], row[1]) for row in self._query(sql, (expression,))]
+        return [(row[0], row[1], row[2]) for row in self._query(sql, (expression,))]
+
+    def generation(self) -> int:
+        """Changes with every change of the index."""
+        return self._generation()
 
     def _generation(self) -> int:
         return int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
 
-    def _query(self, sql: str, values: Sequence[object]) -> list[tuple[int, ...]]:
+    def _query(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         try:
             return self._db.raw.execute(sql, values).fetchall()
         except sqlite3.OperationalError as error:
@@ -222,71 +235,6 @@ class Keyword:
             known[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
         return {w: min((known[t] for t in stems[w]), default=0) for w in words}
 
-    def score(
-        self, words: Sequence[str], ids: Sequence[int], *, weights: Sequence[float] = WEIGHTS
-    ) -> dict[int, float]:
-        """chunk id -> BM25 of single words, exactly as `match` scores `word OR word ...`, for a few chunks
-        only.
-
-        This is how a long question stays fast: candidates come from its rarer words, and only they are
-        scored with
-        the common ones. Cost grows with `ids` (about 0.2 ms each), not with the index.
-        """
-        count = self.count()
-        stems = self.stem(words)
-        terms = [stems[w][0] for w in dict.fromkeys(words) if len(stems[w]) == 1]
-        frequencies = self.document_frequency(
-            terms_of := [w for w in dict.fromkeys(words) if len(stems[w]) == 1]
-        )
-        idf = {
-            stems[w][0]: max(math.log((count - frequencies[w] + 0.5) / (frequencies[w] + 0.5)), 1e-6)
-            for w in terms_of
-        }
-        mean = self._mean_length(count)
-        db = self._tokenizer()
-        lengths: dict[int, bytes] = dict(
-            self._db.all(
-                "SELECT k.id, k.sz FROM json_each(?) w CROSS JOIN keyword_docsize k ON k.id = w.value",
-                (json.dumps([int(i) for i in ids]),),
-            )
-        )
-        db.executemany(
-            "INSERT INTO c(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)", self._rows(ids)
-        )
-        found: dict[int, dict[str, float]] = {}
-        weight = dict(zip(COLUMNS, weights, strict=True))
-        for term, row, column, times in db.execute(
-            "SELECT w.value, p.doc, p.col, count(*) FROM json_each(?) w CROSS JOIN c_places p ON p.term = w.value "
-            "GROUP BY 1, 2, 3",
-            (json.dumps(terms),),
-        ):
-            of = found.setdefault(row, {})
-            of[term] = of.get(term, 0.0) + weight[column] * times
-        db.execute("INSERT INTO c(c) VALUES ('delete-all')")
-        scores = {}
-        for row, counted in found.items():
-            norm = K1 * (1 - B + B * sum(_varints(lengths[row])) / mean)
-            scores[row] = sum(idf[t] * tf * (K1 + 1) / (tf + norm) for t, tf in counted.items())
-        return scores
-
-    def _rows(self, ids: Sequence[int]) -> list[tuple[object, ...]]:
-        """What stands in the keyword index for these chunks."""
-        return [
-            (
-                c.id,
-                *(
-                    index_text(part)
-                    for part in (c.title, SEPARATOR.join(c.heading_path), c.text, clean(c.path))
-                ),
-            )
-            for c in Chunks(self._db).get(ids).values()
-        ]
-
-    def _mean_length(self, count: int) -> float:
-        """Mean number of tokens of a chunk, from FTS5's own totals (record 1 of its data table)."""
-        totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
-        return max(sum(totals[1:]) / max(count, 1), 1e-9)
-
     def near_terms(self, word: str, limit: int = 10) -> list[str]:
         """Terms of the index one edit away (letter dropped, added, changed, or two neighbours swapped).
 
@@ -315,17 +263,6 @@ class Keyword:
         for term in found:
             found[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
         return sorted(found, key=lambda t: (-found[t], t))[:limit]
-
-
-def _varints(data: bytes) -> list[int]:
-    """SQLite's variable-length integers: seven bits a byte, high bit for "more", big end first."""
-    numbers, value = [], 0
-    for byte in data:
-        value = value << 7 | byte & 0x7F
-        if byte < 0x80:
-            numbers.append(value)
-            value = 0
-    return numbers
 
 
 def _edits(word: str) -> set[str]:

@@ -32,6 +32,8 @@ class VectorMatrix:
 
     rows: (n, d) float32; chunk_ids: (n,) int64, -1 where the chunk is gone (skip those; `live` is None if there are
     none); codes: (n, d) int8 with rows ~ codes * scales[:, None]; scales: (n,) float32. `notes` says what was repaired.
+    stem: path of the files without ending, None when the matrix is in memory alone; what lies there under other
+    endings is derived from it and goes when it is written anew.
     """
 
     rows: NDArray[np.float32]
@@ -41,6 +43,7 @@ class VectorMatrix:
     fingerprint: str
     generation: int
     notes: tuple[str, ...] = ()
+    stem: Path | None = None
 
     @property
     def live(self) -> NDArray[np.bool_] | None:
@@ -194,6 +197,9 @@ class MatrixFiles:
                 with suppress(OSError):
                     path.unlink()
 
+    def stem(self, token: str) -> Path:
+        return self.folder / f"rows-{token}"
+
     def _rows(self, token: str, end: str) -> Path:
         return self.folder / f"rows-{token}.{end}"
 
@@ -203,7 +209,8 @@ class MatrixFiles:
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """One process at a time writes the files. Gives False, at once, when another is at it."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
             if not _lock(file):
                 yield False

@@ -10,22 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEPT_POSTINGS = 3_000_000
-"""16 bytes each: 48 MB. The words that were not asked for longest go first."""
+"""20 bytes each: 60 MB. The words that were not asked for longest go first."""
 DENSE_IDS = 4_000_000
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
-Rows = Iterable[tuple[int, float]]
+Rows = Iterable[tuple[int, float, float]]
 
 
 class Postings:
-    """expression -> (chunk ids, rising; BM25 of that expression alone). BM25 of several is the sum.
+    """expression -> (chunk ids, rising; BM25 of that expression alone; the same of the body alone). BM25 of several is
+    the sum.
 
     All of it belongs to one state of the index, `generation`, and is dropped with it.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Ids, Scores]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Ids, Scores, NDArray[np.float32]]] = OrderedDict()
         self._generation = -1
         self._size = 0
         self._guard = threading.Lock()
@@ -36,7 +37,7 @@ class Postings:
     def take(
         self, expressions: Sequence[str], generation: int, read: Callable[[str], Rows]
     ) -> list[tuple[Ids, Scores]]:
-        """Postings of each expression; `read` gives (chunk id, BM25) of one that is not kept."""
+        """Postings of each expression; `read` gives (chunk id, BM25, BM25 of the body) of one that is not kept."""
         with self._guard:
             if generation != self._generation:
                 self._kept.clear()
@@ -49,14 +50,28 @@ class Postings:
                     found = (
                         np.fromiter((row[0] for row in rows), np.int64, len(rows)),
                         np.fromiter((row[1] for row in rows), np.float64, len(rows)),
+                        np.fromiter((row[2] for row in rows), np.float32, len(rows)),
                     )
                     self._kept[expression] = found
                     self._size += len(rows)
                 self._kept.move_to_end(expression)
-                taken.append(found)
+                taken.append(found[:2])
             while self._size > KEPT_POSTINGS and len(self._kept) > 1:
                 self._size -= self._kept.popitem(last=False)[1][0].shape[0]
             return taken
+
+    def ids(self, expression: str) -> Ids:
+        return self._kept[expression][0]
+
+    def among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
+        """(chunk id, BM25, BM25 of the body) of those of `ids` that the expression, which is kept, is in."""
+        have, scores, bodies = self._kept[expression]
+        wanted = np.asarray(ids, dtype=np.int64)
+        if not have.shape[0] or not wanted.shape[0]:
+            return []
+        place = np.minimum(np.searchsorted(have, wanted), have.shape[0] - 1)
+        place = place[have[place] == wanted]
+        return list(zip(have[place].tolist(), scores[place].tolist(), bodies[place].tolist(), strict=True))
 
 
 def add_up(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
 from qmd.store.schema import NEW_GENERATION
+from qmd.store.wholes import Wholes
 from qmd.types import Collection, Filter
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Store:
         self.documents = Documents(db)
         self.chunk_rows = Chunks(db)
         self.keyword = Keyword(db)
+        self.wholes = Wholes(db, self.keyword)
         self._warn = warn
         self._collections = Collections(db)
 
@@ -88,6 +90,10 @@ class Store:
     def set_include(self, name: str, include: bool) -> None:
         self._collections.set_include(name, include)
 
+    def set_patterns(self, name: str, patterns: Sequence[str], ignore: Sequence[str]) -> None:
+        """The globs that `update` goes by from now on."""
+        self._collections.set_patterns(name, patterns, ignore)
+
     def contexts(self) -> list[tuple[str, str, str]]:
         """(collection, or "/" for all; path prefix; text)."""
         return self._collections.contexts()
@@ -101,6 +107,10 @@ class Store:
     def included(self) -> dict[str, bool]:
         """name -> whether searches that name no collection look into it; cheaper than `collections`."""
         return self._collections.included()
+
+    def roots(self) -> dict[str, str]:
+        """name -> folder of each collection; cheaper than `collections`."""
+        return self._collections.roots()
 
     def context_for(self, collection: str, path: str) -> str | None:
         """All contexts that hold for a path, outermost first, joined by blank lines."""
@@ -125,6 +135,15 @@ class Store:
         """Rises with every change of documents or vectors."""
         return int(self.db.value("SELECT value FROM meta WHERE key = 'generation'"))
 
+    def setting(self, name: str) -> str | None:
+        """A note of how the index was made, kept in it."""
+        value = self.db.value("SELECT value FROM meta WHERE key = ?", (name,))
+        return None if value is None else str(value)
+
+    def set_setting(self, name: str, value: str) -> None:
+        with self.db.transaction():
+            self.db.run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (name, value))
+
     def known_files(self, collection: str) -> dict[str, FileStamp]:
         return self.documents.known_files(collection)
 
@@ -140,6 +159,11 @@ class Store:
     def list_documents(self, collection: str | None = None, glob: str | None = None) -> list[StoredDocument]:
         """Without their texts, by collection and path."""
         return self.documents.list(collection, glob)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there is any; without loading what vectors need."""
+        return bool(self.db.value("SELECT EXISTS (SELECT 1 FROM vectors)"))
 
     # chunks
 

@@ -168,6 +168,16 @@ class Vectors:
             / f"{safe}-{zlib.crc32(fingerprint.encode()):08x}"
         )
 
+    def stem(self, fingerprint: str) -> Path | None:
+        """Where the matrix on disk lies (see `VectorMatrix.stem`), None when there is none or it is damaged."""
+        database = self._db.value("SELECT value FROM meta WHERE key = 'database'")
+        files = MatrixFiles(self.folder(fingerprint), database, fingerprint)
+        try:
+            saved = files.read_map()
+        except Damaged:
+            return None
+        return None if saved is None else files.stem(saved.token)
+
     def matrix(self, fingerprint: str) -> VectorMatrix:
         """The model's vectors as of now, from the derived files, which are made, extended or rebuilt as needed.
 
@@ -201,7 +211,7 @@ class Vectors:
             saved = files.read_map()
             if saved is not None and saved.generation == generation and saved.dim == model[1]:
                 rows, codes = files.load(saved)
-                return _matrix(saved, rows, codes, fingerprint, ())
+                return _matrix(files, saved, rows, codes, ())
         except Damaged as damage:
             saved = None
             notes = (
@@ -246,7 +256,7 @@ class Vectors:
                     extended = self._extend(files, saved, wanted, generation)
                     if extended is not None:
                         rows, codes = files.load(extended)
-                        return _matrix(extended, rows, codes, fingerprint, notes)
+                        return _matrix(files, extended, rows, codes, notes)
             except Damaged as damage:
                 notes += (
                     f"the vector matrix in {files.folder} was damaged: {damage}. It was rebuilt from the database.",
@@ -273,7 +283,7 @@ class Vectors:
         )
         new = replace(new, row_sums=checksums(rows), code_sums=checksums(codes))
         files.write_map(new)
-        return _matrix(new, rows, codes, fingerprint, notes)
+        return _matrix(files, new, rows, codes, notes)
 
     def _extend(
         self, files: MatrixFiles, saved: Map, wanted: NDArray[np.int64], generation: int
@@ -341,9 +351,18 @@ class Vectors:
 
 
 def _matrix(
-    saved: Map, rows: NDArray[np.float32], codes: NDArray[np.int8], fingerprint: str, notes: tuple[str, ...]
+    files: MatrixFiles, saved: Map, rows: NDArray[np.float32], codes: NDArray[np.int8], notes: tuple[str, ...]
 ) -> VectorMatrix:
-    return VectorMatrix(rows, saved.chunk_ids, codes, saved.scales, fingerprint, saved.generation, notes)
+    return VectorMatrix(
+        rows,
+        saved.chunk_ids,
+        codes,
+        saved.scales,
+        files.fingerprint,
+        saved.generation,
+        notes,
+        files.stem(saved.token),
+    )
 
 
 def remove_matrix(folder: Path) -> None:

@@ -21,6 +21,9 @@ PLACES = {
         f"{_HERE}.commands_search:query", "Find by keyword and by meaning, fused: the best answers."
     ),
     "ask": Place(f"{_HERE}.commands_ask:ask", "Answer a question from your documents, with citations."),
+    "similar": Place(f"{_HERE}.commands_measure:similar", "Find documents like a document."),
+    "links": Place(f"{_HERE}.commands_measure:links", "Show the links of a note: out, in, and broken."),
+    "bench": Place(f"{_HERE}.commands_measure:bench", "Measure searches on questions with known answers."),
     "get": Place(f"{_HERE}.commands_get:get", "Show one document, or some lines of it."),
     "multi-get": Place(f"{_HERE}.commands_get:multi_get", "Show several documents."),
     "ls": Place(f"{_HERE}.commands_get:ls", "List collections and documents."),
@@ -31,6 +34,12 @@ PLACES = {
     "embed": Place(
         f"{_HERE}.commands_upkeep:embed", "Make the vectors that are missing, newest documents first."
     ),
+    "serve": Place(
+        f"{_HERE}.commands_serve:serve",
+        "Answer programs over HTTP, with models loaded and folders watched.",
+    ),
+    "mcp": Place(f"{_HERE}.commands_mcp:mcp", "Let agents search and read: the Model Context Protocol."),
+    "skill": Place(f"{_HERE}.commands_skill:skill", "What agents should know about QMD."),
     "knowledge": Place(
         f"{_HERE}.commands_draft:knowledge", "Known texts, computed once for the model that answers."
     ),
@@ -44,20 +53,21 @@ PLACES = {
     ),
     "check": Place(f"{_HERE}.commands_upkeep:check", "Say whether everything is ready, and what is not."),
     "cleanup": Place(f"{_HERE}.commands_upkeep:cleanup", "Repair the index and give space back."),
-    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch and remove models."),
+    "models": Place("qmd.serve.cli.commands_models:models", "List, fetch, choose and remove models."),
     "completion": Place(f"{_HERE}.commands_completion:completion", "Print the completion script of a shell."),
     "help": Place(f"{_HERE}.commands_completion:help_", "Show the help of a command."),
 }
 
 # Words of the TypeScript original that mean a command of ours.
-ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check"}
+ALIASES = {"vector-search": "vsearch", "deep-search": "query", "doctor": "check", "skills": "skill"}
 
 SECTIONS = (
-    ("Find", ("search", "vsearch", "query", "ask")),
+    ("Find", ("search", "vsearch", "query", "ask", "similar", "links")),
     ("Read", ("get", "multi-get", "ls")),
     ("Index", ("add", "collection", "context", "update", "embed", "init")),
+    ("Serve", ("serve", "mcp", "skill")),
     ("Teach", ("train", "knowledge", "draft")),
-    ("Look after", ("status", "check", "cleanup", "models", "completion", "help")),
+    ("Look after", ("status", "check", "bench", "cleanup", "models", "completion", "help")),
 )
 
 FIRST_STEPS = """\

@@ -149,7 +149,7 @@ def init(session: Session, folder: Path) -> None:
         )
     place = root / ".qmd"
     existed = place.is_dir()
-    place.mkdir(exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
     for name, text in ((CONFIG_NAME, _PROJECT_CONFIG), (".gitignore", "*\n!.gitignore\n!config.yaml\n")):
         try:
             with open(place / name, "x", encoding="utf-8") as file:

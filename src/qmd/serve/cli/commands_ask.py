@@ -32,7 +32,7 @@ from qmd.serve.cli.session import Session, pass_session
 @click.option(
     "--model",
     metavar="NAME",
-    help="A folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]",
+    help="A catalog name, folder, GGUF file or hub id, or http://host/v1#name.  [default: SmolLM2]",
 )
 @click.option(
     "-c", "--collection", "collections", multiple=True, metavar="NAME", help="Only in this collection."
@@ -55,14 +55,16 @@ def ask(session: Session, /, question: tuple[str, ...], **options: Any) -> None:
     model, follow_up = options.pop("model"), options.pop("follow_up")
     asked = {name: value for name, value in options.items() if value not in (None, ())}
     live = session.format == "cli" and sys.stdout.isatty()
-    with session.open() as index:
-        notebook = index.places.data_dir / "conversation.json"
-        history = answers.read_history(notebook) if follow_up else []
-        writer = answers.open_writer(model or index.config.models.generation, data_dir=index.places.data_dir)
-        stream = (lambda piece: write(piece)) if live else None
-        found = answers.ask(index, text, writer=writer, history=history, stream=stream, **asked)
-        if found.found:
-            answers.write_history(notebook, [*history, (text, found.text)])
+    notebook = session.settings()[0].data_dir / "conversation.json"
+    history = answers.read_history(notebook) if follow_up else []
+    stream = (lambda piece: write(piece)) if live else None
+    # a model named here is opened here: the daemon has the configured one
+    with session.open() if model else session.reach() as index:
+        if model:
+            asked["model"] = model
+        found = index.ask(text, history=history, stream=stream, **asked)
+    if found.found:
+        answers.write_history(notebook, [*history, (text, found.text)])
     for reason in found.degraded:
         say(f"Note: degraded: {reason}")
     if session.format == "json":

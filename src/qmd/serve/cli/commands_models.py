@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import click
 
+from qmd.serve.cli import exits
 from qmd.serve.cli.lazy import LazyGroup, Place
 from qmd.serve.cli.options import command, output_options
 from qmd.serve.cli.session import Session, pass_session
@@ -15,6 +16,10 @@ _HERE = "qmd.serve.cli.commands_models"
 PLACES = {
     "list": Place(f"{_HERE}:list_", "List the models of the catalog and those on this machine."),
     "pull": Place(f"{_HERE}:pull", "Download the variant of a model that fits this machine, and verify it."),
+    "use": Place(
+        f"{_HERE}:use", "Make a model the configured one; a new embedding model makes the vectors anew."
+    ),
+    "export": Place(f"{_HERE}:export", "Write a GGUF model as an ONNX folder."),
     "remove": Place(f"{_HERE}:remove", "Delete a downloaded model; vectors that it made stay in the index."),
 }
 
@@ -30,6 +35,7 @@ class ModelRow:
     license: str
     packaged: bool
     bytes: int | None
+    checked: str = ""
 
 
 @click.group(
@@ -39,15 +45,16 @@ class ModelRow:
     epilog="""
     qmd models list
     qmd models pull BAAI/bge-m3
+    qmd models use BAAI/bge-m3
     qmd models remove BAAI/bge-m3
     """,
 )
 def models() -> None:
-    """List, fetch and remove models.
+    """List, fetch, choose and remove models.
 
     The configuration names the model of each role (`models.embedding`, `models.reranker`, ...); a model that is
-    missing is downloaded when it is first needed. After another embedding model is configured, `qmd embed
-    --model-changed` makes the vectors anew.
+    missing is downloaded when it is first needed. `qmd models use` changes the configuration; after another
+    embedding model the vectors are made anew.
     """
 
 
@@ -70,6 +77,7 @@ def list_(session: Session) -> None:
             card.license,
             bool(card.package),
             sizes.pop(card.repo or card.name, None),
+            card.checked,
         )
         for card in CATALOG.values()
     ]
@@ -78,7 +86,8 @@ def list_(session: Session) -> None:
 
     def line(row: ModelRow) -> str:
         place = "installed" if row.packaged else "-" if row.bytes is None else f"{row.bytes / 1e6:.0f} MB"
-        return f"{row.name:{width}}  {row.role or '?':10}  {place:>10}  {' '.join(row.languages)}".rstrip()
+        unchecked = "" if row.checked or row.bytes is not None else "  (file names not checked)"
+        return f"{row.name:{width}}  {row.role or '?':10}  {place:>10}  {' '.join(row.languages)}{unchecked}".rstrip()
 
     answer_list(session, rows, tuple(ModelRow.__slots__), map(line, rows))
 
@@ -103,6 +112,122 @@ def pull(session: Session, name: str, role: str) -> None:
 
     files, placement = find_files(find_card(name, cast("Role", role)))
     say(f"{name} is here ({placement.variant.precision} for {placement.device}): {files.graph}")
+
+
+_KEYS = {
+    "embedding": "embedding",
+    "reranker": "reranker",
+    "expansion": "generation",
+    "generation": "generation",
+}
+
+
+@command(
+    epilog="""
+    qmd models use BAAI/bge-m3
+    qmd models use ./my-trained-model
+    qmd models use http://localhost:11434/api/embed?model=nomic-embed-text
+    qmd models use cross-encoder/ms-marco-MiniLM-L-6-v2 --role reranker
+    """
+)
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(tuple(_KEYS)), default="embedding", show_default=True, help="What for."
+)
+@click.option(
+    "--embed/--no-embed", default=True, show_default=True, help="Make the vectors of the index anew."
+)
+@pass_session
+def use(session: Session, name: str, role: str, embed: bool) -> None:
+    """Make a model the configured one; a new embedding model makes the vectors anew.
+
+    NAME is of the catalog, of a hub, a folder (also one that `qmd train` exported) or the address of an embedding
+    server. The model is loaded and tried first; where that fails, nothing is changed. Vectors of the old model stay
+    until the new ones are complete, and are never compared with them.
+    """
+    from pathlib import Path
+    from typing import cast
+
+    from qmd.config import CONFIG_NAME, set_model
+    from qmd.llm.verify import verify_model
+    from qmd.serve.cli.screen import say
+    from qmd.types import Role
+
+    local = Path(name).expanduser()
+    if local.exists() and "://" not in name:
+        name = str(local.absolute())
+    found = verify_model(name, cast("Role", _KEYS[role]))
+    places, config = session.settings()
+    say(f"{name} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
+    if getattr(config.models, role) != name:
+        set_model(places.config_dir / CONFIG_NAME, role, name)
+        say(f"models.{role} is now {name} ({places.config_dir / CONFIG_NAME}).")
+    if role == "embedding":
+        _embed_anew(session, embed)
+
+
+def _embed_anew(session: Session, embed: bool) -> None:
+    from qmd.errors import NotFound
+    from qmd.serve.cli.commands_upkeep import embed_lines
+    from qmd.serve.cli.progress import ProgressLine
+    from qmd.serve.cli.screen import say
+
+    try:
+        index = session.open()
+    except NotFound:
+        return  # nothing is indexed yet
+    with index:
+        others = [v for v in index.status().vectors if v.fingerprint != index.embedder.fingerprint and v.done]
+        if not embed:
+            if others:
+                say("The index holds vectors of another model: `qmd embed --model-changed` makes them anew.")
+            return
+        with ProgressLine() as progress:
+            report = index.embed(model_changed=True, progress=progress)
+        for line in embed_lines(report):
+            say(line)
+        if report.interrupted:
+            say("Interrupted. `qmd embed --model-changed` goes on from there.")
+            click.get_current_context().exit(exits.INTERRUPTED)
+
+
+@command(epilog="qmd models export smollm2-135m ./smollm2-onnx --precision int8")
+@click.argument("name")
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "int8", "q4")),
+    default="q4",
+    show_default=True,
+    help="Of the products.",
+)
+def export(name: str, folder: str, precision: str) -> None:
+    """Write a GGUF model as an ONNX folder.
+
+    NAME is a GGUF file, or a packaged model such as smollm2-135m. The folder can be given wherever a model is named.
+    """
+    from pathlib import Path
+    from typing import cast
+
+    from qmd.errors import UsageError
+    from qmd.llm.causal_graph import Precision
+    from qmd.llm.fastest import write_folder
+    from qmd.llm.files import find_packaged_file
+    from qmd.llm.open import find_card
+    from qmd.serve.cli.screen import say
+
+    source = Path(name).expanduser()
+    if source.suffix != ".gguf":
+        card = find_card(name, "generation")
+        if not card.package:
+            raise UsageError(
+                f"{name} is no GGUF model; it has ONNX files already. Run `qmd models pull {name}`."
+            )
+        source = find_packaged_file(card)
+    elif not source.is_file():
+        raise UsageError(f"there is no file {source}.")
+    graph = write_folder(source, Path(folder), cast("Precision", precision))
+    say(f"{graph} is written ({graph.stat().st_size / 1e6:.0f} MB).")
 
 
 @command(epilog="qmd models remove BAAI/bge-m3")

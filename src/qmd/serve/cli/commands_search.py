@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from qmd.serve.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
     from qmd.index import Index
+    from qmd.serve.cli.remote import RemoteIndex
     from qmd.types import Hit, Hits
 
 
@@ -28,9 +30,13 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
             "--full and --context-lines exclude each other: one shows all, the other a part."
         )
     fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
-    asked = {name: value for name, value in options.items() if value not in (None, (), False)}
+    asked = {
+        name: value
+        for name, value in options.items()
+        if value not in (None, ()) and (value is not False or name in ("expand", "rerank"))
+    }
     starts: dict[tuple[str, int], int] = {}
-    with session.open() as index:
+    with session.reach() as index:
         hits: Hits = getattr(index, way)(text + fields, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
@@ -41,6 +47,12 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
     view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
     if not hits and session.format not in ("json", "jsonl"):
         say(_nothing(text, way, [*asked, *(f.split(":")[0] for f in fields.split())]))
+    if hits.nothing_relevant and hits:
+        say("Nothing here seems to answer this; these are the nearest.")
+    stale = [h for h in hits if h.stale]
+    if stale and session.format == "cli":
+        changed = f"{len(stale)} of {len(hits)} files changed since they were indexed"
+        say(f"Note: {changed}. Use --reread, or run `qmd update`.")
     if hits.degraded and (session.format == "cli" or not hits):
         for reason in hits.degraded:
             say(f"Note: degraded: {reason}")
@@ -50,7 +62,7 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         write(format_hits(hits, session.format, view))
 
 
-def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines: int) -> Hit:
+def _around(index: Index | RemoteIndex, hit: Hit, starts: Mapping[tuple[str, int], int], lines: int) -> Hit:
     """The hit with the lines around its place as the snippet."""
     first = starts[hit.file, hit.line]
     text = index.get(hit.docid, from_line=first, max_lines=hit.line + lines - first + 1).text
@@ -58,11 +70,11 @@ def _around(index: Index, hit: Hit, starts: Mapping[tuple[str, int], int], lines
 
 
 def _places(
-    index: Index, hits: Hits, *, full_path: bool, linked: bool
+    index: Index | RemoteIndex, hits: Hits, *, full_path: bool, linked: bool
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
     if not (full_path or linked) or not hits:
         return {}, {}
-    from qmd.serve.cli.disk import link_target, paths_on_disk, readable
+    from qmd.serve.cli.disk import link_target, paths_on_disk, readable, roots_of
     from qmd.serve.cli.screen import say
 
     paths = paths_on_disk(index, hits)
@@ -73,14 +85,17 @@ def _places(
             "Run `qmd update`."
         )
     names = {file: readable(path) for file, path in paths.items()} if full_path else {}
-    return names, {file: link_target(path) for file, path in paths.items()} if linked else {}
+    if not linked:
+        return names, {}
+    roots, collections = roots_of(index), {h.file: h.collection for h in hits}
+    return names, {file: link_target(path, roots[collections[file]]) for file, path in paths.items()}
 
 
 def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
     narrowing = [
         "--" + {"tags": "tag", "collections": "collection"}.get(name, name).replace("_", "-")
         for name in asked
-        if name not in ("limit", "all", "full", "explain")
+        if name in _CONDITIONS
     ]
     if narrowing:
         return f"Nothing found for {text!r} with {', '.join(narrowing)}. Leave a condition out to look wider."
@@ -88,6 +103,9 @@ def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
     return f"Nothing found for {text!r}.{other}"
 
 
+vsearch_options = partial(search_options, models=True)
+query_options = partial(search_options, models=True, expand=True)
+_CONDITIONS = frozenset({"collections", "path", "tags", "type", "lang", "after", "before", "min_score"})
 _QUERY = click.argument("query", nargs=-1, required=True)
 
 
@@ -121,7 +139,7 @@ def search(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
     """
 )
 @_QUERY
-@search_options
+@vsearch_options
 @pass_session
 def vsearch(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
     """Find by meaning.
@@ -137,14 +155,16 @@ def vsearch(session: Session, /, query: tuple[str, ...], **options: Any) -> None
     qmd query "error handling" --all --files --min-score 0.4
     qmd query "quarterly planning" --json -n 10
     qmd query "如何设置文件权限" --explain
+    qmd query "python" --intent "the snake, not the language" --no-rerank
     """
 )
 @_QUERY
-@search_options
+@query_options
 @pass_session
 def query(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
     """Find by keyword and by meaning, fused: the best answers.
 
-    Without vectors it answers by keyword and says so.
+    Without vectors it answers by keyword and says so. Lines that begin with lex:, vec: or hyde: say what is looked
+    for by keyword, by meaning as a question, and by meaning as a passage; intent: says what it is about.
     """
     _answer(session, "query", query, options)

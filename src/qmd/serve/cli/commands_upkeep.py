@@ -29,6 +29,8 @@ def update_lines(reports: Mapping[str, UpdateReport], *, every_skip: bool = Fals
     for name, report in reports.items():
         counts = [f"{getattr(report, word):,} {word}" for word in _COUNTS if getattr(report, word)]
         yield f"{clean_line(name)}: {', '.join(counts) or 'no documents'}"
+        for note in getattr(report, "notes", ()):
+            yield f"  {note}"
         for label, places in (("skipped", report.skipped), ("failed", report.errors)):
             if not places:
                 continue
@@ -165,6 +167,12 @@ def _status_lines(status: Status) -> Iterator[str]:
         state = "complete" if status.chunks else "nothing to embed yet"
     yield f"{paint.bold('Vectors')} {clean_line(status.model)}: {state}"
     for made in status.vectors:
+        if made.inverted is not None:
+            file = made.inverted
+            text = (
+                f"inverted file of {file.rows:,} vectors, {file.nprobe} of {file.nlist:,} lists looked into"
+            )
+            yield f"        {text}, recall {file.recall:.3f} (on {file.sample} of your own vectors)"
         if not made.configured:
             yield f"        {clean_line(made.name)}: {made.done:,} vectors of an unused model (`qmd cleanup`)"
     yield ""
@@ -200,7 +208,7 @@ def status(session: Session) -> None:
     answer(session, state, _status_lines(state))
 
 
-def _check(session: Session) -> list[CheckResult]:
+def _check(session: Session, models: bool) -> list[CheckResult]:
     """The checks of the index in force. Where there is none, all but those of the database; none is made."""
     from tempfile import TemporaryDirectory
 
@@ -210,14 +218,16 @@ def _check(session: Session) -> list[CheckResult]:
 
     try:
         with session.open() as index:
-            return index.check()
+            return index.check(models=models)
     except NotFound as missing:
         places, config = session.settings()
         with (
             TemporaryDirectory() as scratch,
             qmd.index.open(f"{scratch}/index.sqlite", config=config, places=places) as index,
         ):
-            rest = [r for r in index.check() if r.name not in ("database", "collections", "vectors")]
+            rest = [
+                r for r in index.check(models=models) if r.name not in ("database", "collections", "vectors")
+            ]
         message, _, remedy = str(missing).partition(". ")
         return [*rest, CheckResult("database", "warning", message, remedy or None)]
 
@@ -236,20 +246,22 @@ def _check_lines(results: Sequence[CheckResult]) -> Iterator[str]:
 @command(
     epilog="""
     qmd check
+    qmd check --models
     qmd check --json
     """
 )
+@click.option("--models", is_flag=True, help="Load every configured model and let it work, with its speed.")
 @output_options("cli", "json")
 @pass_session
-def check(session: Session) -> None:
+def check(session: Session, models: bool) -> None:
     """Say whether everything is ready, and what is not.
 
-    Looks at the configuration, the models, the index and the folders; repairs nothing. Ends with 1 where
-    there is a problem.
+    Looks at the machine, the configuration, the models, the index and the folders; repairs nothing. Ends with 1
+    where there is a problem.
     """
     from qmd.serve.cli.answer import answer
 
-    results = _check(session)
+    results = _check(session, models)
     answer(session, results, _check_lines(results))
     if any(one.state == "problem" for one in results):
         click.get_current_context().exit(exits.FAILED)

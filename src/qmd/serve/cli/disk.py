@@ -12,12 +12,18 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.reports import DocumentText
+    from qmd.serve.cli.remote import RemoteIndex
     from qmd.types import Hit
 
 
-def paths_on_disk(index: Index, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
+def roots_of(index: Index | RemoteIndex) -> dict[str, Path]:
+    """The folder of each collection, by its name."""
+    return {c.name: Path(c.root) for c in index.list_collections()}
+
+
+def paths_on_disk(index: Index | RemoteIndex, found: Iterable[Hit | DocumentText]) -> dict[str, Path]:
     """`file` -> the path on disk, for those that are still there."""
-    roots = {c.name: Path(c.root) for c in index.list_collections()}
+    roots = roots_of(index)
     paths = {f.file: roots[f.collection] / f.path for f in found if f.collection in roots}
     return {file: path for file, path in paths.items() if path.is_file()}
 
@@ -30,14 +36,21 @@ def readable(path: Path) -> str:
         return str(path)
 
 
-def link_target(path: Path) -> str:
-    """A URI with `{line}` in it: QMD_EDITOR_URI (`{path}`, `{line}`, `{col}`), VS Code's inside it, else
-    file://.
+def link_target(path: Path, root: Path | None = None) -> str:
+    """A URI with `{line}` in it: QMD_EDITOR_URI (`{path}`, `{line}`, `{col}`), VS Code's inside it, Obsidian's for a
+    document of a vault (where `root`, the folder of the collection, is one or lies in one), else file://.
     """
     template = os.environ.get("QMD_EDITOR_URI")
     if not template and os.environ.get("TERM_PROGRAM") == "vscode":
         template = "vscode://file/{path}:{line}:{col}"
     place = quote(os.fsencode(path.as_posix()))
+    if not template and root is not None:
+        from qmd.serve.vault import find_vault, obsidian_link
+
+        vault = find_vault(root)
+        opened = obsidian_link(vault, path) if vault is not None else None
+        if opened is not None:
+            return opened
     if not template:
         return f"file://{socket.gethostname()}{place}"
     return template.replace("{path}", place).replace("{col}", "1").replace("{column}", "1")

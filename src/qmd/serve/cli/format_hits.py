@@ -15,6 +15,7 @@ from qmd.serve.cli.records import plain, to_csv, to_json, to_jsonl, to_xml
 from qmd.serve.cli.screen import Style, clean, clean_line, link
 from qmd.types import Hit, Hits
 
+_STALE = {"changed": "Stale: the file changed since it was indexed", "gone": "Stale: the file is gone"}
 COLUMNS = ("docid", "score", "file", "title", "context", "line", "snippet")
 
 
@@ -48,8 +49,10 @@ class View:
         return numbered(paint(raw.removesuffix("\n")), first)
 
 
-def hit_record(hit: Hit, view: View, degraded: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON of one hit. Keys without a value are left out; `degraded` stands in every hit."""
+def hit_record(
+    hit: Hit, view: View, degraded: Sequence[str] = (), *, nothing_relevant: bool = False
+) -> dict[str, Any]:
+    """The JSON of one hit. Keys without a value are left out; `degraded` and `nothing_relevant` stand in every hit."""
     record: dict[str, Any] = {
         "docid": hash_mark(hit.docid),
         "score": round(float(hit.score), 4),
@@ -61,6 +64,17 @@ def hit_record(hit: Hit, view: View, degraded: Sequence[str] = ()) -> dict[str, 
         record["context"] = hit.context
     record["body" if hit.body is not None else "snippet"] = view.text(hit)
     record["collection"] = hit.collection
+    if hit.quote is not None:
+        citation: dict[str, Any] = {"line": hit.line, "end_line": hit.end_line, "quote": hit.quote}
+        record["citation"] = (
+            {**citation, "heading_path": list(hit.heading_path)} if hit.heading_path else citation
+        )
+    if hit.stale:
+        record["stale"] = hit.stale
+    if hit.duplicates:
+        record["duplicates"] = list(hit.duplicates)
+    if nothing_relevant:
+        record["nothing_relevant"] = True
     if degraded:
         record["degraded"] = list(degraded)
     if hit.explain is not None:
@@ -70,7 +84,7 @@ def hit_record(hit: Hit, view: View, degraded: Sequence[str] = ()) -> dict[str, 
 
 def format_hits(hits: Hits, format: str, view: View) -> str:
     """All formats but cli."""
-    records = [hit_record(h, view, hits.degraded) for h in hits]
+    records = [hit_record(h, view, hits.degraded, nothing_relevant=hits.nothing_relevant) for h in hits]
     if format == "json":
         return to_json(records)
     if format == "jsonl":
@@ -105,6 +119,10 @@ def _markdown(record: Mapping[str, Any]) -> str:
     ]
     if record.get("context"):
         lines.append(f"**context:** {' '.join(str(record['context']).split())}")
+    if record.get("stale"):
+        lines.append(f"**stale:** {record['stale']}")
+    if record.get("duplicates"):
+        lines.append(f"**duplicates:** {', '.join(map(code_span, record['duplicates']))}")
     if record.get("degraded"):
         lines.append(f"**degraded:** {'; '.join(record['degraded'])}")
     if record.get("explain"):
@@ -170,6 +188,10 @@ def show_hits(hits: Hits, query: str, paint: Style, view: View) -> str:
         if hit.context:
             lines.append(paint.dim(f"Context: {clean_line(hit.context)}"))
         lines.append(f"Score: {paint.bold(f'{hit.score:.4g}')}")
+        if hit.stale:
+            lines.append(paint.warn(_STALE[hit.stale]))
+        if hit.duplicates:
+            lines.append(paint.dim(f"Also in: {', '.join(map(clean_line, hit.duplicates))}"))
         if hit.explain is not None:
             lines.append(paint.dim(f"Explain: {clean_line(_explanation(hit.explain))}"))
         text = view.text(hit, partial(_painted, hit.marks, words, paint)).rstrip("\n")

@@ -96,6 +96,22 @@ def _line_count(least: int) -> click.IntRange:
     return click.IntRange(min=least)
 
 
+def _read_boosts(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, float] | None:
+    """`NAME=FACTOR` pairs."""
+    boosts: dict[str, float] = {}
+    for value in values:
+        name, _, factor = value.rpartition("=")
+        try:
+            boosts[name] = float(factor)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"{value!r} is not NAME=FACTOR, for example notes=1.5.", ctx, parameter)
+    return boosts or None
+
+
 _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("-n", "--limit", type=_line_count(1), metavar="N", help="At most N hits.  [default: 10]"),
     click.option(
@@ -117,9 +133,24 @@ _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("--lang", metavar="LANG", help="Only in this language: en, zh, ja ..."),
     click.option("--after", metavar="DATE", help="Only from this day on (2024-05-01)."),
     click.option("--before", metavar="DATE", help="Only before this day."),
+    click.option(
+        "--recency",
+        type=click.FloatRange(min=0),
+        metavar="SHARE",
+        help="How much more a document of today counts: 0.2, a fifth.",
+    ),
+    click.option(
+        "--boost",
+        "boosts",
+        multiple=True,
+        metavar="NAME=FACTOR",
+        callback=_read_boosts,
+        help="Count a collection more or less; may be repeated.",
+    ),
+    click.option("--all-chunks", is_flag=True, help="Every passage of a document, not only its best."),
+    click.option("--reread", is_flag=True, help="Read files again that changed since they were indexed."),
     click.option("--full", is_flag=True, help="The whole document in place of a snippet."),
     click.option(
-        "-C",
         "--context-lines",
         type=_line_count(0),
         metavar="N",
@@ -130,11 +161,34 @@ _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("--explain", is_flag=True, help="Say how each score came about."),
 )
 
+_MODEL_OPTIONS: Sequence[Decorator] = (
+    click.option("--intent", metavar="TEXT", help="What it is about, to tell meanings apart."),
+    click.option("--rerank/--no-rerank", default=None, help="Read the best hits with the reranker, or not."),
+    click.option(
+        "-C",
+        "--candidate-limit",
+        type=_line_count(1),
+        metavar="N",
+        help="How many hits the reranker reads.  [default: 20]",
+    ),
+    click.option(
+        "--budget-ms",
+        type=click.FloatRange(min=0),
+        metavar="MS",
+        help="Leave out stages that take longer; 0: no limit.  [default: 3000]",
+    ),
+)
 
-def search_options(function: Any) -> Any:
-    """What `search`, `vsearch` and `query` all take."""
+_EXPAND = click.option(
+    "--expand/--no-expand", default=None, help="Look for other wordings of the question, too, or not."
+)
+
+
+def search_options(function: Any, *, models: bool = False, expand: bool = False) -> Any:
+    """What `search`, `vsearch` and `query` all take, and what those with `models` take."""
     function = output_options()(links_option(function))
-    for option in reversed(_SEARCH_OPTIONS):
+    options = (*_SEARCH_OPTIONS, *(_MODEL_OPTIONS if models else ()), *((_EXPAND,) if expand else ()))
+    for option in reversed(options):
         function = option(function)
     return function
 

@@ -60,11 +60,16 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 def likely_links(stream: TextIO) -> bool:
-    """Whether this terminal is known to make OSC 8 hyperlinks clickable. Unknown ones may print rubbish:
-    no.
+    """Whether this terminal is known to make OSC 8 hyperlinks clickable. Unknown ones may print rubbish: no. Never
+    against NO_HYPERLINK.
     """
     env = os.environ
-    if not is_terminal(stream) or env.get("TERM") == "dumb" or env.get("TERM", "").startswith("screen"):
+    if (
+        env.get("NO_HYPERLINK")
+        or not is_terminal(stream)
+        or env.get("TERM") == "dumb"
+        or env.get("TERM", "").startswith("screen")
+    ):
         return False
     vte = env.get("VTE_VERSION", "")
     return (

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from qmd.config import Config, Places
     from qmd.index import Index
+    from qmd.serve.cli.remote import RemoteIndex
 
 FORMATS = ("cli", "json", "jsonl", "csv", "md", "xml", "files")
 
@@ -27,10 +28,10 @@ class Session:
 
     def settings(self) -> tuple[Places, Config]:
         """The folders and the configuration in force."""
-        from qmd.config import CONFIG_NAME, find_places, load_config
+        from qmd.config import find_places, load_config_of
 
         places = find_places(self.config_dir, self.data_dir)
-        return places, load_config(places.config_dir / CONFIG_NAME)
+        return places, load_config_of(places)
 
     def open(self, *, create: bool = False) -> Index:
         """Open the index in force. Raises NotFound where there is none, unless `create`."""
@@ -38,6 +39,23 @@ class Session:
 
         places, config = self.settings()
         return qmd.index.open(index=self.index, config=config, places=places, create=create)
+
+    def reach(self) -> Index | RemoteIndex:
+        """The index as its daemon has it, if one runs; else the index. `QMD_NO_DAEMON=1` leaves the daemon aside."""
+        import os
+
+        if os.name != "posix" or os.environ.get("QMD_NO_DAEMON"):
+            return self.open()
+        from qmd import __version__
+        from qmd.config import find_places
+        from qmd.serve.spot import find_spot, read_state
+
+        state = read_state(find_spot(find_places(self.config_dir, self.data_dir), self.index))
+        if state is None or state.version != __version__:
+            return self.open()
+        from qmd.serve.cli.remote import RemoteIndex
+
+        return RemoteIndex(state, self.open)
 
 
 def session_of(ctx: click.Context) -> Session:

@@ -1,0 +1,180 @@
+"""Choose how a GGUF file runs on this machine: llama.cpp, or ONNX Runtime after it was rewritten. Measured once.
+
+Only ways that keep the file's words compete: llama.cpp and int8 (logits of SmolLM2: cosine .9996 to fp32). Four bits
+are rounded a second time when a file is rewritten (cosine .98): smaller and faster, and taken only when asked for.
+
+The rewritten graphs and the measurement lie under `~/.cache/qmd/prepared`, by the digest of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from qmd.errors import ModelError
+from qmd.llm.catalog import CATALOG, CHATML
+from qmd.llm.files import ModelFiles, cache_root, file_sha256, write_atomically
+from qmd.types import ModelCard, ModelVariant
+
+if TYPE_CHECKING:
+    from qmd.llm.causal_graph import Precision
+    from qmd.llm.protocols import ChatGenerator
+
+Way = Literal["llama.cpp", "q4", "int8", "fp32"]
+FORMAT_VERSION = 1
+MEASURED_TOKENS = 24
+_PROMPT = "Name three things that one needs to bake bread, and say what each is for."
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Tokens per second while decoding, by way. `chosen` is the fastest."""
+
+    format_version: int
+    chosen: Way
+    tokens_per_s: dict[str, float]
+
+
+def write_folder(gguf: Path, folder: Path, precision: Precision) -> Path:
+    """Rewrite a GGUF file as an ONNX folder: `model.onnx`, `tokenizer.json`, `config.json`, `card.json`.
+
+    precision: fp32, int8, or q4 (4-bit blocks, the embedding and head in 8). Returns the graph's path. Raises
+    ModelError for an architecture that is not known, MissingExtra without the GGUF reader.
+    """
+    from qmd.llm.causal_graph import write_causal
+    from qmd.llm.gguf_file import read_gguf, write_config, write_tokenizer
+
+    model = read_gguf(gguf)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(model, folder / "tokenizer.json")
+    write_config(model, folder / "config.json")
+    try:
+        graph = write_causal(model.shape, model.weights, precision=precision)
+    except KeyError as error:
+        raise ModelError(f"{gguf.name} lacks the weights {error}. Download it again.") from error
+    write_atomically(folder / "model.onnx", graph)
+    card = replace(
+        _card(gguf, model.chat_template),
+        max_tokens=model.shape.positions,
+        variants=(ModelVariant(precision, ("model.onnx",), file_sha256(folder / "model.onnx")),),
+        package="",
+    )
+    write_atomically(folder / "card.json", json.dumps(asdict(card), indent=1).encode())
+    return folder / "model.onnx"
+
+
+def open_gguf(
+    path: Path, *, threads: int | None = None, way: Way | None = None, card: ModelCard | None = None
+) -> ChatGenerator:
+    """Open a GGUF file in the given way, or in the fastest of this machine."""
+    found = file_sha256(path)
+    if way is None:
+        way = _choose(path, found, threads)
+    return _open(path, found, way, threads, card)
+
+
+def _choose(path: Path, sha256: str, threads: int | None) -> Way:
+    ways: list[Way] = ["llama.cpp"] if find_spec("xllamacpp") else []
+    if find_spec("gguf") and _rewritable(path):
+        ways += ["int8"]
+    if len(ways) == 1:
+        return ways[0]
+    if not ways:
+        return "llama.cpp"  # which then says what to install
+    record = _record_path(sha256, ways)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        kept = Measured(**json.loads(record.read_text()))
+        if kept.format_version == FORMAT_VERSION and kept.chosen in ways:
+            return kept.chosen
+    speeds: dict[str, float] = {}
+    for way in ways:
+        with contextlib.suppress(ModelError):
+            speeds[way] = decode_speed(_open(path, sha256, way, threads, None))
+    if not speeds:
+        return ways[0]
+    chosen = cast("Way", max(speeds, key=lambda way: speeds[way]))
+    with contextlib.suppress(OSError):
+        write_atomically(record, json.dumps(asdict(Measured(FORMAT_VERSION, chosen, speeds))).encode())
+    return chosen
+
+
+def decode_speed(generator: ChatGenerator, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Pieces of text per second after the first, the best of two runs."""
+    best = 0.0
+    for _ in range(2):
+        marks = [clock() for _ in generator.generate(_PROMPT, max_new_tokens=MEASURED_TOKENS)]
+        if len(marks) > 1:
+            best = max(best, (len(marks) - 1) / (marks[-1] - marks[0]))
+    return best
+
+
+def read_measured(path: Path) -> Measured | None:
+    """What was measured for a GGUF file on this machine, if it was."""
+    for record in sorted((cache_root() / "prepared" / file_sha256(path)[:24]).glob("generation-*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return Measured(**json.loads(record.read_text()))
+    return None
+
+
+def _open(path: Path, sha256: str, way: Way, threads: int | None, card: ModelCard | None) -> ChatGenerator:
+    if way == "llama.cpp":
+        from qmd.llm.gguf import GgufGenerator
+
+        return GgufGenerator(path, threads=threads, card=card)
+    from qmd.llm.generator import OnnxGenerator
+
+    folder = cache_root() / "prepared" / sha256[:24] / f"{way}-{GRAPH_VERSION}"
+    graph = folder / "model.onnx"
+    pinned = _pinned(folder)
+    if pinned is None or not graph.is_file() or file_sha256(graph) != pinned:
+        write_folder(path, folder, way)
+        pinned = _pinned(folder) or ""
+    card = replace(card or _card(path, ""), variants=(ModelVariant(way, ("model.onnx",), pinned),))
+    files = ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", pinned)
+    return OnnxGenerator.open(files, threads=threads)
+
+
+GRAPH_VERSION = 1
+"""Raise when `causal_graph` writes something else for the same file."""
+
+
+def _pinned(folder: Path) -> str | None:
+    try:
+        found = json.loads((folder / "card.json").read_text())["variants"][0]["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _rewritable(path: Path) -> bool:
+    packaged = (variant for card in CATALOG.values() if card.package for variant in card.variants)
+    if any(path.name in variant.files for variant in packaged):
+        return True
+    from qmd.llm.gguf_file import read_gguf
+
+    try:
+        read_gguf(path)
+    except ModelError:
+        return False
+    return True
+
+
+def _card(path: Path, chat_template: str) -> ModelCard:
+    """The catalog's row for this file name, or one made from the file's own words."""
+    known = next((c for c in CATALOG.values() if path.name in {f for v in c.variants for f in v.files}), None)
+    if known is not None:
+        return known
+    template = CHATML if "<|im_start|>" in chat_template else ""
+    return ModelCard(path.stem, "generation", max_tokens=4096, form="causal", template=template)
+
+
+def _record_path(sha256: str, ways: list[Way]) -> Path:
+    from qmd.llm.prepare import machine_name
+
+    return cache_root() / "prepared" / sha256[:24] / f"generation-{machine_name()}-{'+'.join(ways)}.json"

@@ -1,0 +1,35 @@
+"""Answers written by the model engine: a Generator behind the Writer that `qmd.search.answer` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qmd.llm import open_generator
+from qmd.llm.protocols import ChatGenerator
+
+PACKAGED = "smollm2-135m"
+
+
+class EngineWriter:
+    """A model of the engine: ONNX Runtime or llama.cpp, no torch. What one prompt shares with the last from its start
+    is not read again, so sources put first are read once."""
+
+    def __init__(self, name: str = PACKAGED, *, generator: ChatGenerator | None = None) -> None:
+        self.name = name
+        self.generator = generator or open_generator(name)
+
+    def write(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        keep: str = "",
+        max_new_tokens: int = 160,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        """Answer the conversation. Raises UsageError for a prompt that is too long, ModelError."""
+        text = ""
+        for piece in self.generator.generate_chat(messages, max_new_tokens=max_new_tokens):
+            text += piece
+            if stream is not None:
+                stream(piece)
+        return text

@@ -1,0 +1,350 @@
+"""The searches of an index: by keyword, by meaning, by both. What the Python door `qmd.index.Index` is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmd.config import Config, Places
+from qmd.errors import QmdError, UsageError
+from qmd.search.budget import Costs
+from qmd.search.pipeline import Mode, Models, Request
+from qmd.search.pipeline import search as run_search
+from qmd.search.query import read_date
+from qmd.search.request import Door
+from qmd.search.show import show_passages
+from qmd.store.cache import AnswerCache
+from qmd.store.store import Store
+from qmd.types import Filter, Hits
+
+if TYPE_CHECKING:
+    from qmd.llm.protocols import Embedder, Generator, Reranker
+    from qmd.reports import Links
+
+NO_LIMIT = 100_000
+"""What `all` means in hits: more than a person or a program reads."""
+
+every = all
+
+
+class Searches:
+    """An open index as far as searching goes. Models are opened when first wanted and kept."""
+
+    config: Config
+    places: Places
+    store: Store
+
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        places: Places,
+        embedder: Embedder | None = None,
+        reranker: Reranker | None = None,
+    ) -> None:
+        self.store = store
+        self.config = config
+        self.places = places
+        self._embedder = embedder
+        self._reranker = reranker
+        self._expander: Generator | None = None
+        self._costs = Costs(store.path.with_suffix(".costs.json"))
+        self._cache = AnswerCache(store.path.with_suffix(".answers"))
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
+        if self._embedder is None:
+            from qmd.llm import open_embedder
+
+            self._embedder = open_embedder(self.config.models.embedding)
+        return self._embedder
+
+    @property
+    def has_reranker(self) -> bool:
+        return self._reranker is not None or self.config.models.reranker is not None
+
+    def forget_models(self) -> None:
+        """Write down what stages cost, and close what was opened beside the index."""
+        self._costs.save()
+        self._cache.close()
+
+    # ---- searches
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+        all_chunks: bool = False,
+        reread: bool = False,
+        recency: float | None = None,
+        boosts: Mapping[str, float] | None = None,
+    ) -> Hits:
+        """Find by keyword (BM25). `all` lifts the limit; `full` gives `body` in place of `snippet`; `all_chunks` makes
+        each passage a hit; `reread` first reads files again that have changed; the rest as for `query`.
+        """
+        return self._search("keyword", query, _given(locals()))
+
+    def vsearch(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+        intent: str | None = None,
+        rerank: bool | None = None,
+        candidate_limit: int | None = None,
+        budget_ms: float | None = None,
+        all_chunks: bool = False,
+        reread: bool = False,
+        recency: float | None = None,
+        boosts: Mapping[str, float] | None = None,
+    ) -> Hits:
+        """Find by meaning (cosine of the embedding model). Raises ModelMismatch, ModelError without a model."""
+        return self._search("vector", query, _given(locals()))
+
+    def query(
+        self,
+        query: str,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+        tags: Sequence[str] = (),
+        after: str | None = None,
+        before: str | None = None,
+        min_score: float | None = None,
+        all: bool = False,
+        full: bool = False,
+        explain: bool = False,
+        intent: str | None = None,
+        expand: bool | None = None,
+        rerank: bool | None = None,
+        candidate_limit: int | None = None,
+        budget_ms: float | None = None,
+        all_chunks: bool = False,
+        reread: bool = False,
+        recency: float | None = None,
+        boosts: Mapping[str, float] | None = None,
+    ) -> Hits:
+        """Find by both, fused; reranked where a reranker is configured. Without a model or vectors it answers by
+        keyword and says so in `degraded`.
+
+        query: words, or lines of `lex:`, `vec:`, `hyde:`, `intent:`, `expand:`. intent: what the question is about; it
+        is not itself looked for. expand, rerank: False leaves the stage out, True runs it whatever it costs, None as
+        configured. candidate_limit: how many the reranker may look at. budget_ms: time for all stages (0: no limit).
+        recency, boosts: see `config.Search`.
+        """
+        return self._search("hybrid", query, _given(locals()))
+
+    def similar(
+        self,
+        file: str | Path,
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+    ) -> Hits:
+        """Documents like one: by the mean of its passages' vectors. Scores are cosines.
+
+        file: a document of the index, as `get` names it, or a file on the disk that is in no index.
+        Raises NotFound, ModelMismatch, and ModelError without a model.
+        """
+        from qmd.search import reference
+        from qmd.search.similar import mean_of_document, mean_of_texts, nearest_documents
+
+        request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
+        document = reference.find(self.store, str(file))
+        if document is not None:
+            vector = mean_of_document(self.store, self.embedder, document.id)
+        else:
+            vector = mean_of_texts(self.embedder, self._texts_of(str(file)))
+        near = nearest_documents(
+            self.store,
+            self.embedder,
+            vector,
+            request.filter,
+            request.limit,
+            without=None if document is None else document.id,
+        )
+        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near])))
+
+    def links(self, note: str, *, limit: int = 5) -> Links:
+        """Links out of and into a note, those that lead nowhere, and up to `limit` notes near in meaning that no link
+        joins to it. Raises NotFound.
+        """
+        from qmd.search import reference
+        from qmd.search.links import read_links
+
+        document, _, _ = reference.resolve(self.store, note)
+        links = read_links(self.store, document)
+        if limit < 1:
+            return links
+        joined = {place.file for place in (*links.out, *links.into)}
+        try:
+            near = self.similar(links.file, limit=limit + len(joined), collections=[document.collection])
+        except QmdError as error:
+            return replace(links, degraded=(f"similar: {error}",))
+        return replace(links, similar=tuple(hit for hit in near if hit.file not in joined)[:limit])
+
+    def _texts_of(self, file: str) -> list[str]:
+        """What would be embedded for a file on the disk. Raises NotFound, UsageError."""
+        from qmd.search import reference
+
+        path = Path(file).expanduser()
+        if not path.is_file():
+            reference.resolve(self.store, file)  # raises with the nearest names
+        from qmd.ingest.parse import parse
+        from qmd.ingest.read import CannotRead, read_file
+        from qmd.store.chunks import embedding_text
+        from qmd.types import Document
+
+        try:
+            data = read_file(path, self.config.ingest.max_file_bytes)
+        except CannotRead as error:
+            raise UsageError(f"{file}: {error}.") from error
+        parsed = parse(path.name, data, chunk_tokens=self.config.ingest.chunk_tokens)
+        if not isinstance(parsed, Document) or not parsed.chunks:
+            raise UsageError(f"{file} holds no text to compare.")
+        return [
+            embedding_text(parsed.title, chunk.heading_path, parsed.text[chunk.start : chunk.end])
+            for chunk in parsed.chunks
+        ]
+
+    # ---- shared by the above
+    def _search(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
+        request = self._request(mode, query, given)
+        hits = run_search(self.store, request, self._models(), costs=self._costs, cache=self._cache)
+        if given.get("reread") and any(hit.stale for hit in hits):
+            from qmd.rereading import read_again
+
+            notes = read_again(self, hits)
+            hits = run_search(self.store, request, self._models(), costs=self._costs, cache=self._cache)
+            if notes:
+                hits = replace(hits, degraded=(*hits.degraded, *notes))
+        return hits
+
+    def _request(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Request:
+        """Arguments over configuration. Raises UsageError."""
+        said = self.config.search
+        limit = said.limit if given.get("limit") is None else given["limit"]
+        candidates = (
+            said.candidate_limit if given.get("candidate_limit") is None else given["candidate_limit"]
+        )
+        budget = said.budget_ms if given.get("budget_ms") is None else given["budget_ms"]
+        recency = said.recency if given.get("recency") is None else given["recency"]
+        boosts = dict(said.boosts if given.get("boosts") is None else given["boosts"])
+        for name, number, least in (("limit", limit, 1), ("candidate_limit", candidates, 1)):
+            if number < least:
+                raise UsageError(f"{name} is {number}; it must be {least} or more.")
+        for name, amount in (("budget_ms", budget), ("recency", recency), *boosts.items()):
+            if not 0 <= amount < float("inf"):
+                raise UsageError(f"{name} is {amount}; it must be 0 or more.")
+        collections = given.get("collections") or ()
+        included = self.store.included() if collections else {}
+        for name in collections:
+            if name not in included:
+                self.store.collection(name)  # raises with the known names
+        return Request(
+            text=query,
+            mode=mode,
+            limit=NO_LIMIT if given.get("all") else limit,
+            filter=Filter(
+                collections=tuple(collections) or self._included(),
+                path=given.get("path"),
+                tags=tuple(given.get("tags") or ()),
+                after=_date(given.get("after")),
+                before=_date(given.get("before")),
+            ),
+            min_score=given.get("min_score"),
+            full=bool(given.get("full")),
+            explain=bool(given.get("explain")),
+            intent=given.get("intent"),
+            expand=_switch(given.get("expand"), said.expand),
+            rerank=_switch(given.get("rerank"), said.rerank),
+            candidate_limit=candidates,
+            budget_ms=budget or None,
+            all_chunks=bool(given.get("all_chunks")),
+            fold=not given.get("all"),
+            recency=recency,
+            half_life_days=said.half_life_days,
+            boosts=boosts,
+            keyword_weight=said.keyword_weight,
+            vector_weight=said.vector_weight,
+            rrf_k=said.rrf_k,
+            vectors=said.vectors,
+            rerank_weight=said.rerank_weight,
+            late_interaction=said.late_interaction,
+            cite=self.config.memory.citations != "off",
+        )
+
+    def _models(self) -> Models:
+        names = self.config.models
+        embedder = Door(names.embedding, lambda: self.embedder, lambda: self._embedder is not None)
+        reranker = None
+        if names.reranker is not None or self._reranker is not None:
+            reranker = Door(names.reranker or "", self._open_reranker, lambda: self._reranker is not None)
+        expander = None
+        if names.expansion is not None:
+            expander = Door(names.expansion, self._open_expander, lambda: self._expander is not None)
+        return Models(embedder, reranker, expander)
+
+    def _open_reranker(self) -> Reranker:
+        if self._reranker is None:
+            from qmd.llm import open_reranker
+
+            self._reranker = open_reranker(self.config.models.reranker or "")
+        return self._reranker
+
+    def _open_expander(self) -> Generator:
+        if self._expander is None:
+            from qmd.llm import open_generator
+
+            self._expander = open_generator(self.config.models.expansion or "")
+        return self._expander
+
+    def _included(self) -> tuple[str, ...]:
+        """The collections that a search looks into when it names none; empty when that is all of them."""
+        included = self.store.included()
+        if every(included.values()):
+            return ()
+        # No name can be empty: where everything is excluded, nothing is searched.
+        return tuple(name for name, include in included.items() if include) or ("",)
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in ("self", "query")}
+
+
+def _switch(said: bool | None, configured: bool) -> bool | None:
+    """A stage that is configured off stays off unless asked for; one that is on lets the pipeline decide."""
+    return said if said is not None else (None if configured else False)
+
+
+def _date(value: str | None) -> str | None:
+    """An ISO date from `2024`, `2024-5` or `2024-05-31`. Raises UsageError."""
+    if value is None:
+        return None
+    date = read_date(value)
+    if date is None:
+        raise UsageError(f"{value!r} is not a date. Write 2026, 2026-01 or 2026-01-31.")
+    return date

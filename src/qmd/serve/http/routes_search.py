@@ -1,0 +1,113 @@
+"""`POST /query` and its kin: a question in, hits or an answer out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qmd.errors import QmdError
+from qmd.index import Index
+from qmd.serve.http.fields import arguments, check_search, read_object
+from qmd.serve.http.replies import EventStream, event, reply, reply_hits, while_connected
+from qmd.serve.service.service import WAYS, Service
+
+Mode = Literal["hybrid", "keyword", "vector"]
+SHAPES = ("records", "hits")
+
+
+async def query(request: Request) -> Response:
+    """Find by keyword, by meaning, or by both."""
+    return await _search(request, None)
+
+
+async def vsearch(request: Request) -> Response:
+    """Find by meaning."""
+    return await _search(request, "vector")
+
+
+async def _search(request: Request, mode: str | None) -> Response:
+    service: Service = request.app.state.service
+    body = await read_object(request)
+    if mode is None:
+        mode = body.pop("mode", "hybrid")
+        if mode not in WAYS:
+            from qmd.errors import UsageError
+
+            raise UsageError(f"mode is {mode!r}; it is one of {', '.join(WAYS)}.")
+    options = arguments(body, getattr(Index, WAYS[mode]))
+    check_search(options, service.limits)
+    hits = await while_connected(request, service.search(mode, options.pop("query"), **options))
+    shape = request.query_params.get("shape", "records")
+    return reply_hits(hits, shape=shape if shape in SHAPES else "records")
+
+
+async def expand(request: Request) -> Response:
+    """Other wordings of a query, by the configured expansion model."""
+    service: Service = request.app.state.service
+    options = arguments(await read_object(request), service.expand_now)
+    check_search(options, service.limits)
+    wordings = await while_connected(
+        request, service.call(service.expand_now, options["query"], lane=service.answers)
+    )
+    return reply({"query": options["query"], "queries": wordings})
+
+
+ASK_REFUSED = ("model", "writer", "stream", "on_sources")
+
+
+async def ask(request: Request) -> Response:
+    """Answer from the documents: events `sources`, `text` (pieces), `done` (the whole answer), `error`."""
+    service: Service = request.app.state.service
+    body = await read_object(request)
+    options = ask_options(body, service)
+    return EventStream(answer_events(service, options.pop("question"), options))
+
+
+def ask_options(body: dict[str, Any], service: Service) -> dict[str, Any]:
+    """The arguments of `Index.ask` that a request may give. Raises UsageError."""
+    from qmd.serve.http.fields import convert, fields_of, refuse_unknown
+
+    known = {name: kind for name, kind in fields_of(Index.ask).items() if name not in ASK_REFUSED}
+    refuse_unknown(body.keys(), known)
+    options = {name: convert(name, value, known[name]) for name, value in body.items()}
+    check_search(options, service.limits, text="question")
+    options["limit"] = min(options.get("limit", 3), 9)
+    options["max_new_tokens"] = max(1, min(options.get("max_new_tokens", 120), 2048))
+    return options
+
+
+async def answer_events(service: Service, question: str, options: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The events of one answer, as they come."""
+    loop = asyncio.get_running_loop()
+    line: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
+
+    def tell(name: str, data: Any) -> None:
+        loop.call_soon_threadsafe(line.put_nowait, (name, data))
+
+    async def work() -> None:
+        try:
+            answer = await service.ask(
+                question,
+                on_sources=lambda sources: tell("sources", sources),
+                stream=lambda piece: tell("text", piece),
+                **options,
+            )
+            tell("done", answer)
+        except QmdError as error:
+            tell("error", {"type": type(error).__name__, "message": str(error)})
+        finally:
+            loop.call_soon(line.put_nowait, None)
+
+    task = asyncio.ensure_future(work())
+    try:
+        while True:
+            found = await line.get()
+            if found is None:
+                break
+            yield event(*found)
+    finally:
+        task.cancel()

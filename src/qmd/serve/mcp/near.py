@@ -1,0 +1,87 @@
+"""An index that lets the daemon search where one runs: several agents, one loaded model.
+
+Reading documents needs no model and is done here. Whether a daemon runs is looked at with each search, so that one may
+come and go while an agent works.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from qmd.index import Index
+
+if TYPE_CHECKING:
+    from qmd.reports import CollectionStatus, Context, DocumentText, NotShown, Status
+    from qmd.search.answer import Answer
+    from qmd.serve.cli.remote import RemoteIndex
+    from qmd.serve.cli.session import Session
+    from qmd.store.store import Store
+    from qmd.types import Hits
+
+
+class NearIndex:
+    """What the tools ask of an index. Raises NotFound where there is none."""
+
+    def __init__(self, session: Session) -> None:
+        from qmd.serve.spot import find_spot
+
+        self._index = session.open()
+        self._spot = find_spot(self._index.places, session.index)
+        self._counted: tuple[object, Status] | None = None
+        self._alone = os.name != "posix" or bool(os.environ.get("QMD_NO_DAEMON"))
+
+    def _searcher(self) -> Index | RemoteIndex:
+        if self._alone:
+            return self._index
+        from qmd import __version__
+        from qmd.serve.spot import read_state
+
+        state = read_state(self._spot)
+        if state is None or state.version != __version__:
+            return self._index
+        from qmd.serve.cli.remote import RemoteIndex
+
+        return RemoteIndex(state, lambda: self._index)
+
+    def query(self, query: str, **options: Any) -> Hits:
+        return self._searcher().query(query, **options)
+
+    def search(self, query: str, **options: Any) -> Hits:
+        return self._index.search(query, **options)
+
+    def vsearch(self, query: str, **options: Any) -> Hits:
+        return self._searcher().vsearch(query, **options)
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        return self._searcher().ask(question, **options)
+
+    def get(self, ref: str, **options: Any) -> DocumentText:
+        return self._index.get(ref, **options)
+
+    def multi_get(self, pattern: str, **options: Any) -> list[DocumentText | NotShown]:
+        return self._index.multi_get(pattern, **options)
+
+    @property
+    def store(self) -> Store:
+        return self._index.store
+
+    def status(self) -> Status:
+        """Counted again only when something changed."""
+        store = self._index.store
+        key = (store.generation, repr(store.included()), repr(store.contexts()))
+        if self._counted is None or self._counted[0] != key:
+            self._counted = (key, self._index.status())
+        return self._counted[1]
+
+    def list_collections(self) -> list[CollectionStatus]:
+        return self._index.list_collections()
+
+    def list_contexts(self) -> list[Context]:
+        return self._index.list_contexts()
+
+    def close(self) -> None:
+        self._index.close()
+
+
+AnyIndex = Index | NearIndex

@@ -1,0 +1,366 @@
+"""What each tool does: ask the index, write the answer as text and as structured content. Knows no protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmd.errors import NotFound, UsageError
+from qmd.serve.cli.escape import numbered
+from qmd.serve.cli.format_hits import hash_mark
+from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
+
+if TYPE_CHECKING:
+    from qmd.reports import DocumentText, Status
+    from qmd.search.answer import Answer as Written
+    from qmd.serve.mcp.near import AnyIndex
+    from qmd.types import Hit, Hits
+
+ANSWER_CHARS = 1_000_000
+"""Most text in one answer of `multi_get`; what would go beyond it is named instead."""
+
+
+class Cancelled(Exception):
+    """The client no longer wants the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a running call may say and ask. `progress(done, total, message)`; `cancelled()` is true once the client
+    has left."""
+
+    progress: Callable[[float, float | None, str], None] = lambda done, total, message: None
+    cancelled: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        if self.cancelled():
+            raise Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a tool gives: content blocks for a model, the same as structured content."""
+
+    content: list[dict[str, Any]]
+    structured: dict[str, Any]
+
+    def result(self) -> dict[str, Any]:
+        return {"content": self.content, "structuredContent": self.structured, "isError": False}
+
+
+def text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+# ---- query
+
+
+def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
+    """Typed sub-queries are lines of the query language, so that every stage of a search sees them.
+
+    Raises UsageError where not exactly one of `query` and `searches` is there.
+    """
+    searches = asked["searches"] or ()
+    text = asked["query"] or ""
+    if bool(text.strip()) == bool(searches):
+        reason = "not both" if searches else "neither was given"
+        raise UsageError(
+            f"query: give either 'query' (plain text) or 'searches' (typed sub-queries); {reason}."
+        )
+    call.progress(0, 1, "searching")
+    lines = [f"{kind}: {' '.join(words.split())}" for kind, words in searches]
+    options = {name: asked[name] for name in ("limit", "full", "explain")} | _conditions(asked)
+    options |= {n: asked[n] for n in ("intent", "candidate_limit", "budget_ms") if asked[n] is not None}
+    if not asked["rerank"]:
+        options["rerank"] = False
+    hits = index.query("\n".join(lines) or text, **options)
+    if searches:
+        text = next((words for kind, words in searches if kind == "lex"), searches[0][1])
+    call.progress(1, 1, "found")
+    vaults = _vaults(index, hits)
+    records = [_result(hit, vaults) for hit in hits]
+    structured = safe_tree({"results": records, "degraded": list(hits.degraded), "untrusted": True})
+    return Answer([text_block(_results_text(hits, structured["results"], text))], structured)
+
+
+def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
+    said = {
+        "collections": asked["collections"] or (),
+        "path": asked["path"],
+        "tags": asked["tags"] or (),
+        "after": asked["after"],
+        "before": asked["before"],
+        "min_score": asked.get("min_score") or None,
+    }
+    return {name: value for name, value in said.items() if value not in (None, ())}
+
+
+def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
+    """collection -> (its root, its vault), for the collections of the hits that lie in one."""
+    from qmd.serve.vault import find_vault
+
+    named = {hit.collection for hit in hits}
+    roots = index.store.roots() if named else {}
+    vaults = {name: find_vault(root) for name, root in roots.items() if name in named}
+    return {name: (Path(roots[name]), vault) for name, vault in vaults.items() if vault is not None}
+
+
+def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "docid": hash_mark(hit.docid),
+        "file": f"{hit.collection}/{hit.path}",
+        "uri": uri_of(hit.collection, hit.path),
+        "title": safe_line(hit.title),
+        "score": round(float(hit.score), 4),
+        "line": hit.line,
+        "end_line": hit.end_line,
+        "heading": [safe_line(h) for h in hit.heading_path],
+    }
+    if hit.context:
+        record["context"] = hit.context
+    if hit.body is not None:
+        record["body"] = hit.body
+    elif hit.snippet is not None:
+        record["snippet"] = numbered(hit.snippet.removesuffix("\n"), hit.line)
+    if hit.collection in vaults:
+        from qmd.serve.vault import obsidian_link
+
+        root, vault = vaults[hit.collection]
+        link = obsidian_link(vault, root / hit.path)
+        if link is not None:
+            record["link"] = link
+    if hit.explain is not None:
+        record["explain"] = hit.explain
+    return record
+
+
+def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -> str:
+    asked = safe_line(text)
+    asked = asked if len(asked) <= 80 else f"{asked[:80]}..."
+    lines = [f'{len(records)} result{"" if len(records) == 1 else "s"} for "{asked}".']
+    lines += [f"Note: {safe_line(reason)}" for reason in hits.degraded]
+    if not records:
+        lines.append("Nothing found. Try other words, or `status` to see what is indexed.")
+        return "\n".join(lines)
+    lines[0] += f" {NOTICE}"
+    mark = new_mark()
+    for record in records:
+        place = f"{record['file']}:{record['line']}"
+        lines.append(f"\n{place}  {record['docid']}  score {record['score']:.4g}  {record['title']}")
+        if record.get("context"):
+            lines.append(f"Context: {safe_line(record['context'])}")
+        shown = record.get("body", record.get("snippet"))
+        if shown:
+            lines.append(marked(str(shown), mark, source=place))
+    return "\n".join(lines)
+
+
+# ---- get, multi_get
+
+
+def get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
+    """Raises NotFound, naming the nearest documents."""
+    document = index.get(asked["file"], from_line=asked["from_line"], max_lines=asked["max_lines"])
+    record, cut = _document(document, line_numbers=asked["line_numbers"], max_bytes=asked["max_bytes"])
+    blocks = _document_blocks(record, new_mark(), cut=cut, notice=True, line_numbers=asked["line_numbers"])
+    return Answer(blocks, record)
+
+
+def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
+    """Raises NotFound where nothing matches at all."""
+    from qmd.reports import NotShown
+
+    found = index.multi_get(asked["pattern"], max_lines=asked["max_lines"], max_bytes=asked["max_bytes"])
+    if not found:
+        raise NotFound(f"no document matches {asked['pattern']!r}. `status` shows the collections.")
+    documents: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    content: list[dict[str, Any]] = []
+    mark, size = new_mark(), 0
+    for item in found:
+        call.check()
+        if isinstance(item, NotShown):
+            left_out.append(safe_tree({"file": item.file, "reason": item.reason}))
+            continue
+        if size + len(item.text) > ANSWER_CHARS:
+            left_out.append(
+                safe_tree({"file": item.file, "reason": "the answer is full; read it with `get`"})
+            )
+            continue
+        size += len(item.text)
+        record, cut = _document(item, line_numbers=asked["line_numbers"], max_bytes=None)
+        documents.append(record)
+        content += _document_blocks(
+            record, mark, cut=cut, notice=not content, line_numbers=asked["line_numbers"]
+        )
+    if left_out:
+        named = "\n".join(f"Not shown: {row['file']}: {row['reason']}" for row in left_out)
+        content.insert(0, text_block(named))
+    if not documents:
+        raise NotFound(content[0]["text"])
+    return Answer(content, {"documents": documents, "not_shown": left_out, "untrusted": True})
+
+
+def _document(
+    document: DocumentText, *, line_numbers: bool, max_bytes: int | None
+) -> tuple[dict[str, Any], bool]:
+    """(the record of a document, whether it had to be cut at a line to fit into `max_bytes`)."""
+    lines = safe(document.text).split("\n")
+    end, cut = document.end_line, False
+    if max_bytes is not None and len(document.text) * 4 > max_bytes:
+        size = 0
+        for at, line in enumerate(lines):
+            size += len(line.encode()) + 1
+            if size > max_bytes and at:
+                lines, end, cut = lines[:at], document.line + at - 1, True
+                break
+    text = "\n".join(lines)
+    record = {
+        "docid": hash_mark(document.docid),
+        "file": safe_line(f"{document.collection}/{document.path}"),
+        "uri": uri_of(document.collection, document.path),
+        "title": safe_line(document.title),
+        "line": document.line,
+        "end_line": end,
+        "lines": document.lines,
+        "text": numbered(text, document.line) if line_numbers else text,
+        "untrusted": True,
+    }
+    if document.context:
+        record["context"] = safe(document.context)
+    return record, cut
+
+
+def _document_blocks(
+    record: Mapping[str, Any], mark: str, *, cut: bool, notice: bool, line_numbers: bool
+) -> list[dict[str, Any]]:
+    """A line that says what it is, and the text as an embedded resource, which names its source by itself."""
+    head = f"{record['file']}  {record['docid']}  lines {record['line']}-{record['end_line']} of {record['lines']}"
+    if record.get("context"):
+        head += f"\nContext: {safe_line(record['context'])}"
+    if cut or record["end_line"] < record["lines"]:
+        head += f'\nMore follows: get file="{record["docid"]}" fromLine={record["end_line"] + 1}'
+    if notice:
+        head = f"{NOTICE}\n{head}"
+    text = record["text"]
+    if line_numbers:  # without them the bare text was asked for, to be copied
+        text = f"<document-{mark}>\n{text}\n</document-{mark}>"
+    resource = {"uri": record["uri"], "mimeType": mime_type(record["file"]), "text": text}
+    return [text_block(head), {"type": "resource", "resource": resource}]
+
+
+def mime_type(path: str) -> str:
+    """text/markdown for Markdown, text/plain for all else: what is stored is the text that was read."""
+    return "text/markdown" if path.lower().endswith((".md", ".markdown", ".mdx")) else "text/plain"
+
+
+# ---- status, ask
+
+
+def status(
+    index: AnyIndex, asked: Mapping[str, Any], call: Call, count: Callable[[], Status] | None = None
+) -> Answer:
+    """`count`: in place of `Index.status`, where somebody has counted already."""
+    now = (count or index.status)()
+    contexts = {(c.collection, c.path): c.text for c in now.contexts}
+    newest = index.store.documents.newest()
+    collections = []
+    for row in now.collections:
+        one: dict[str, Any] = {
+            "name": row.name,
+            "path": row.root,
+            "pattern": ",".join(row.patterns) or None,
+            "documents": row.documents,
+            "lastUpdated": _time(newest[row.name] / 1e9) if row.name in newest else None,
+            "searched": row.include,
+            "missing": row.missing,
+        }
+        if (row.name, "") in contexts:
+            one["context"] = contexts[row.name, ""]
+        collections.append(one)
+    structured = safe_tree(
+        {
+            "totalDocuments": now.documents,
+            "needsEmbedding": now.pending,
+            "hasVectorIndex": any(v.done for v in now.vectors),
+            "collections": collections,
+            "chunks": now.chunks,
+            "model": now.model,
+            "languages": dict(now.languages),
+            "contexts": [{"collection": c.collection, "path": c.path, "text": c.text} for c in now.contexts],
+            "size_bytes": now.size_bytes,
+        }
+    )
+    lines = [
+        f"{now.documents} documents in {_plural(len(now.collections), 'collection')}, {now.chunks} passages.",
+        f"Vectors: {'yes' if structured['hasVectorIndex'] else 'none yet; run `qmd embed`'}"
+        + (f", {now.pending} passages still without" if now.pending else ""),
+    ]
+    for one in structured["collections"]:
+        about = f": {safe_line(one['context'])}" if one.get("context") else ""
+        gone = " (its folder is gone)" if one["missing"] else ""
+        lines.append(f"- {one['name']}, {one['documents']} documents{gone}{about}")
+    return Answer([text_block("\n".join(lines))], structured)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def ask(answer: Callable[..., Written], asked: Mapping[str, Any], call: Call) -> Answer:
+    """`answer` is called as `Index.ask` is. Raises ModelError, MissingExtra where no model can answer."""
+    if not asked["question"].strip():
+        raise UsageError("ask: the question is empty.")
+    limit = asked["max_new_tokens"]
+    call.progress(0, limit, "searching and opening the model")
+    written = 0
+
+    def stream(piece: str) -> None:
+        nonlocal written
+        call.check()
+        written = min(written + 1, limit)
+        call.progress(written, limit, safe_line(piece))
+
+    found = answer(
+        asked["question"],
+        limit=asked["limit"],
+        max_new_tokens=limit,
+        stream=stream,
+        **{k: v for k, v in _conditions(asked).items() if k != "min_score"},
+    )
+    shown = found.cited or found.sources
+    structured = safe_tree(
+        {
+            "answer": found.marked(),
+            "found": found.found,
+            "model": found.model,
+            "sources": [
+                {"number": s.number, "file": s.file, "line": s.line, "end_line": s.end_line, "title": s.title}
+                for s in shown
+            ],
+            "claims": [
+                {"text": c.text, "supported": c.supported, "cited": list(c.cited)} for c in found.claims
+            ],
+            "degraded": list(found.degraded),
+        }
+    )
+    lines = [NOTICE, marked(found.marked(), new_mark(), source=f"written by {found.model or 'no model'}")]
+    if not found.found:
+        lines = [safe(found.text)]
+    lines += [f"Note: {safe_line(reason)}" for reason in found.degraded]
+    lines += [f"[{s['number']}] {s['file']}:{s['line']}  {s['title']}" for s in structured["sources"]]
+    return Answer([text_block("\n".join(lines))], structured)
+
+
+RUN: Mapping[str, Callable[[Any, Mapping[str, Any], Call], Answer]] = {
+    "query": query,
+    "get": get,
+    "multi_get": multi_get,
+}

@@ -1,0 +1,78 @@
+"""The bytes of an indexed image: a regular file inside its collection, reached without following a link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+
+from qmd.errors import NotFound, UsageError
+from qmd.index import Index
+
+MOST_BYTES = 64 << 20
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"BM", "image/bmp"),
+)
+
+
+def read_image(index: Index, docid: str) -> tuple[bytes, str]:
+    """(bytes, media type by content). Raises NotFound for anything but an indexed image that is still there."""
+    gone = NotFound(f"no image has the id {docid!r}.")
+    wanted = docid.removeprefix("#")
+    if not (wanted.isascii() and wanted.isalnum() and len(wanted) <= 64):
+        raise gone
+    document = index.store.find_docid(wanted)
+    if document is None or not document.type.startswith("image"):
+        raise gone
+    root = next((c.root for c in index.store.collections() if c.name == document.collection), None)
+    if root is None:
+        raise gone
+    try:
+        index.stay_inside(Path(root))
+        data = read_inside(root, document.path)
+    except (OSError, UsageError):
+        raise gone from None
+    kind = image_type(data)
+    if kind is None:
+        raise gone
+    return data, kind
+
+
+def read_inside(root: str, path: str) -> bytes:
+    """A regular file below `root`. Each step is opened without following links, so nothing can be swapped on the way.
+
+    Raises OSError.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or any(part in ("..", "/", "") for part in parts) or "\0" in path:
+        raise FileNotFoundError(path)
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(here)
+            here = inner
+        file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
+    finally:
+        os.close(here)
+    with open(file, "rb") as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise FileNotFoundError(path)
+        return opened.read(MOST_BYTES)
+
+
+def image_type(data: bytes) -> str | None:
+    """By the first bytes. SVG is a document that can run scripts: it is none of these."""
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "image/avif"
+    return None

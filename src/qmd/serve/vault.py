@@ -1,0 +1,25 @@
+"""Links that open a document where it lives: `obsidian://` for what lies in a vault."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+
+def find_vault(root: str | Path) -> Path | None:
+    """The Obsidian vault that a collection's root is or lies in: the nearest folder with `.obsidian/` in it."""
+    folder = Path(root)
+    return next((p for p in (folder, *folder.parents) if (p / ".obsidian").is_dir()), None)
+
+
+def obsidian_link(vault: Path, document: Path) -> str | None:
+    """`obsidian://open?vault=...&file=...` for a document of a vault; None for one outside of it."""
+    try:
+        inside = document.relative_to(vault).as_posix()
+    except ValueError:
+        return None
+    if ".." in inside.split("/"):
+        return None
+    file = inside.removesuffix(".md")
+    return f"obsidian://open?vault={quote(os.fsencode(vault.name), safe='')}&file={quote(os.fsencode(file), safe='')}"

@@ -1,0 +1,155 @@
+"""`qmd models use` and `qmd check --models`: with the model that comes with the install and stand-ins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import qmd.index
+from qmd.config import load_config, set_model
+from qmd.errors import ConfigError, ModelMismatch
+from qmd.serve.cli.app import root
+from qmd.types import ModelCard
+
+
+class Letters:
+    """Vectors of letter counts: another embedding model, of another width."""
+
+    card = ModelCard("letters", "embedding", 26, 512)
+    dim, max_tokens, fingerprint, runs_on = 26, 512, "letters:26", "paper"
+
+    def embed_documents(self, texts: Any) -> Any:
+        rows = np.array([[t.lower().count(chr(97 + i)) + 1e-3 for i in range(26)] for t in texts], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def embed_query(self, text: str) -> Any:
+        return self.embed_documents([text])[0]
+
+    def count_tokens(self, texts: Any) -> list[int]:
+        return [len(t) // 4 + 1 for t in texts]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("QMD_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("QMD_DATA_DIR", str(tmp_path))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "one.md").write_text("# Bread\n\nKnead the dough.\n")
+    (tmp_path / "notes" / "two.md").write_text("# Passport\n\nRenew it at the town hall.\n")
+    with qmd.index.open() as index:
+        index.add(tmp_path / "notes")
+    return tmp_path
+
+
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    import qmd.llm
+    import qmd.llm.open
+    import qmd.llm.verify
+
+    real = qmd.llm.open.open_embedder
+
+    def opened(name: str, **options: Any) -> Any:
+        return Letters() if name == "http://letters/v1?model=l" else real(name, **options)
+
+    for module in (qmd.llm, qmd.llm.open, qmd.llm.verify):
+        monkeypatch.setattr(module, "open_embedder", opened)
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(root, list(words))
+
+
+def test_use_changes_the_configuration_and_makes_the_vectors_anew(place: Path, letters: None) -> None:
+    (place / "config.yaml").write_text(
+        "# mine\nsearch:\n  limit: 7  # few\nmodels:\n  # which\n  reranker: null\n"
+    )
+    result = run("models", "use", "http://letters/v1?model=l")
+    assert result.exit_code == 0, result.output
+    text = (place / "config.yaml").read_text()
+    assert "# mine" in text
+    assert "limit: 7  # few" in text
+    assert load_config(place / "config.yaml").models.embedding == "http://letters/v1?model=l"
+    with qmd.index.open() as index:
+        models = [(v.name, v.done, v.total) for v in index.status().vectors]
+        assert models == [("letters", 2, 2)]
+        assert index.vsearch("dough")[0].title == "Bread"
+    back = run("models", "use", "all-MiniLM-L6-v2", "--no-embed")
+    assert back.exit_code == 0, back.output
+    assert "--model-changed" in back.output
+    with qmd.index.open() as index, pytest.raises(ModelMismatch):
+        index.embed()
+
+
+def test_a_model_that_fails_changes_nothing(place: Path) -> None:
+    for name in ("no-such-model", str(place / "notes"), "cross-encoder/ms-marco-MiniLM-L-6-v2"):
+        result = run("models", "use", name)
+        assert result.exit_code != 0
+        assert not (place / "config.yaml").exists()
+    assert "is a model for reranker" in str(result.exception)
+
+
+def test_check_models_loads_and_times_them(place: Path) -> None:
+    result = run("check", "--models", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert {"python", "sqlite", "providers", "memory", "model embedding", "embedding works"} <= set(rows)
+    assert "verified" in rows["model embedding"]["message"]
+    figures = rows["embedding works"]["figures"]
+    assert figures["runs_on"].startswith("CPUExecutionProvider")
+    assert figures["speed"] > 0
+    assert figures["load_s"] > 0
+    assert rows["memory"]["figures"]["total_bytes"] > rows["memory"]["figures"]["process_bytes"] > 0
+
+
+def test_check_names_a_missing_model_and_its_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_model(place / "config.yaml", "reranker", "BAAI/bge-reranker-base")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+    result = run("check")
+    assert "warning" in result.output
+    assert "qmd models pull BAAI/bge-reranker-base" in result.output
+
+
+@pytest.mark.parametrize(
+    "text", ["", "models:\n    embedding: old # x\n    reranker: r\n", "search: {limit: 3}", "# only words"]
+)
+def test_a_configuration_is_changed_line_by_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    before = load_config(path)
+    set_model(path, "embedding", 'a "quoted": name')
+    after = load_config(path)
+    assert after.models.embedding == 'a "quoted": name'
+    assert after.search == before.search
+    assert after.models.reranker == before.models.reranker
+
+
+def test_a_configuration_in_another_style_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("models: {embedding: old}\n")
+    with pytest.raises(ConfigError, match="by hand"):
+        set_model(path, "embedding", "new")
+    assert path.read_text() == "models: {embedding: old}\n"
+
+
+def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qmd.llm.memory import gpus
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase $1 in *compute-apps*) echo "GPU-1, $PPID, 321";; '
+        "*) echo 'GPU-1, GTX 1660 Ti, 6144, 900';; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (gpu,) = gpus()
+    assert (gpu.name, gpu.total_bytes, gpu.used_bytes) == ("GTX 1660 Ti", 6144 << 20, 900 << 20)
+    assert gpu.own_bytes == 321 << 20
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert gpus() == ()
