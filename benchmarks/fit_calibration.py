@@ -85,7 +85,7 @@ def gather(folders: list[Path], keep: Path, count: int) -> list[dict]:
                     [
                         h.explain.get("match"),
                         h.explain.get("deviations"),
-                        h.explain["coverage"],
+                        h.explain.get("cosine"),
                         len(h.explain["words"]),
                     ]
                     for h in hits
@@ -107,12 +107,12 @@ def gather(folders: list[Path], keep: Path, count: int) -> list[dict]:
 
 def features(mode: str, evidence: list, words: int) -> list[float]:
     """What the model of a mode reads of one hit."""
-    match, deviations = evidence[0] or 0.0, evidence[1] or 0.0
+    match, deviations, cosine = (float(e or 0.0) for e in evidence[:3])
     length = float(np.log1p(words))
     return {
-        "keyword": [match, length],
-        "vector": [deviations],
-        "hybrid": [match, deviations, length],
+        "keyword": [match**0.5, length],
+        "vector": [deviations, cosine],
+        "hybrid": [match**0.5, deviations, cosine, length],
     }[mode]
 
 

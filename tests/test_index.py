@@ -108,7 +108,9 @@ def test_filters_hold_in_every_search(index):
         assert "work/memory.md" not in paths(search("memory -heap"))
         assert len(search("memory water", limit=1)) == 1
         assert paths(search('"short"')) == ["home/cats.md"]
-    assert index.query("memory", min_score=0.999).hits[0].score >= 0.999
+    best = index.query("memory").hits[0].score
+    assert [hit.score for hit in index.query("memory", min_score=best).hits] == [best]
+    assert not index.query("memory", min_score=min(1.0, best + 0.001)).hits
     with pytest.raises(UsageError, match="not a date"):
         index.search("x", after="soon")
     with pytest.raises(UsageError):

@@ -1,7 +1,8 @@
 """One score for each document (or chunk) of all lists: how much of the question it matches, and how near it is.
 
 A document that only one list found is looked up in the other, so that nothing is scored by its absence. The first
-`request.limit * 2` of each list, at least `LEAST`, are weighed so; the rest follows them by rank.
+`request.limit * 2` of each list, at least `LEAST` (by keyword alone `LEAST_ALONE`), are weighed so; the rest follows
+by rank.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from qmd.store import Store
     from qmd.store.wholes import Matches
 
-LEAST, MOST = 50, 500
+LEAST, LEAST_ALONE, MOST = 40, 20, 500
 FEW_WORDS = 3
 """Keyword search puts documents with every word first where so few were asked for: somebody who types three words wants
 all three. In a question each word is one of many, and the order by BM25 is the better one (Go's documentation,
@@ -50,7 +51,7 @@ def weigh(
 
     feedback: (word, chunks that hold it) that the best passages share.
     """
-    deep = min(max(2 * request.limit, LEAST), MOST)
+    deep = min(max(2 * request.limit, LEAST_ALONE if request.mode == "keyword" else LEAST), MOST)
     keys = list(dict.fromkeys(key for g in grouped for key in g.order[:deep]))
     document = {key: places[key][0] if request.all_chunks else key for key in keys}
     matches: list[tuple[Mapping[int, float], float]] = []

@@ -142,6 +142,14 @@ class Keyword:
         self._asked[1].update(expressions)
         return known
 
+    def keep(self, expressions: Sequence[str]) -> None:
+        """Read the postings of these expressions into memory, where they are not there yet."""
+        from qmd.store import postings
+
+        if self._postings is None:
+            self._postings = postings.Postings()
+        self._postings.take(list(expressions), self._generation(), self._read)
+
     def kept_ids(self, expression: str) -> list[int]:
         """Chunks of an expression that `keeps` says is in memory, rising."""
         assert self._postings is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from qmd.store.keyword import K1, WEIGHTS, B, Keyword
 DOCUMENT_SHARE = 0.7
 READ_AGAIN = 4_000
 """A word with more postings than this takes part only where its postings are in memory."""
+SIZES_KEPT = 20_000
 PAIRS = 100
 """Neighbours among a long posting list that are looked at to estimate how many documents it is in."""
 _BODY_ONLY = (0.0, 0.0, 1.0, 0.0)
 _LEAST_IDF = 1e-6  # FTS5's own floor, for words in more than half of all rows
-_MOST = 0.999
+MOST = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,35 @@ class Matches:
     parts: Mapping[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Mean number of tokens of a chunk, all columns, and of a document's bodies."""
+
+    chunk: float
+    document: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the question. unit: the BM25 that one chunk full of it would get; found: (chunk, BM25, BM25 of the body
+    alone), chunks rising."""
+
+    rarity: float
+    unit: float
+    found: Sequence[tuple[int, float, float]]
+
+
+Sizes = Mapping[int, Sequence[tuple[int, int, int]]]
+"""document -> (chunk, its tokens, its body's) of its chunks, at least one."""
+
+
 class Wholes:
     """Scores documents. What it remembers belongs to one state of the index."""
 
     def __init__(self, db: Connection, keyword: Keyword) -> None:
         self._db = db
         self._keyword = keyword
+        self._lengths: dict[int, list[tuple[int, int, int]]] = {}
         self._known: tuple[int, dict[str, tuple[int, int]], tuple[int, int, int]] = (-1, {}, (0, 0, 0))
 
     def match(
@@ -62,30 +87,18 @@ class Wholes:
 
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
         count, size_all, size_body = self._totals()
-        documents = list(dict.fromkeys(documents))
-        rows = self._db.all(
-            "SELECT c.document_id, c.id, k.sz FROM json_each(?) w CROSS JOIN chunks c ON c.document_id = w.value "
-            "CROSS JOIN keyword_docsize k ON k.id = c.id",
-            (json.dumps(documents),),
-        )
-        chunks = self._keyword.count()
-        mean, mean_document = max(size_all / max(chunks, 1), 1e-9), max(size_body / max(count, 1), 1e-9)
-        owner: dict[int, int] = {}
-        norm: dict[int, float] = {}
-        length: dict[int, int] = defaultdict(int)
-        parts: dict[int, int] = defaultdict(int)
-        for document, chunk, sizes in rows:
-            lengths = _varints(sizes)
-            owner[chunk] = document
-            norm[chunk] = K1 * (1 - B + B * sum(lengths) / mean)
-            length[document] += lengths[2]
-            parts[document] += 1
-        ids = sorted(owner)
-        whole: dict[int, float] = defaultdict(float)
-        part: dict[int, float] = defaultdict(float)
+        sizes = {d: chunks for d, chunks in self._sizes(list(dict.fromkeys(documents))).items() if chunks}
+        total = self._keyword.count()
+        means = Means(max(size_all / max(total, 1), 1e-9), max(size_body / max(count, 1), 1e-9))
+        ids = sorted(chunk for chunks in sizes.values() for chunk, _, _ in chunks)
         mass = missing * _rarity(count, 0)
+        words: list[Word] = []
         for expression, frequency in atoms:
             kept = self._keyword.keeps([expression])
+            if not kept and frequency <= READ_AGAIN and "numpy" in sys.modules:
+                # A process that answers once need not load numpy; one that goes on answering looks up in memory.
+                self._keyword.keep([expression])
+                kept = self._keyword.keeps([expression])
             if not kept and frequency > READ_AGAIN:
                 continue
             holding, spread = self._spread(expression, kept=kept)
@@ -93,41 +106,33 @@ class Wholes:
                 continue
             rarity = _rarity(count, spread)
             mass += rarity
-            unit = max(math.log((chunks - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
-            body: dict[int, float] = defaultdict(float)
-            other: dict[int, float] = defaultdict(float)
-            for chunk, weighted, plain in self._scores(expression, ids, kept=kept):
-                share = min(weighted / unit, _MOST)
-                part[chunk] += rarity * share
-                document = owner[chunk]
-                in_body = _times(min(plain / unit, share), norm[chunk])
-                body[document] += in_body
-                other[document] += max(0.0, _times(share, norm[chunk]) - in_body)
-            for document, times in body.items():
-                # Title and path stand in every chunk of a document: they count once.
-                times += other[document] / parts[document]
-                whole[document] += (
-                    rarity * times / (times + K1 * (1 - B + B * length[document] / mean_document))
-                )
-        best: dict[int, int] = {}
-        for chunk in ids:
-            first = best.setdefault(owner[chunk], chunk)
-            if part.get(chunk, 0.0) > part.get(first, 0.0):
-                best[owner[chunk]] = chunk
-        mass = max(mass, 1e-9)
-        scores = {
-            document: (
-                DOCUMENT_SHARE * whole.get(document, 0.0)
-                + (1 - DOCUMENT_SHARE) * part.get(best[document], 0.0)
-            )
-            / mass
-            for document in best
-        }
-        return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
+            unit = max(math.log((total - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
+            words.append(Word(rarity, unit, self._scores(expression, ids, kept=kept)))
+        if "numpy" in sys.modules:
+            from qmd.store.whole_arrays import add_words
+        else:
+            add_words = _add_words
+        return add_words(sizes, words, means, max(mass, 1e-9))
+
+    def _sizes(self, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
+        if len(self._lengths) > SIZES_KEPT:
+            self._lengths = {}
+        missing = [document for document in documents if document not in self._lengths]
+        fresh: dict[int, list[tuple[int, int, int]]] = {document: [] for document in missing}
+        for document, chunk, sizes in self._db.all(
+            "SELECT c.document_id, c.id, k.sz FROM json_each(?) w CROSS JOIN chunks c ON c.document_id = w.value "
+            "CROSS JOIN keyword_docsize k ON k.id = c.id",
+            (json.dumps(missing),),
+        ):
+            lengths = _varints(sizes)
+            fresh[document].append((chunk, sum(lengths), lengths[2]))
+        self._lengths.update(fresh)
+        return {document: self._lengths[document] for document in documents}
 
     def _scores(
         self, expression: str, ids: Sequence[int], *, kept: bool
-    ) -> Iterable[tuple[int, float, float]]:
+    ) -> Sequence[tuple[int, float, float]]:
         """(chunk, BM25, BM25 of the body alone) of those of `ids` (rising) that match."""
         if kept:
             return self._keyword.kept_among(expression, ids)
@@ -135,7 +140,7 @@ class Wholes:
         alone = ", ".join(map(str, _BODY_ONLY))
         rows: list[tuple[int, float, float]] = self._db.all(
             f"SELECT rowid, -bm25(keyword, {columns}), -bm25(keyword, {alone}) FROM keyword "
-            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?))",
+            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY rowid",
             (expression, json.dumps(ids)),
         )
         return rows
@@ -185,13 +190,52 @@ class Wholes:
             # Record 1 of FTS5's data table: rows, then tokens of each column.
             totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
             sizes = [*totals[1:], 0, 0, 0, 0][:4]
+            self._lengths = {}
             self._known = (generation, {}, (documents, sum(sizes), sizes[2]))
         return self._known[2]
 
 
+def _add_words(sizes: Sizes, words: Sequence[Word], means: Means, mass: float) -> Matches:
+    """Add up; `whole_arrays.add_words` does the same for a process that has numpy."""
+    owner: dict[int, int] = {}
+    norm: dict[int, float] = {}
+    length: dict[int, int] = {}
+    for document, chunks in sizes.items():
+        for chunk, size, _ in chunks:
+            owner[chunk] = document
+            norm[chunk] = K1 * (1 - B + B * size / means.chunk)
+        length[document] = sum(body for _, _, body in chunks)
+    whole: dict[int, float] = defaultdict(float)
+    part: dict[int, float] = defaultdict(float)
+    for word in words:
+        body: dict[int, float] = defaultdict(float)
+        other: dict[int, float] = defaultdict(float)
+        for chunk, weighted, plain in word.found:
+            share = min(weighted / word.unit, MOST)
+            part[chunk] += word.rarity * share
+            in_body = _times(min(plain / word.unit, share), norm[chunk])
+            body[owner[chunk]] += in_body
+            other[owner[chunk]] += max(0.0, _times(share, norm[chunk]) - in_body)
+        for document, times in body.items():
+            # Title and path stand in every chunk of a document: they count once.
+            counted = times + other[document] / len(sizes[document])
+            whole[document] += (
+                word.rarity * counted / (counted + K1 * (1 - B + B * length[document] / means.document))
+            )
+    scores = {
+        document: (
+            DOCUMENT_SHARE * whole.get(document, 0.0)
+            + (1 - DOCUMENT_SHARE) * max(part.get(chunk, 0.0) for chunk, _, _ in chunks)
+        )
+        / mass
+        for document, chunks in sizes.items()
+    }
+    return Matches(scores, {chunk: score / mass for chunk, score in part.items()}, owner)
+
+
 def _times(share: float, norm: float) -> float:
     """The term count behind tf / (tf + norm) = share."""
-    return max(0.0, share) * norm / (1 - min(share, _MOST))
+    return max(0.0, share) * norm / (1 - min(share, MOST))
 
 
 def _rarity(documents: int, holding: int) -> float:
@@ -209,4 +253,4 @@ def _varints(data: bytes) -> list[int]:
     return numbers
 
 
-__all__ = ["DOCUMENT_SHARE", "Matches", "Wholes"]
+__all__ = ["DOCUMENT_SHARE", "Matches", "Means", "Wholes", "Word"]
