@@ -25,7 +25,7 @@ from qmd.vembed.run import train
 
 NOTES = {
     "wing.md": "# Lift of a wing\n\nThe slipstream of a propeller raises the lift of the wing behind it by a third. "
-    "See [how heat moves](heat.md) for the other half of the work.\n\n"
+    "See [how heat moves](heat.md) for the other half of the work, which was done in the winter after it.\n\n"
     "## Method\n\nA model of wood was hung in the tunnel, and its lift was read from a balance above it.\n",
     "heat.md": "# Conduction in slabs\n\nHeat moves through layers of metal as if each were a resistance of its own. "
     "The walls of the chamber are kept at one temperature.\n\n![a slab of three metals](slab.png)\n\n"
@@ -102,7 +102,11 @@ def test_what_documents_say_about_themselves(index: qmd.Index, tmp_path: Path) -
 
 def test_sentences_are_plain_and_stand_in_their_passage(index: qmd.Index) -> None:
     rows = list(pairs_of_index(index.store, kinds=["sentence"]))
-    assert "See how heat moves for the other half of the work." in by_query(rows)
+    assert (
+        "See how heat moves for the other half of the work, which was done in the winter after it."
+        in by_query(rows)
+    )
+    assert len(rows) >= 3
     for row in rows:
         assert "[" not in str(row["query"])
         assert row["mode"] == "t2t"

@@ -21,9 +21,12 @@ from qmd.vembed.convert import IMAGE_SUFFIXES
 PairKind = Literal["title", "heading", "sentence", "link", "caption"]
 PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 SENTENCES_A_CHUNK = 6
-SHORTEST_SENTENCE = 30
-"""Characters, a CJK character counting as two."""
+SHORTEST_SENTENCE = 80
+"""Characters, a CJK character counting as two. Shorter ones say too little to ask for one document."""
 SHORTEST_TEXT = 60
+WHOLE_DOCUMENT = 2500
+"""Characters up to which a title or sentence asks for the whole document: chunks of one text in a batch would teach
+that the one is wrong for the other's sentences (measured: half of what there is to gain)."""
 GENERIC_HEADINGS = 2
 """A heading in more documents than this asks for none of them; it is asked together with the title."""
 
@@ -109,8 +112,10 @@ def _pairs(
         if query and _width(positive) >= SHORTEST_TEXT and query != positive.strip():
             yield {"query": query, "positive": positive, "mode": "t2t", **more}
 
+    whole = "\n\n".join(_without_title(_HEADING.sub("", row.text), document.title) for row in rows).strip()
+    short = len(whole) <= WHOLE_DOCUMENT
     if "title" in kinds and rows:
-        yield from text_pair(document.title, openings[document.docid])
+        yield from text_pair(document.title, whole if short else openings[document.docid])
     for row in rows:
         text = _without_title(_HEADING.sub("", row.text), document.title)
         if "heading" in kinds and row.heading_path and row.heading_path[-1] != document.title:
@@ -119,7 +124,7 @@ def _pairs(
             yield from text_pair(heading if known else f"{document.title}: {heading}", text)
         if "sentence" in kinds:
             for sentence in _sentences(text):
-                yield from text_pair(sentence, text)
+                yield from text_pair(sentence, whole if short else text)
         if "link" in kinds:
             for match in _LINK.finditer(row.text):
                 shown, path, wiki, alias = match.groups()
