@@ -254,7 +254,7 @@ class FakeIndex:
             contexts=tuple(self.list_contexts()),
         )
 
-    def check(self) -> list[CheckResult]:
+    def check(self, *, models: bool = False) -> list[CheckResult]:
         self._note("check")
         return self.checks
 
