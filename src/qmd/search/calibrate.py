@@ -1,7 +1,7 @@
 """From what is known of a hit to the probability that it is relevant. Knows figures only.
 
-Logistic models, fitted as `benchmarks/fit_calibration.py` does on English, Chinese and Japanese development collections.
-No test set was fitted to; which features to take was decided with two of them in sight.
+Logistic models, fitted as `benchmarks/fit_calibration.py` does on English, Chinese and Japanese development
+collections. No test set was fitted to; which features to take was decided with two of them in sight.
 """
 
 from __future__ import annotations
