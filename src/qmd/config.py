@@ -54,7 +54,6 @@ class Search(Section, frozen=True):
     rerank: bool = True
     candidate_limit: int = 20
     rerank_weight: float = 0.7
-    late_interaction: bool = False
     budget_ms: float = 3000.0
     recency: float = 0.0
     half_life_days: float = 30.0

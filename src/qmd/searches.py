@@ -293,7 +293,6 @@ class Searches:
             rrf_k=said.rrf_k,
             vectors=said.vectors,
             rerank_weight=said.rerank_weight,
-            late_interaction=said.late_interaction,
             cite=self.config.memory.citations != "off",
         )
 

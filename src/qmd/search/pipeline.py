@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qmd.errors import QmdError
-from qmd.search import calibrate, expand, late
+from qmd.search import calibrate, expand
 from qmd.search.budget import Budget, Clock, Costs
 from qmd.search.fuse import blend, fuse_ranks
 from qmd.search.lexical import KeywordList
@@ -294,7 +294,7 @@ def fuse(state: State) -> None:
 
 
 def rerank(state: State) -> None:
-    """The first `candidate_limit` in a new order: by the configured reranker, else by late interaction."""
+    """The first `candidate_limit` in a new order, by the configured reranker."""
     request = state.request
     if request.rerank is False or request.mode == "keyword" or not state.scores or not state.asked.plain:
         return
@@ -302,8 +302,6 @@ def rerank(state: State) -> None:
     if door is None:
         if request.rerank is True:
             state.degraded.append("rerank: no model; set `models.reranker` in the configuration")
-        if request.late_interaction and state.nearest is not None and request.mode == "hybrid":
-            _interact_late(state, state.nearest)
         return
     from qmd.search.rerank import score_cached
 
@@ -334,22 +332,6 @@ def rerank(state: State) -> None:
         state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
     _reorder(state, keys, scores, request.rerank_weight, "reranked")
     state.clock.lap("rerank")
-
-
-def _interact_late(state: State, nearest: Nearest) -> None:
-    wanted = min(state.request.candidate_limit, len(state.scores))
-    count = state.budget.fitting("late", wanted)
-    if count < wanted:
-        state.degraded.append("late interaction: left out, the time does not allow it")
-        return
-    keys = list(state.scores)[:wanted]
-    begin = state.clock.spent_ms()
-    scores = late.late_scores(nearest.embedder, state.asked.plain, _texts(state, keys))
-    if scores is None:
-        return
-    state.budget.costs.record("late", (state.clock.spent_ms() - begin) / max(1, wanted))
-    _reorder(state, keys, scores, late.LATE_WEIGHT, "late_interaction")
-    state.clock.lap("late")
 
 
 def _texts(state: State, keys: Sequence[int]) -> list[str]:

@@ -49,7 +49,6 @@ class Request:
     rerank_weight: float = 0.7
     deeper: int = 1
     cite: bool = True
-    late_interaction: bool = False
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
 
