@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 import qmd.index
-from qmd.draft.writer import LocalWriter
-from qmd.search.answer import ask
+from qmd.search.answer import ask, open_writer
 
 VAULT = Path(__file__).parent.parent / "examples" / "vault"
 
@@ -53,14 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--model", help="as for `qmd ask --model`; without it the default")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-new-tokens", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder, qmd.index.open(Path(folder) / "index.sqlite") as index:
         index.add(VAULT, name="vault")
-        writer = LocalWriter(args.model)
+        writer = open_writer(args.model)
         ask(index, "warm", writer=writer, max_new_tokens=2)
         writer.write([("user", "Say hello.")], max_new_tokens=4)
         right = said = first_source = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from qmd.draft.load import SMOLLM2, load_model, load_tokenizer
 from qmd.draft.onnx_target import OnnxTarget
 from qmd.draft.proposers import SuffixProposer
 from qmd.draft.torch_target import TorchTarget, as_target
+from qmd.llm.repetition import repeats_from
 
 Message = tuple[str, str]
 """(role, text)"""
@@ -126,17 +126,3 @@ class _Pieces:
             if self.stream is not None:
                 self.stream(piece)
         return end is not None
-
-
-def repeats_from(text: str) -> int | None:
-    """Where the text begins to say again what it said: the start of the second of two equal sentences or lines (numbers
-    apart) of 8 letters or more. None while it does not."""
-    seen: set[str] = set()
-    for found in re.finditer(r"[^.!?。！？\n]+[.!?。！？\n]+", text):
-        said = re.sub(r"[\W\d_]+", "", found.group()).lower()
-        if len(said) < 8 and not (found.group().startswith("#") and said):
-            continue
-        if said in seen:
-            return found.start()
-        seen.add(said)
-    return None

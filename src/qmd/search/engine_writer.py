@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from qmd.llm import open_generator
 from qmd.llm.protocols import ChatGenerator
+from qmd.llm.repetition import repeats_from
 
 PACKAGED = "smollm2-135m"
 
@@ -26,9 +27,15 @@ class EngineWriter:
         max_new_tokens: int = 160,
         stream: Callable[[str], None] | None = None,
     ) -> str:
-        """Answer the conversation. Raises UsageError for a prompt that is too long, ModelError."""
+        """Answer the conversation, up to where the model begins to repeat itself.
+
+        Raises UsageError for a prompt that is too long, ModelError.
+        """
         text = ""
         for piece in self.generator.generate_chat(messages, max_new_tokens=max_new_tokens):
+            end = repeats_from(text + piece)
+            if end is not None:
+                return text[:end]
             text += piece
             if stream is not None:
                 stream(piece)
