@@ -42,7 +42,8 @@ def sandbox_env(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], di
 def fresh_home(
     tmp_path_factory: pytest.TempPathFactory, sandbox_env: Callable[[Path], dict[str, str]]
 ) -> Callable[[str], Path]:
-    """Put the home folder back to its first state: the vault at ~/notes and ~/work/examples/vault.
+    """Put the home folder back to its first state: the vault as `notes` in it and as
+    `examples/vault` in the folder that blocks run in.
 
     With "vault", `qmd add ~/notes --name vault` has been run; with "none" there is no index. It is the same
     folder every time, because an index knows where its notes lie.

@@ -62,7 +62,8 @@ def test_only_the_last_of_quick_letters_counts(visit: Any) -> None:
     there.wait_hits()
     assert there.titles[0] == "Zucchini"
     asked = [u for u in there.asked if "/query" in u]
-    assert 1 <= len(asked) <= 3
+    assert asked, "nothing was asked"
+    assert len(asked) <= 3, "a question for nearly every letter"
 
 
 def test_a_late_answer_to_an_older_question_is_dropped(visit: Any) -> None:
