@@ -136,8 +136,8 @@ class Nearest:
 
 def open_matrix(store: Store, embedder: Embedder) -> VectorMatrix:
     """The vectors of the embedder's model. Raises ModelMismatch, NotFound without vectors."""
-    stored = [model for model in store.vectors.models() if model.count]
-    if all(model.fingerprint != embedder.fingerprint for model in stored):
+    if not store.vectors.has(embedder.fingerprint):
+        stored = [model for model in store.vectors.models() if model.count]
         if stored:
             raise ModelMismatch(
                 f"the index holds vectors of {stored[0].name} ({stored[0].dim}d), the configuration asks for "

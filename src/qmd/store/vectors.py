@@ -55,6 +55,11 @@ class Vectors:
             )
         ]
 
+    def has(self, fingerprint: str) -> bool:
+        """Whether the model has a vector here; counts none."""
+        found = "SELECT EXISTS (SELECT 1 FROM vectors WHERE model_id = ?)"
+        return bool(self._db.value(found, (self._model_id(fingerprint),)))
+
     def count(self, fingerprint: str) -> tuple[int, int]:
         """(chunks with a vector of this model, chunks)."""
         done = self._db.value(

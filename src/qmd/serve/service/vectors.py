@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from qmd.serve.service.lanes import Lane
 from qmd.store.matrix import VectorMatrix
-from qmd.store.vectors import StoredModel, Vectors
+from qmd.store.vectors import Vectors
 
 PATIENCE_S = 0.3
 NO_DEADLINE_S = 1e9
@@ -24,14 +24,6 @@ class ServedVectors(Vectors):
         self._lane = Lane("matrix", 1, 64)  # one thread, and so one connection to the database
         self._renewals: dict[str, Future[VectorMatrix]] = {}
         self._took_s: dict[str, float] = {}
-        self._counted: tuple[int, list[StoredModel]] = (-1, [])
-
-    def models(self) -> list[StoredModel]:
-        """Counted once for each generation: counting 200,000 vectors takes longer than scanning them."""
-        generation = self._generation()
-        if self._counted[0] != generation:
-            self._counted = (generation, super().models())
-        return list(self._counted[1])
 
     def matrix(self, fingerprint: str) -> VectorMatrix:
         cached = self._cached.get(fingerprint)
