@@ -81,6 +81,10 @@ class Index(Searches):
         super().__init__(store, config, places, embedder, reranker)
         self._writer: tuple[str | None, Writer] | None = None
 
+    def let_go(self) -> None:
+        super().let_go()
+        self._writer = None
+
     def close(self) -> None:
         self.forget_models()
         self.store.close()

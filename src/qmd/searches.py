@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,7 @@ class Searches:
         self._embedder = embedder
         self._reranker = reranker
         self._expander: Generator | None = None
+        self._opening = threading.Lock()
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
 
@@ -57,10 +60,39 @@ class Searches:
     def embedder(self) -> Embedder:
         """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
         if self._embedder is None:
+            with self._opening:
+                if self._embedder is None:
+                    from qmd.llm import open_embedder
+
+                    self._embedder = open_embedder(self.config.models.embedding)
+        return self._embedder
+
+    def warm(self) -> None:
+        """Open what a search by meaning needs, so that the first one does not wait: the model in this thread, the
+        matrix of vectors in another. A search that begins meanwhile waits for what it needs only. Does nothing where
+        there are no vectors. Raises ModelError, NotFound."""
+        with self._opening:
+            if self._embedder is not None or not self.store.has_vectors:
+                return
             from qmd.llm import open_embedder
 
-            self._embedder = open_embedder(self.config.models.embedding)
-        return self._embedder
+            embedder = open_embedder(self.config.models.embedding)
+            if self.store.vectors.has(embedder.fingerprint):
+                threading.Thread(target=self._warm_matrix, args=(embedder.fingerprint,), daemon=True).start()
+            embedder.embed_query("warm")
+            self._embedder = embedder
+
+    def _warm_matrix(self, fingerprint: str) -> None:
+        with suppress(QmdError):  # the first search tells it
+            from qmd.search import dense, inverted  # noqa: F401  loaded here, and not while somebody waits
+
+            self.store.vectors.matrix(fingerprint)
+
+    def let_go(self) -> None:
+        """Give the memory of models and vectors back; the next search opens them again."""
+        with self._opening:
+            self._embedder = self._reranker = self._expander = None
+            self.store.vectors.let_go()
 
     @property
     def has_reranker(self) -> bool:
