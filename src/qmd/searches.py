@@ -14,10 +14,11 @@ from qmd.errors import QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
-from qmd.search.query import read_date
+from qmd.search.query import parse_request, read_date
 from qmd.search.request import Door
 from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
+from qmd.store.opened import OpenedSearches
 from qmd.store.store import Store
 from qmd.types import Filter, Hits
 
@@ -55,6 +56,7 @@ class Searches:
         self._opening = threading.Lock()
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
+        self._opened = OpenedSearches(store.path.with_suffix(".searches"))
 
     @property
     def embedder(self) -> Embedder:
@@ -264,6 +266,13 @@ class Searches:
 
     # ---- shared by the above
     def _search(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
+        hits = self._found(mode, query, given)
+        if self.config.memory.searches:
+            self._opened.showed(parse_request(query).plain, [hit.docid for hit in hits])
+        return hits
+
+    def _found(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
+        """What a search gives; no memory of it is kept."""
         request = self._request(mode, query, given)
         hits = run_search(self.store, request, self._models(), costs=self._costs, cache=self._cache)
         if given.get("reread") and any(hit.stale for hit in hits):
