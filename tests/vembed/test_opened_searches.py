@@ -23,9 +23,7 @@ def opened_index(folder: Path, *, searches: bool) -> qmd.Index:
     (folder / "notes").mkdir(exist_ok=True)
     for name, text in NOTES.items():
         (folder / "notes" / name).write_text(text)
-    index = qmd.open(
-        folder / "index.sqlite", config=Config(memory=Memory(searches=searches)), create=True
-    )
+    index = qmd.open(folder / "index.sqlite", config=Config(memory=Memory(searches=searches)), create=True)
     index.add(folder / "notes", embed=False)
     return index
 

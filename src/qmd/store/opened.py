@@ -1,4 +1,4 @@
-"""Searches whose hit was opened, kept only where the user asks for it (`memory.searches`), for `qmd train --from-index`.
+"""Searches whose hit was opened, kept where the user asks for it (`memory.searches`), for `qmd train --from-index`.
 
 They lie in a file of their own beside the index that its owner alone can read. What was shown is kept for half an hour,
 to be joined with what is opened; of what was opened, the question and the document's id stay, the newest `MOST_OPENED`.

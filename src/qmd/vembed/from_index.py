@@ -81,7 +81,14 @@ def pairs_of_index(
     seen: set[tuple[object, object]] = set()
     for document in documents:
         for line in _pairs(
-            document, chunks[document.id], kinds, repeated, targets, openings, roots, asked.get(document.docid, ())
+            document,
+            chunks[document.id],
+            kinds,
+            repeated,
+            targets,
+            openings,
+            roots,
+            asked.get(document.docid, ()),
         ):
             key = (line["query"], line["positive"])
             if key in seen:
