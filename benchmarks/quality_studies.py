@@ -29,8 +29,8 @@ from qmd.types import Hits, ModelCard
 
 # ---- one request with something changed
 def ask(index: qmd.Index, text: str, changes: Mapping[str, Any], models: Models | None = None) -> Hits:
-    """`Index.query` of 100 hits without a time limit, other `changes` made to its request."""
-    request = index._request("hybrid", text, {"limit": 100, "budget_ms": 0})
+    """`Index.query` of ten hits without a time limit, other `changes` made to its request."""
+    request = index._request("hybrid", text, {"limit": 10, "budget_ms": 0})
     return pipeline.search(index.store, replace(request, **changes), models or index._models())
 
 
@@ -166,7 +166,7 @@ ROWS = (
 def ablate(
     folder: Path, keep: Path | None, count: int | None, rows: Sequence[Row] = ROWS
 ) -> list[dict[str, Any]]:
-    """One line a row: nDCG@10, its difference from the first row and p of that, Recall@100, CPU milliseconds."""
+    """One line a row: nDCG@10, its difference from the first row and p of that, CPU milliseconds."""
     lines: list[dict[str, Any]] = []
     with open_set(folder, keep, count) as (index, ids, queries, relevant, _):
         first: list[float] = []
@@ -195,11 +195,10 @@ def ablate(
                     "ndcg10": round(100 * statistics.fmean(values), 2),
                     "difference": round(100 * (statistics.fmean(values) - statistics.fmean(first)), 2),
                     "p": round(significance(values, first), 4),
-                    "recall100": round(100 * statistics.fmean(m["recall100"] for m in measured), 2),
                     "cpu_ms": round(statistics.median(times), 1),
                 }
             )
-            form = "  {ndcg10:6.2f} {difference:+6.2f} p {p:.3f}  R@100 {recall100:6.2f}  {cpu_ms:6.1f} ms CPU  {row}"
+            form = "  {ndcg10:6.2f} {difference:+6.2f} p {p:.3f}  {cpu_ms:6.1f} ms CPU  {row}"
             print(form.format(**lines[-1]), flush=True)
     return lines
 

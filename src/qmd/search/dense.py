@@ -165,13 +165,15 @@ class Scan:
             places = np.union1d(places, tied)
         return _ordered(self.ids[places], scores[places], k)
 
-    def _rough_scores(self, query: Floats) -> NDArray[np.float64]:
+    def _rough_scores(self, query: Floats) -> Floats:
         """(n,) scores that order rows nearly as the inner product does; only their order means something."""
         if self._codes is None:
             self._codes = quantise(self.rows)
         codes, scales = self._codes
         query_codes = quantise(query[None])[0][0]
-        return np.asarray(numkong.dot(codes, query_codes, "int8")) * scales
+        dots = np.asarray(numkong.dot(codes, query_codes, "int8"))
+        rough: Floats = np.multiply(dots, scales, dtype=np.float32, casting="unsafe")
+        return rough
 
 
 def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
