@@ -205,6 +205,9 @@ class Index(Searches):
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
     ) -> Answer:
@@ -222,7 +225,8 @@ class Index(Searches):
             writer = self._writer[1]
         return ask(
             self, question, writer=writer, limit=limit, max_new_tokens=max_new_tokens, history=history, stream=stream,
-            collections=collections, path=path, tags=tags, after=after, before=before,
+            collections=collections, path=path, tags=tags, title=title, type=type, lang=lang, after=after,
+            before=before,
         )  # fmt: skip
 
     def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
