@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -80,6 +81,10 @@ class Index(Searches):
     ) -> None:
         super().__init__(store, config, places, embedder, reranker)
         self._writer: tuple[str | None, Writer] | None = None
+
+    def let_go(self) -> None:
+        super().let_go()
+        self._writer = None
 
     def close(self) -> None:
         self.forget_models()
@@ -160,7 +165,7 @@ class Index(Searches):
     def training_pairs(
         self,
         *,
-        kinds: Sequence[PairKind] = ("title", "heading", "sentence", "link"),
+        kinds: Sequence[PairKind] = ("title", "heading", "sentence", "link", "search"),
         collections: Sequence[str] = (),
         negatives: int = 0,
         keep: Callable[[StoredDocument], bool] | None = None,
@@ -173,7 +178,8 @@ class Index(Searches):
 
         def find(query: str, limit: int) -> list[str]:
             words = re.sub(r"[^\w\s]|_", " ", query)  # a sentence is no query language
-            return [hit.docid for hit in self.query(words, limit=limit, collections=collections)]
+            found = self._found("hybrid", words, {"limit": limit, "collections": collections})
+            return [hit.docid for hit in found]
 
         return pairs_of_index(
             self.store,
@@ -182,6 +188,7 @@ class Index(Searches):
             keep=keep,
             find=find if negatives else None,
             negatives=negatives,
+            searches=self._opened.pairs() if self.config.memory.searches else (),
         )
 
     # ---- reading
@@ -198,6 +205,9 @@ class Index(Searches):
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
     ) -> Answer:
@@ -215,7 +225,8 @@ class Index(Searches):
             writer = self._writer[1]
         return ask(
             self, question, writer=writer, limit=limit, max_new_tokens=max_new_tokens, history=history, stream=stream,
-            collections=collections, path=path, tags=tags, after=after, before=before,
+            collections=collections, path=path, tags=tags, title=title, type=type, lang=lang, after=after,
+            before=before,
         )  # fmt: skip
 
     def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
@@ -223,6 +234,8 @@ class Index(Searches):
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.
         """
         document, first, count = reference.resolve(self.store, ref)
+        if self.config.memory.searches:
+            self._opened.opened(document.docid)
         return self._lines(document, from_line or first or 1, max_lines if max_lines is not None else count)
 
     def multi_get(
@@ -303,9 +316,13 @@ class Index(Searches):
 
         return run_checks(self.store, self.config, self.places, lambda: self.embedder, models=models)
 
-    def cleanup(self) -> CleanupReport:
-        """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back."""
-        return self.store.cleanup()
+    def cleanup(self, *, forget_searches: bool = False) -> CleanupReport:
+        """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back.
+
+        forget_searches: also delete what `memory.searches` kept.
+        """
+        forgotten = self._opened.forget() if forget_searches else 0
+        return replace(self.store.cleanup(), searches_forgotten=forgotten)
 
     # ---- collections and contexts
     def list_collections(self) -> list[CollectionStatus]:
