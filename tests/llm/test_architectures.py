@@ -160,9 +160,9 @@ def test_the_shared_head_runs_once_and_logits_bound_a_batch(
     shapes: list[tuple[int, int]] = []
     step = parts._model.step
 
-    def noted(ids: Any, *rest: Any) -> Any:
+    def noted(ids: Any, *rest: Any, **how: Any) -> Any:
         shapes.append(ids.shape)
-        return step(ids, *rest)
+        return step(ids, *rest, **how)
 
     parts._model.step = noted
     np.testing.assert_allclose(parts.score("file permissions", texts), wanted, atol=1e-4)
@@ -174,6 +174,34 @@ def test_the_shared_head_runs_once_and_logits_bound_a_batch(
     shapes.clear()
     parts.score("file permissions", ["another text"])
     assert len(shapes) == 1  # the head is still held
+
+
+def test_the_last_logits_alone_are_asked_for_where_they_can_be(tiny_model: Build, tmp_path: Path) -> None:
+    import shutil
+    import sys
+
+    from qmd.llm.decoder import KEEP
+
+    tiny: Any = sys.modules[tiny_model.__module__].tiny  # type: ignore[attr-defined]
+    folder, model = tiny_model("qwen3-causal")
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copy(folder / name, tmp_path / name)
+    tiny.export_causal(model, tmp_path, keep=True)
+    ours: Any = open_reranker(str(tmp_path))
+    assert KEEP in ours._model.signature.inputs
+    shapes: list[tuple[int, ...]] = []
+    step = ours._model.step
+
+    def noted(*given: Any, **how: Any) -> Any:
+        logits, cache = step(*given, **how)
+        shapes.append(logits.shape[:2])
+        return logits, cache
+
+    ours._model.step = noted
+    got = ours.score("file permissions", TEXTS)
+    np.testing.assert_allclose(got, open_reranker(str(folder)).score("file permissions", TEXTS), atol=1e-5)
+    assert shapes[0] == (1, 1)
+    assert shapes[1][1] < max(map(len, ours._tokenizer.content_ids(TEXTS)))
 
 
 @pytest.mark.parametrize("kind", ["bert-seq-cls", "qwen3-causal", "qwen3-seq-cls"])

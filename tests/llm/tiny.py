@@ -173,8 +173,9 @@ def export(kind: str, folder: Path) -> Any:
     return model
 
 
-def export_causal(model: Any, folder: Path) -> None:
-    """Write any transformers causal model with its cache as `model.onnx`, with the names the hub's exports have."""
+def export_causal(model: Any, folder: Path, *, keep: bool = False) -> None:
+    """Write any transformers causal model with its cache as `model.onnx`, with the names the hub's exports have, and
+    with `keep` the newer ones' `num_logits_to_keep`."""
     import torch
 
     config = model.config
@@ -192,11 +193,13 @@ def export_causal(model: Any, folder: Path) -> None:
     }  # fmt: skip
     axes |= {f"past_key_values.{n}": {0: "B", 2: "P"} for n in names}
     axes |= {f"present.{n}": {0: "B", 2: "S"} for n in names}
+    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)]
+    if keep:
+        inputs, past = [*inputs, "num_logits_to_keep"], [*past, torch.tensor(2)]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _WithCache(model).eval(), (*args, *past), str(folder / "model.onnx"),
-            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
+            _WithCache(model, keep).eval(), (*args, *past), str(folder / "model.onnx"), input_names=inputs,
             output_names=["logits", *(f"present.{n}" for n in names)], dynamic_axes=axes, dynamo=False,
             opset_version=18,
         )  # fmt: skip
@@ -229,7 +232,7 @@ def _Plain(model: Any, kind: str) -> Any:
     return Plain()
 
 
-def _WithCache(model: Any) -> Any:
+def _WithCache(model: Any, keep: bool = False) -> Any:
     import torch
     from transformers import DynamicCache
 
@@ -240,11 +243,15 @@ def _WithCache(model: Any) -> Any:
 
         def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
             cache = DynamicCache()
+            extra = {}
+            if keep:  # how many of the last tokens, as a range that the trace keeps
+                extra["logits_to_keep"] = torch.arange(-1, -1 - past[-1], -1).flip(0) + input_ids.shape[1]
+                past = past[:-1]
             for layer in range(len(past) // 2):
                 cache.update(past[2 * layer], past[2 * layer + 1], layer)
             out = self.model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=cache, use_cache=True,
+                past_key_values=cache, use_cache=True, **extra,
             )  # fmt: skip
             held = out.past_key_values
             flat = [part for layer in held.layers for part in (layer.keys, layer.values)]

@@ -64,6 +64,7 @@ class CausalModel:
         self.one_buffer = bool(self.past) and properties.get("qmd.cache") == "one buffer"
         self.shares_prefix = bool(self.past) and not self.one_buffer
         self._prefix: tuple[list[int], Cache] = ([], {})
+        self._head: tuple[list[int], Decoding] | None = None
 
     def decoding(self) -> Decoding:
         """Start one row of tokens, in the way the graph allows."""
@@ -79,6 +80,11 @@ class CausalModel:
     def gives_every_logit(self) -> bool:
         """Whether logits can be had for every token given, not for the last alone."""
         return KEEP in self.signature.inputs or self.signature.outputs[self.logits][1] != 1
+
+    @property
+    def must_give_every_logit(self) -> bool:
+        """Whether logits of the last token cannot be had alone."""
+        return KEEP not in self.signature.inputs and self.signature.outputs[self.logits][1] != 1
 
     @property
     def vocab_size(self) -> int:
@@ -119,12 +125,19 @@ class CausalModel:
         return cache
 
     def step(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache
+        self,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        cache: Cache,
+        *,
+        last: int | None = None,
     ) -> tuple[NDArray[Any], Cache]:
-        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary), or (B, 1, vocabulary) from a
-        graph that gives the last alone or can be asked to, and the longer cache."""
+        """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary), of the `last` tokens alone from
+        a graph that can be asked for them, or (B, 1, vocabulary) from one that gives no others; and the longer
+        cache."""
         binding = self.session.io_binding()
-        keep = np.array(1 if self.one_buffer else ids.shape[1], np.int64)
+        keep = np.array(1 if self.one_buffer else last or ids.shape[1], np.int64)
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, KEEP: keep}
         for name, value in feeds.items():
             if name in self.signature.inputs:
@@ -142,6 +155,8 @@ class CausalModel:
     def last_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], *, pad_id: int) -> Vectors:
         """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows, also those of
         later calls; a graph whose attention cannot start a batch from a shared cache runs head and row together."""
+        if self.one_buffer:
+            return self._row_after_row(head, rows)
         if self.shares_prefix:
             from onnxruntime.capi.onnxruntime_pybind11_state import (
                 Fail,
@@ -156,19 +171,35 @@ class CausalModel:
                 self.shares_prefix = False
         ids, mask = pad_rows([[*head, *row] for row in rows], pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        logits, _ = self.step(ids, mask, positions, self.empty_cache(len(rows)))
+        logits, _ = self.step(ids, mask, positions, self.empty_cache(len(rows)), last=_ragged(mask))
         return _at_last(logits, mask)
+
+    def _row_after_row(self, head: Sequence[int], rows: Sequence[Sequence[int]]) -> Vectors:
+        """A graph that writes keys and values in place goes on from the head for each row, without padding."""
+        if self._head is None:
+            self._head = ([], self.decoding())
+        held, decoding = self._head
+        if held != list(head):
+            decoding.rewind(0)
+            decoding.feed(head)
+            self._head = (list(head), decoding)
+        logits = []
+        for row in rows:
+            decoding.rewind(len(head))
+            logits.append(decoding.feed(row).copy())
+        return np.stack(logits)
 
     def _shared_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], pad_id: int) -> Vectors:
         if self._prefix[0] != list(head):
             first = np.array([head], dtype=np.int64)
             positions = np.arange(len(head))[None, :]
-            _, prefix = self.step(first, np.ones_like(first), positions, self.empty_cache(1))
+            _, prefix = self.step(first, np.ones_like(first), positions, self.empty_cache(1), last=1)
             self._prefix = (list(head), prefix)
         ids, mask = pad_rows(rows, pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]) + len(head), ids.shape)
         full = np.concatenate([np.ones((len(rows), len(head)), np.int64), mask], axis=1)
-        logits, _ = self.step(ids, full, positions, self._repeat(self._prefix[1], len(rows)))
+        cache = self._repeat(self._prefix[1], len(rows))
+        logits, _ = self.step(ids, full, positions, cache, last=_ragged(mask))
         return _at_last(logits, mask)
 
     def _repeat(self, cache: Cache, rows: int) -> Cache:
@@ -180,10 +211,15 @@ class CausalModel:
         }
 
 
+def _ragged(mask: NDArray[np.int64]) -> int:
+    """In how many of the last columns a row may end."""
+    return int(mask.shape[1] - mask.sum(axis=1).min()) + 1
+
+
 def _at_last(logits: NDArray[Any], mask: NDArray[np.int64]) -> Vectors:
-    """Logits (B, T or 1, vocabulary) at the last real token of each row (B, vocabulary)."""
-    at = mask.sum(axis=1) - 1 if logits.shape[1] > 1 else np.zeros(len(logits), np.int64)
-    last: Vectors = logits[np.arange(len(logits)), at].astype(np.float32)
+    """Logits (B, as many of the last T as there are, vocabulary) at the last real token of each row (B, vocabulary)."""
+    at = mask.sum(axis=1) - 1 - (mask.shape[1] - logits.shape[1])
+    last: Vectors = logits[np.arange(len(logits)), np.maximum(at, 0)].astype(np.float32)
     return last
 
 

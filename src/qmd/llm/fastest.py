@@ -138,15 +138,21 @@ def _open(path: Path, sha256: str, way: Way, threads: int | None, card: ModelCar
         return GgufGenerator(path, threads=threads, card=card)
     from qmd.llm.generator import OnnxGenerator
 
-    folder = cache_root() / "prepared" / sha256[:24] / f"{way}-{GRAPH_VERSION}"
+    return OnnxGenerator.open(rewritten(path, way, card=card, sha256=sha256), threads=threads)
+
+
+def rewritten(
+    path: Path, precision: Precision, *, card: ModelCard | None = None, sha256: str | None = None
+) -> ModelFiles:
+    """The ONNX form of a GGUF file in the cache; made where it is missing or damaged."""
+    folder = cache_root() / "prepared" / (sha256 or file_sha256(path))[:24] / f"{precision}-{GRAPH_VERSION}"
     graph = folder / "model.onnx"
     pinned = _pinned(folder)
     if pinned is None or not graph.is_file() or file_sha256(graph) != pinned:
-        write_folder(path, folder, way)
+        write_folder(path, folder, precision)
         pinned = _pinned(folder) or ""
-    card = replace(card or _card(path, ""), variants=(ModelVariant(way, ("model.onnx",), pinned),))
-    files = ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", pinned)
-    return OnnxGenerator.open(files, threads=threads)
+    card = replace(card or _card(path, ""), variants=(ModelVariant(precision, ("model.onnx",), pinned),))
+    return ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", pinned)
 
 
 GRAPH_VERSION = 2

@@ -163,6 +163,7 @@ def find_on_hub(
             lock[key] = {"commit": commit, "files": digests}
             _write_lock(lock)
     folder = paths["tokenizer.json"].parent
+    card = replace(card, revision=commit)
     return describe_folder(card, variant, folder, joint_sha256([digests[name] for name in variant.files]))
 
 

@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qmd.errors import ModelError, NotFound
 from qmd.llm.catalog import CATALOG, CHATML, DEFAULT_EMBEDDING, FP32, QWEN3_RERANK
@@ -145,10 +145,24 @@ def open_reranker(
     precision: Precision | None = None,
     download: bool = True,
 ) -> Reranker:
-    """Load a reranker; a causal model is recognised by its shapes and asked for yes or no."""
+    """Load a reranker; a causal model is recognised by its shapes and asked for yes or no. So are models of the catalog
+    that write text, and GGUF files (rewritten as ONNX with int8 products, or in the `precision` asked for)."""
     from qmd.llm.reranker import open_onnx_reranker
 
-    card = find_card(name, "reranker")
+    written = CATALOG.get(name)
+    if name.endswith(".gguf") or (written is not None and written.role == "generation"):
+        gguf, card = _find_gguf(name)
+        judge = replace(card, role="reranker", template=QWEN3_RERANK)
+        if gguf is not None:
+            from qmd.llm.fastest import rewritten
+
+            judge = replace(judge, max_tokens=min(judge.max_tokens, 4096))
+            return open_onnx_reranker(
+                rewritten(gguf, _rewritable_as(name, precision) or "int8", card=judge), threads=threads
+            )
+        card = judge
+    else:
+        card = find_card(name, "reranker")
     files, placement = find_files(card, device=device, precision=precision, download=download)
     return open_onnx_reranker(files, threads=threads, providers=placement.providers)
 
@@ -165,23 +179,39 @@ def open_generator(
 
     A GGUF file runs in the way that was measured fastest on this machine, or as ONNX in the `precision` asked for.
     """
-    gguf = Path(name).expanduser() if name.endswith(".gguf") else None
-    card = None if gguf is not None else find_card(name, "generation")
-    if card is not None and card.package:
-        from qmd.llm.files import find_packaged_file
-
-        gguf = find_packaged_file(card)
+    gguf, card = _find_gguf(name)
     if gguf is not None:
         from qmd.llm.fastest import open_gguf
 
-        if precision not in (None, "fp32", "int8", "q4"):
-            raise ModelError(f"{name} can be run as fp32, int8 or q4; not as {precision}.")
-        return open_gguf(gguf, threads=threads, way=precision, card=card)
-    assert card is not None
+        return open_gguf(
+            gguf,
+            threads=threads,
+            way=_rewritable_as(name, precision),
+            card=None if name.endswith(".gguf") else card,
+        )
     from qmd.llm.generator import OnnxGenerator
 
     files, placement = find_files(card, device=device, precision=precision, download=download)
     return OnnxGenerator.open(files, threads=threads, providers=placement.providers)
+
+
+def _find_gguf(name: str) -> tuple[Path | None, ModelCard]:
+    """(the GGUF file of a model that writes text, None where it has ONNX files; its card)."""
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        return path, ModelCard(path.stem, "generation", max_tokens=4096, form="causal")
+    card = find_card(name, "generation")
+    if not card.package:
+        return None, card
+    from qmd.llm.files import find_packaged_file
+
+    return find_packaged_file(card), card
+
+
+def _rewritable_as(name: str, precision: Precision | None) -> Literal["fp32", "int8", "q4"] | None:
+    if precision in (None, "fp32", "int8", "q4"):
+        return precision
+    raise ModelError(f"{name} can be run as fp32, int8 or q4; not as {precision}.")
 
 
 def card_folder(card: ModelCard) -> Path | None:

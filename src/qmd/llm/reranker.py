@@ -190,10 +190,10 @@ class CausalReranker(PairReranker):
         return head, bodies, tail, self.card.max_tokens - len(head) - len(tail)
 
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
-        """Most exports give the logits of every token of a vocabulary of 150,000: their size bounds a batch."""
+        """Many exports give the logits of every token of a vocabulary of 150,000: their size bounds a batch."""
         most = None
         width = self._signature.outputs[self._model.logits][-1]
-        if self._model.gives_every_logit and isinstance(width, int):
+        if self._model.must_give_every_logit and isinstance(width, int):
             most = LOGITS_BYTES // (4 * width)
         shared = 0 if self._model.shares_prefix else len(head)
         return self._batches([shared + len(row) for row in rows], most)

@@ -91,15 +91,20 @@ class LLMReranker:
             EXPANSION_PROMPT.format(query=about), max_new_tokens=160, grammar=grammar
         )
         found: list[tuple[Literal["lex", "vec", "hyde"], str]] = []
-        seen = {query.casefold()}
+        seen = {_letters(query)}
         for line in "".join(pieces).splitlines():
             match = _LINE.match(line)
-            if match is None or match["text"].casefold() in seen:
+            if match is None or _letters(match["text"]) in seen | {""}:
                 continue
-            seen.add(match["text"].casefold())
+            seen.add(_letters(match["text"]))
             kind = (match["kind"] or "vec").lower()
             found.append((cast("Literal['lex', 'vec', 'hyde']", kind), match["text"]))
         return found
+
+
+def _letters(text: str) -> str:
+    """What two wordings must differ in to be two."""
+    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def score_cached(

@@ -92,7 +92,12 @@ def list_(session: Session) -> None:
     answer_list(session, rows, tuple(ModelRow.__slots__), map(line, rows))
 
 
-@command(epilog="qmd models pull BAAI/bge-m3")
+@command(
+    epilog="""
+    qmd models pull BAAI/bge-m3
+    qmd models pull me/my-model --revision v2
+    """
+)
 @click.argument("name")
 @click.option(
     "--role",
@@ -101,17 +106,22 @@ def list_(session: Session) -> None:
     show_default=True,
     help="What a model that the catalog does not know is for.",
 )
+@click.option("--revision", default=None, help="Branch, tag or commit to pin instead of the one in use.")
 @pass_session
-def pull(session: Session, name: str, role: str) -> None:
-    """Download the variant of a model that fits this machine, and verify it."""
+def pull(session: Session, name: str, role: str, revision: str | None) -> None:
+    """Download the variant of a model that fits this machine, and verify it.
+
+    The commit of the first download is used ever after; --revision moves the model to another one.
+    """
     from typing import cast
 
     from qmd.llm.open import find_card, find_files
     from qmd.serve.cli.screen import say
     from qmd.types import Role
 
-    files, placement = find_files(find_card(name, cast("Role", role)))
-    say(f"{name} is here ({placement.variant.precision} for {placement.device}): {files.graph}")
+    files, placement = find_files(find_card(name, cast("Role", role)), revision=revision)
+    commit = f", commit {files.card.revision[:12]}" if files.card.revision else ""
+    say(f"{name} is here ({placement.variant.precision} for {placement.device}{commit}): {files.graph}")
 
 
 _KEYS = {
