@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,8 @@ from qmd.reports import (
     Entry,
     ModelVectors,
     NotShown,
+    PictureReport,
+    PictureStatus,
     Status,
 )
 from qmd.search import reference
@@ -153,13 +156,37 @@ class Index(Searches):
         from qmd.ingest.embed import embed
 
         report = embed(self.store, self.embedder, progress, model_changed=model_changed)
+        pictures: PictureReport | None = None
+        interrupted, degraded = report.interrupted, tuple[str, ...]()
+        if not interrupted:
+            pictures, interrupted, degraded = self._look_at_pictures(progress)
         return EmbedReport(
             model=self.embedder.card.name,
             embedded=report.embedded,
             remaining=report.total - report.done,
             seconds=report.seconds,
-            interrupted=report.interrupted,
+            interrupted=interrupted,
+            pictures=pictures,
+            degraded=degraded,
         )
+
+    def _look_at_pictures(
+        self, progress: Progress | None
+    ) -> tuple[PictureReport | None, bool, tuple[str, ...]]:
+        """(what was done, whether it was interrupted, why it was not). Texts have their vectors by now."""
+        if self.config.models.image is None or not self.store.pictures.any():
+            return None, False, ()
+        from qmd.ingest.look import look_at_pictures
+
+        try:
+            model = self.image_text
+            report = look_at_pictures(self.store, model, self.config.ingest.max_file_bytes, progress)
+        except QmdError as error:
+            return None, False, (f"pictures: {error}",)
+        done = PictureReport(
+            model.card.name, report.embedded, report.refused, report.remaining, report.seconds
+        )
+        return done, report.interrupted, ()
 
     # ---- teaching
     def training_pairs(
@@ -305,7 +332,20 @@ class Index(Searches):
             vectors=tuple(vectors),
             contexts=tuple(self.list_contexts()),
             languages=self.store.documents.languages(),
+            pictures=self._picture_status(),
         )
+
+    def _picture_status(self) -> PictureStatus | None:
+        """None where the index has no picture."""
+        if not self.store.pictures.any():
+            return None
+        name = self.config.models.image
+        fingerprint = ""
+        if name is not None:
+            with suppress(QmdError):
+                fingerprint = self.image_text.fingerprint
+        counts = self.store.pictures.count(fingerprint)
+        return PictureStatus(name, counts.total, counts.done, counts.refused)
 
     def check(self, *, models: bool = False) -> list[CheckResult]:
         """Look at the machine, the configuration, the models, the database and the folders; repair nothing.
@@ -474,6 +514,8 @@ class Index(Searches):
         if first < 1 or (count is not None and count < 1):
             raise UsageError("lines count from 1, and at least one line must be asked for.")
         lines = (document.text or "").split("\n")
+        if document.type == "image":
+            lines = [*_facts(document), *lines]
         if len(lines) > 1 and not lines[-1]:
             lines.pop()
         shown = lines[first - 1 :] if count is None else lines[first - 1 : first - 1 + count]
@@ -489,3 +531,10 @@ class Index(Searches):
             lines=len(lines),
             context=self.store.context_for(document.collection, document.path),
         )
+
+
+def _facts(document: StoredDocument) -> list[str]:
+    """What a picture is, for those who read; its bytes are had by `GET /raw/DOCID`."""
+    known = document.fields
+    size = f", {known['width']} x {known['height']} pixels" if "width" in known else ""
+    return [f"{known.get('format', 'image')} picture{size}, {document.size:,} bytes", ""]
