@@ -167,9 +167,9 @@ def smallest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if x.device.type == "cpu" and 0 < 2 * k < w:
         a = x.numpy()
         edge = np.partition(a, k - 1, axis=1)[:, k - 1 : k]
-        at = np.flatnonzero(a <= edge)
-        if at.shape[0] == n * k:
-            places = torch.from_numpy(at).view(n, k)
+        found = np.flatnonzero(a <= edge)
+        if found.shape[0] == n * k:
+            places = torch.from_numpy(found).view(n, k)
             return x.take(places), places.remainder_(w)
     value, at = torch.topk(x, k, dim=1, largest=False, sorted=False)
     return value, at
