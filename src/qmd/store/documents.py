@@ -175,6 +175,12 @@ class Documents:
         )
         return {row[0]: (row[1], _read_day(row[2])) for row in rows}
 
+    def fields(self, document_id: int) -> Mapping[str, object]:
+        """What the document's own header says: of a picture its format and size."""
+        found = self._db.value("SELECT fields FROM documents WHERE id = ?", (document_id,))
+        fields: dict[str, object] = json.loads(found) if found else {}
+        return fields
+
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
 

@@ -20,6 +20,9 @@ from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qmd.store.common import CommonWords
     from qmd.store.postings import Kept, Postings
 
@@ -158,8 +161,8 @@ class Keyword:
         ids: list[int] = self._postings.ids(expression).tolist()
         return ids
 
-    def kept_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
-        """(chunk id, BM25, BM25 of the body alone) of those of `ids` that hold an expression that is in memory."""
+    def kept_among(self, expression: str, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, 3): chunk id, BM25, BM25 of the body alone of those of `ids` that an expression in memory is in."""
         assert self._postings is not None
         return self._postings.among(expression, ids)
 

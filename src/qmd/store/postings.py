@@ -63,15 +63,15 @@ class Postings:
     def ids(self, expression: str) -> Ids:
         return self._kept[expression][0]
 
-    def among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
-        """(chunk id, BM25, BM25 of the body) of those of `ids` that the expression, which is kept, is in."""
+    def among(self, expression: str, ids: Sequence[int] | Ids) -> Scores:
+        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that the expression, which is kept, is in."""
         have, scores, bodies = self._kept[expression]
         wanted = np.asarray(ids, dtype=np.int64)
         if not have.shape[0] or not wanted.shape[0]:
-            return []
+            return np.zeros((0, 3))
         place = np.minimum(np.searchsorted(have, wanted), have.shape[0] - 1)
         place = place[have[place] == wanted]
-        return list(zip(have[place].tolist(), scores[place].tolist(), bodies[place].tolist(), strict=True))
+        return np.column_stack((have[place], scores[place], bodies[place]))
 
 
 def as_arrays(rows: Rows) -> Kept:

@@ -95,6 +95,11 @@ class NearIndex:
     def store(self) -> Store:
         return self._index.store
 
+    @property
+    def own(self) -> Index:
+        """The index of this process."""
+        return self._index
+
     def status(self) -> Status:
         """Counted again only when something changed."""
         store = self._index.store

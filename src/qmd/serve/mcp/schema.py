@@ -82,6 +82,9 @@ _CONDITIONS = (
         "path", "string", "Only documents whose path in its collection matches this glob: journal/2024-*.md"
     ),
     Parameter("tags", "strings", "Only documents with all of these tags"),
+    Parameter("title", "string", "Only documents whose title has this in it"),
+    Parameter("type", "string", "Only documents of this type: markdown, code, html ..."),
+    Parameter("lang", "string", "Only documents in this language: en, zh, ja ..."),
     Parameter("after", "string", "Only documents from this day on: 2024, 2024-05 or 2024-05-31"),
     Parameter("before", "string", "Only documents before this day"),
 )
