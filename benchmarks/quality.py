@@ -26,6 +26,7 @@ from typing import Any
 
 import qmd
 from qmd.config import Config, Search
+from qmd.search.scripts import foreign_share
 
 MODES = ("bm25s", "keyword", "vector", "hybrid")
 STUDIES = ("ablation", "typos", "mixed", "expansion")
@@ -48,7 +49,7 @@ def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], 
 
 
 def build(
-    documents: dict[str, dict[str, str]], place: Path, config: Config
+    documents: dict[str, dict[str, str]], place: Path, config: Config, *, embed: bool = True
 ) -> tuple[qmd.Index, dict[str, str]]:
     """An index over the documents written as files, and path -> document id."""
     files = place / "documents"
@@ -64,7 +65,9 @@ def build(
             (files / name).write_text(text, encoding="utf-8")
     index = qmd.open(place / "index.sqlite", config=config)
     index.add(
-        files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr)
+        files,
+        embed=embed,
+        progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr),
     )
     print(file=sys.stderr)
     return index, ids
@@ -79,8 +82,11 @@ def open_set(
     """(index, path -> document id, the first `count` queries, what is relevant, documents) of a folder."""
     documents, queries, relevant = read_beir(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        index, ids = build(documents, keep / folder.name if keep else Path(scratch), config or Config())
         queries = dict(list(queries.items())[:count])
+        place = keep / folder.name if keep else Path(scratch)
+        # Questions in scripts that the default model does not read never look at a vector.
+        embed = any(foreign_share(text, ["en"]) <= 0.5 for text in queries.values())
+        index, ids = build(documents, place, config or Config(), embed=embed)
         print(f"{folder.name}: {len(documents)} documents, {len(queries)} queries", flush=True)
         try:
             yield index, ids, queries, relevant, documents
