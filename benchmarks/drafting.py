@@ -10,6 +10,7 @@ medians over repeats, with the spread; wall and CPU seconds. One JSON line per f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -57,7 +58,7 @@ def prompts(tokenizer: Any, kind: str, count: int, size: int) -> list[list[int]]
     made = []
     texts = passages(count, size)
     for i in range(count):
-        ask = KINDS[kind][i % len(KINDS[kind])]
+        ask = KINDS[kind][(i + i // len(texts)) % len(KINDS[kind])]
         content = f"{ask} Number {i + 1}." if kind == "open" else f"Text:\n{texts[i % len(texts)]}\n\n{ask}"
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -112,6 +113,9 @@ def main() -> None:
     parser.add_argument("--gamma", type=int, default=8)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--parts", nargs="+", default=["cost", "identity", "ttft", "speed", "llama"])
+    parser.add_argument("--draft", type=Path, help="folder of a trained draft")
+    parser.add_argument("--reference", type=int, default=48, help="prompts that transformers writes as well")
+    parser.add_argument("--state", type=Path, help="where the identity check keeps what is done")
     parser.add_argument("--lookups", nargs="+", type=int, default=[3, 5, 10])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -152,26 +156,67 @@ def main() -> None:
 
 
 def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, args: Any) -> None:
-    """Greedy text equal to plain decoding, token for token: with the suffix proposer adaptive and at full length."""
+    """Greedy text equal to plain decoding, token for token, with every proposer. With --state, a run that was
+    stopped goes on where it was."""
     each = args.identity // 3 + 1
     work = [p for kind in KINDS for p in prompts(tokenizer, kind, each, 400)][: args.identity]
-    plain = SpeculativeDecoder([], target, tokenizer)
-    methods = {
-        "suffix, adaptive": SpeculativeDecoder([SuffixProposer()], target, tokenizer, 8, cost=table),
-        "suffix, always 16": SpeculativeDecoder(
-            [SuffixProposer()], target, tokenizer, 16, cost=CostTable.flat()
-        ),
+    ways: dict[str, tuple[list[Any], int, CostTable]] = {
+        "suffix": ([SuffixProposer()], 8, table),
+        "suffix, always 16": ([SuffixProposer()], 16, CostTable.flat()),
     }
-    same = dict.fromkeys(methods, 0)
-    peer = 0
+    if args.draft:
+        neural = open_draft(args.draft, model, target)
+        ways["draft, always 4"] = ([neural], 4, CostTable.flat())
+        ways["suffix, then draft"] = ([SuffixProposer(), neural], 8, table)
+    plain = SpeculativeDecoder([], target, tokenizer)
+    decoders = {n: SpeculativeDecoder(p, target, tokenizer, g, cost=c) for n, (p, g, c) in ways.items()}
+    done: dict[str, Any] = {}
+    if args.state and args.state.exists():
+        done = {r["prompt"]: r for r in map(json.loads, args.state.read_text().splitlines())}
     for prompt in work:
-        expected = plain.generate(prompt, 16, temperature=0)
-        for name, decoder in methods.items():
-            same[name] += bool(torch.equal(decoder.generate(prompt, 16, temperature=0), expected))
-        peer += bool(torch.equal(greedy(model, tokenizer, prompt, 16), expected))
-    for name, count in same.items():
-        print(f"identity: {name}: {count} of {len(work)} equal plain decoding")
-    print(f"identity: plain decoding equals transformers greedy on {peer} of {len(work)}", flush=True)
+        key = hashlib.sha256(str((prompt, sorted(ways))).encode()).hexdigest()[:16]
+        if key in done:
+            continue
+        cache = target.new_cache()
+        target.forward(prompt[:-1], cache, last_only=True)  # once: what is compared is decoding
+        expected = plain.generate(prompt, 24, temperature=0, cache=cache)
+        row: dict[str, Any] = {"prompt": key, "equal": {}, "accepted": {}, "proposed": {}}
+        for name, decoder in decoders.items():
+            out = decoder.generate(prompt, 24, temperature=0, cache=cache)
+            row["equal"][name] = bool(torch.equal(out, expected))
+            row["accepted"][name], row["proposed"][name] = decoder.stats.accepted, decoder.stats.proposed
+        if len(done) < args.reference and not args.draft:
+            reference = greedy(model, tokenizer, prompt, 24)
+            row["equal"]["(transformers greedy)"] = bool(torch.equal(reference, expected))
+        done[key] = row
+        if args.state:
+            with args.state.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    for name in next(iter(done.values()))["equal"]:
+        rows = [r for r in done.values() if name in r["equal"]]
+        figure = {
+            "part": "identity",
+            "method": name,
+            "equal": sum(r["equal"][name] for r in rows),
+            "prompts": len(rows),
+            "accepted": sum(r["accepted"].get(name, 0) for r in rows),
+            "proposed": sum(r["proposed"].get(name, 0) for r in rows),
+        }
+        print(" ".join(f"{k}={v}" for k, v in figure.items()), flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                file.write(json.dumps(figure | {"model": args.model, "precision": target.precision}) + "\n")
+
+
+def open_draft(folder: Path, model: Any, target: TorchTarget) -> Any:
+    """The trained draft of a folder (`drafting_neural.py train --folder`), as a proposer."""
+    from qmd.draft import Qwen3DraftModel
+    from qmd.draft.neural import NeuralProposer
+    from qmd.draft.training import load_draft
+
+    best = max(folder.glob("best_draft_model_knowledge_epoch*.pth"), key=lambda p: p.stat().st_mtime_ns)
+    config = json.loads((folder / "config.json").read_text())
+    return NeuralProposer(load_draft(Qwen3DraftModel(config, model), best), target)
 
 
 def greedy(model: Any, tokenizer: Any, prompt: list[int], tokens: int, **more: Any) -> torch.Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -24,6 +26,8 @@ from qmd.reports import (
     Entry,
     ModelVectors,
     NotShown,
+    PictureReport,
+    PictureStatus,
     Status,
 )
 from qmd.search import reference
@@ -80,6 +84,10 @@ class Index(Searches):
     ) -> None:
         super().__init__(store, config, places, embedder, reranker)
         self._writer: tuple[str | None, Writer] | None = None
+
+    def let_go(self) -> None:
+        super().let_go()
+        self._writer = None
 
     def close(self) -> None:
         self.forget_models()
@@ -148,19 +156,43 @@ class Index(Searches):
         from qmd.ingest.embed import embed
 
         report = embed(self.store, self.embedder, progress, model_changed=model_changed)
+        pictures: PictureReport | None = None
+        interrupted, degraded = report.interrupted, tuple[str, ...]()
+        if not interrupted:
+            pictures, interrupted, degraded = self._look_at_pictures(progress)
         return EmbedReport(
             model=self.embedder.card.name,
             embedded=report.embedded,
             remaining=report.total - report.done,
             seconds=report.seconds,
-            interrupted=report.interrupted,
+            interrupted=interrupted,
+            pictures=pictures,
+            degraded=degraded,
         )
+
+    def _look_at_pictures(
+        self, progress: Progress | None
+    ) -> tuple[PictureReport | None, bool, tuple[str, ...]]:
+        """(what was done, whether it was interrupted, why it was not). Texts have their vectors by now."""
+        if self.config.models.image is None or not self.store.pictures.any():
+            return None, False, ()
+        from qmd.ingest.look import look_at_pictures
+
+        try:
+            model = self.image_text
+            report = look_at_pictures(self.store, model, self.config.ingest.max_file_bytes, progress)
+        except QmdError as error:
+            return None, False, (f"pictures: {error}",)
+        done = PictureReport(
+            model.card.name, report.embedded, report.refused, report.remaining, report.seconds
+        )
+        return done, report.interrupted, ()
 
     # ---- teaching
     def training_pairs(
         self,
         *,
-        kinds: Sequence[PairKind] = ("title", "heading", "sentence", "link"),
+        kinds: Sequence[PairKind] = ("title", "heading", "sentence", "link", "search"),
         collections: Sequence[str] = (),
         negatives: int = 0,
         keep: Callable[[StoredDocument], bool] | None = None,
@@ -173,7 +205,8 @@ class Index(Searches):
 
         def find(query: str, limit: int) -> list[str]:
             words = re.sub(r"[^\w\s]|_", " ", query)  # a sentence is no query language
-            return [hit.docid for hit in self.query(words, limit=limit, collections=collections)]
+            found = self._found("hybrid", words, {"limit": limit, "collections": collections})
+            return [hit.docid for hit in found]
 
         return pairs_of_index(
             self.store,
@@ -182,6 +215,7 @@ class Index(Searches):
             keep=keep,
             find=find if negatives else None,
             negatives=negatives,
+            searches=self._opened.pairs() if self.config.memory.searches else (),
         )
 
     # ---- reading
@@ -227,6 +261,8 @@ class Index(Searches):
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.
         """
         document, first, count = reference.resolve(self.store, ref)
+        if self.config.memory.searches:
+            self._opened.opened(document.docid)
         return self._lines(document, from_line or first or 1, max_lines if max_lines is not None else count)
 
     def multi_get(
@@ -296,7 +332,20 @@ class Index(Searches):
             vectors=tuple(vectors),
             contexts=tuple(self.list_contexts()),
             languages=self.store.documents.languages(),
+            pictures=self._picture_status(),
         )
+
+    def _picture_status(self) -> PictureStatus | None:
+        """None where the index has no picture."""
+        if not self.store.pictures.any():
+            return None
+        name = self.config.models.image
+        fingerprint = ""
+        if name is not None:
+            with suppress(QmdError):
+                fingerprint = self.image_text.fingerprint
+        counts = self.store.pictures.count(fingerprint)
+        return PictureStatus(name, counts.total, counts.done, counts.refused)
 
     def check(self, *, models: bool = False) -> list[CheckResult]:
         """Look at the machine, the configuration, the models, the database and the folders; repair nothing.
@@ -307,9 +356,13 @@ class Index(Searches):
 
         return run_checks(self.store, self.config, self.places, lambda: self.embedder, models=models)
 
-    def cleanup(self) -> CleanupReport:
-        """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back."""
-        return self.store.cleanup()
+    def cleanup(self, *, forget_searches: bool = False) -> CleanupReport:
+        """Repair and shrink: drop what nothing refers to, rebuild derived files, give space back.
+
+        forget_searches: also delete what `memory.searches` kept.
+        """
+        forgotten = self._opened.forget() if forget_searches else 0
+        return replace(self.store.cleanup(), searches_forgotten=forgotten)
 
     # ---- collections and contexts
     def list_collections(self) -> list[CollectionStatus]:
@@ -461,6 +514,8 @@ class Index(Searches):
         if first < 1 or (count is not None and count < 1):
             raise UsageError("lines count from 1, and at least one line must be asked for.")
         lines = (document.text or "").split("\n")
+        if document.type == "image":
+            lines = [*_facts(document), *lines]
         if len(lines) > 1 and not lines[-1]:
             lines.pop()
         shown = lines[first - 1 :] if count is None else lines[first - 1 : first - 1 + count]
@@ -476,3 +531,10 @@ class Index(Searches):
             lines=len(lines),
             context=self.store.context_for(document.collection, document.path),
         )
+
+
+def _facts(document: StoredDocument) -> list[str]:
+    """What a picture is, for those who read; its bytes are had by `GET /raw/DOCID`."""
+    known = document.fields
+    size = f", {known['width']} x {known['height']} pixels" if "width" in known else ""
+    return [f"{known.get('format', 'image')} picture{size}, {document.size:,} bytes", ""]

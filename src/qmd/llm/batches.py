@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+MOST_ROWS = 256
 
 
-def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int = 256) -> Iterator[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], *, token_budget: int, max_rows: int = MOST_ROWS
+) -> Iterator[list[int]]:
     """Yield row numbers, longest rows first, so that rows x longest row <= token_budget in each batch.
 
     Rows of like length share a batch, so little is padded; the longest come first, so the first batch

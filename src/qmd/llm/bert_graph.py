@@ -60,7 +60,9 @@ def read_bert(path: Path, *, heads: int | None = None, first_position: int = 0) 
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)
+    if any(i.data_location == onnx.TensorProto.EXTERNAL for i in model.graph.initializer):
+        return None  # too large to be held in one file
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     maker = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:

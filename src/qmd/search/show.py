@@ -14,6 +14,7 @@ from qmd.search.calibrate import Evidence, probability
 from qmd.search.lexical import KeywordList
 from qmd.search.snippet import Marker, Snippet, cut_snippet, fold, front_matter
 from qmd.store.cjk import has_cjk, index_text
+from qmd.store.pictures import KIND
 from qmd.types import Hit
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 explain=_explain(state, key, row, known, shown, complete) if request.explain else None,
                 quote=cut_quote(snippet) if request.cite else None,
                 stale=files.look(row),
+                image=facts_of(store, row),
             )
         )
         if len(hits) == request.limit:
@@ -130,11 +132,27 @@ def show_passages(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]
                 snippet=snippet.text,
                 quote=cut_quote(snippet),
                 stale=files.look(row),
+                image=facts_of(store, row),
             )
         )
     return hits
 
 
+<<<<<<< HEAD
+=======
+def facts_of(store: Store, row: ChunkRow) -> dict[str, object] | None:
+    """What is known of a picture, None for a text."""
+    if row.type != KIND:
+        return None
+    fields = store.documents.fields(row.document_id)
+    return {**{k: fields[k] for k in ("format", "width", "height") if k in fields}, "size_bytes": row.size}
+
+
+def _with_duplicates(hit: Hit, files: tuple[str, ...]) -> Hit:
+    return replace(hit, duplicates=files)
+
+
+>>>>>>> main
 def _rows(state: State) -> Iterator[tuple[int, ChunkRow]]:
     """(document, its best chunk's row), best first, read in batches; those deleted meanwhile are left out."""
     keys = iter(state.scores)

@@ -123,7 +123,7 @@ def _prepare(
         pairs.parent.mkdir(parents=True, exist_ok=True)
         negatives = config.num_negatives if config.task == "rerank" else 0
         with session.open() as index:
-            kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link")
+            kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link", "search")
             if config.retrieval_mode == "t2i":
                 kinds = ("caption",)
             rows = index.training_pairs(kinds=kinds, collections=collections, negatives=negatives)

@@ -38,11 +38,36 @@ async def _search(request: Request, mode: str | None) -> Response:
             from qmd.errors import UsageError
 
             raise UsageError(f"mode is {mode!r}; it is one of {', '.join(WAYS)}.")
+    if "image" in body:
+        return await _by_image(request, service, body)
     options = arguments(body, getattr(Index, WAYS[mode]))
     check_search(options, service.limits)
     hits = await while_connected(request, service.search(mode, options.pop("query"), **options))
     shape = request.query_params.get("shape", "records")
     return reply_hits(hits, shape=shape if shape in SHAPES else "records")
+
+
+async def _by_image(request: Request, service: Service, body: dict[str, Any]) -> Response:
+    """`image` (base64) and, if the picture is to be another, `query`: pictures like it."""
+    from base64 import b64decode
+
+    from qmd.errors import UsageError
+    from qmd.serve.http.fields import convert, refuse_unknown
+
+    known = {"image": str, "query": str, "limit": int, "collections": list[str], "path": str}
+    refuse_unknown(body.keys(), known)
+    given = {name: convert(name, value, known[name]) for name, value in body.items()}
+    try:
+        picture = b64decode(given.pop("image"), validate=True)
+    except ValueError:
+        raise UsageError("field 'image' is not base64.") from None
+    given.setdefault("query", "")
+    check_search(given, service.limits)
+    text = given.pop("query")
+    hits = await while_connected(
+        request, service.call(lambda: service.index.query_image(picture, text, **given))
+    )
+    return reply_hits(hits, shape="records")
 
 
 async def expand(request: Request) -> Response:

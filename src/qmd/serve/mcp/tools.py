@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
-from qmd.serve.cli.format_hits import hash_mark
+from qmd.serve.cli.format_hits import hash_mark, image_line
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 ANSWER_CHARS = 1_000_000
 """Most text in one answer of `multi_get`; what would go beyond it is named instead."""
+
+
+IMAGE_BYTES = 5 << 20
+"""Largest picture that `get` sends."""
 
 
 class Cancelled(Exception):
@@ -135,6 +139,8 @@ def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]
         link = obsidian_link(vault, root / hit.path)
         if link is not None:
             record["link"] = link
+    if hit.image is not None:
+        record["image"] = dict(hit.image)
     if hit.explain is not None:
         record["explain"] = hit.explain
     return record
@@ -153,6 +159,10 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
     for record in records:
         place = f"{record['file']}:{record['line']}"
         lines.append(f"\n{place}  {record['docid']}  score {record['score']:.4g}  {record['title']}")
+        if record.get("image"):
+            lines.append(
+                f"A picture ({image_line(record['image'])}): `get` shows it, {record['uri']} names it"
+            )
         if record.get("context"):
             lines.append(f"Context: {safe_line(record['context'])}")
         shown = record.get("body", record.get("snippet"))
@@ -169,7 +179,29 @@ def get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     document = index.get(asked["file"], from_line=asked["from_line"], max_lines=asked["max_lines"])
     record, cut = _document(document, line_numbers=asked["line_numbers"], max_bytes=asked["max_bytes"])
     blocks = _document_blocks(record, new_mark(), cut=cut, notice=True, line_numbers=asked["line_numbers"])
+    picture = image_block(index, document)
+    if picture is not None:
+        blocks.append(picture)
     return Answer(blocks, record)
+
+
+def image_block(index: AnyIndex, document: DocumentText) -> dict[str, Any] | None:
+    """The picture itself, as the protocol's image content; None for a text, and for one too large to send."""
+    from base64 import b64encode
+
+    from qmd.index import Index
+    from qmd.ingest.walk import PICTURES
+    from qmd.serve.service.images import read_image
+
+    if document.path.rpartition(".")[2].lower() not in PICTURES:
+        return None
+    try:
+        data, kind = read_image(index if isinstance(index, Index) else index.own, document.docid)
+    except NotFound:  # gone since, or no picture after all
+        return None
+    if len(data) > IMAGE_BYTES:
+        return None
+    return {"type": "image", "data": b64encode(data).decode("ascii"), "mimeType": kind}
 
 
 def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
