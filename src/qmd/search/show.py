@@ -138,8 +138,6 @@ def show_passages(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]
     return hits
 
 
-<<<<<<< HEAD
-=======
 def facts_of(store: Store, row: ChunkRow) -> dict[str, object] | None:
     """What is known of a picture, None for a text."""
     if row.type != KIND:
@@ -148,11 +146,6 @@ def facts_of(store: Store, row: ChunkRow) -> dict[str, object] | None:
     return {**{k: fields[k] for k in ("format", "width", "height") if k in fields}, "size_bytes": row.size}
 
 
-def _with_duplicates(hit: Hit, files: tuple[str, ...]) -> Hit:
-    return replace(hit, duplicates=files)
-
-
->>>>>>> main
 def _rows(state: State) -> Iterator[tuple[int, ChunkRow]]:
     """(document, its best chunk's row), best first, read in batches; those deleted meanwhile are left out."""
     keys = iter(state.scores)
