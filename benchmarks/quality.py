@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import qmd
-from qmd.config import Config, Search
+from qmd.config import Config, Ingest, Search
 from qmd.search.scripts import foreign_share
 
 MODES = ("bm25s", "keyword", "vector", "hybrid")
@@ -181,6 +181,7 @@ def study(name: str, arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, help="only the first N queries")
     parser.add_argument("--keep", type=Path, help="keep the indexes below this folder and use them again")
+    parser.add_argument("--only", default="", help="ablation: rows with this in their name, and the first")
     parser.add_argument("--model", help="expansion: the model to ask")
     options = parser.parse_args(arguments)
     import quality_models
@@ -189,7 +190,7 @@ def study(name: str, arguments: list[str]) -> None:
     for folder in options.folders:
         match name:
             case "ablation":
-                found: Any = quality_studies.ablate(folder, options.keep, options.queries)
+                found: Any = quality_studies.ablate(folder, options.keep, options.queries, options.only)
             case "typos":
                 found = quality_studies.misspelt(folder, options.keep, options.queries)
             case "mixed":
@@ -214,12 +215,15 @@ def main() -> None:
     parser.add_argument("--keyword-weight", type=float, default=Search().keyword_weight)
     parser.add_argument("--vector-weight", type=float, default=Search().vector_weight)
     parser.add_argument("--rrf-k", type=int, default=Search().rrf_k)
+    parser.add_argument("--chunk-tokens", type=int, default=Ingest().chunk_tokens)
+    parser.add_argument("--chunk-overlap", type=float, default=Ingest().chunk_overlap)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
     config = Config(
         search=Search(
             keyword_weight=options.keyword_weight, vector_weight=options.vector_weight, rrf_k=options.rrf_k
-        )
+        ),
+        ingest=Ingest(chunk_tokens=options.chunk_tokens, chunk_overlap=options.chunk_overlap),
     )
     for folder in options.folders:
         with open_set(folder, options.keep, options.queries, config) as (
