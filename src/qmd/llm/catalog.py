@@ -144,6 +144,10 @@ _ROWS = (
             ),
         ),
     ),
+    ModelCard(
+        "qmd-pictograms", "image", 256, 256, license="MIT, CC-BY-SA-4.0", languages=("en",), package="qmd.llm",
+        variants=(ModelVariant("int8", ("data/pictograms/image.onnx",)),), checked="package",
+    ),
     _embedding(
         "sentence-transformers/all-MiniLM-L6-v2", 384, 256, "Apache-2.0", ("en",), (FP32, INT8, FP16),
         repo="Xenova/all-MiniLM-L6-v2", revision="751bff37182d3f1213fa05d7196b954e230abad9", checked=DOWNLOADS,

@@ -224,7 +224,7 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
     folder = folder.absolute()
     described = folder / CARD_NAME
     if described.is_file():
-        card = _read_card(described)
+        card = read_card(described)
         if card.role != role:
             raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
         return replace(card, repo=str(folder), package="")
@@ -241,7 +241,7 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
     return _complete(card, folder)
 
 
-def _read_card(path: Path) -> ModelCard:
+def read_card(path: Path) -> ModelCard:
     import msgspec
 
     try:

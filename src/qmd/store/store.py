@@ -15,6 +15,7 @@ from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
+from qmd.store.pictures import Pictures
 from qmd.store.schema import NEW_GENERATION
 from qmd.store.wholes import Wholes
 from qmd.types import Collection, Filter
@@ -40,6 +41,7 @@ class Store:
         self.documents = Documents(db)
         self.chunk_rows = Chunks(db)
         self.keyword = Keyword(db)
+        self.pictures = Pictures(db)
         self.wholes = Wholes(db, self.keyword)
         self._warn = warn
         self._collections = Collections(db)
