@@ -87,13 +87,15 @@ def test_a_configured_model_expands_under_the_grammar_and_is_asked_once(
 def test_lines_that_drift_or_say_the_question_again_are_dropped(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = "vec: cheap pizza in Naples\nlex: How do I get a new travel document?\nlex: passport renewal\n"
+    written = (
+        "vec: cheap pizza in Naples\nlex: How do I get a new travel document?\nlex: renew travel passport\n"
+    )
     monkeypatch.setattr("qmd.llm.generator.OnnxGenerator.generate", lambda *_, **__: iter([written]))
     explained = ask("how do I get a new travel document")[0]["explain"]
     (said,) = [found for found in explained["expansion"] if found["from"] == "model"]
     assert said["dropped"] == ["cheap pizza in Naples"]
     asked = {found["asked"] for name, found in explained["lists"].items() if name.startswith("expand")}
-    assert asked <= {"passport renewal"}
+    assert asked <= {"renew travel passport"}
 
 
 def test_a_model_that_writes_judges_pairs_from_a_shared_head(place: Path) -> None:
