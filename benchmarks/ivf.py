@@ -46,7 +46,7 @@ def compare(o: argparse.Namespace) -> None:
             for nq in o.nq:
                 q = contest.q[:nq]
                 work = {n: (lambda f=f, q=q: f(q)) for n, f in contest.search.items()}
-                times = take_turns(work, o.repeat if nq <= 4096 else 1)
+                times = take_turns(work, o.repeat * 8 if nq <= 32 else o.repeat if nq <= 4096 else 1)
                 base = times.get("faiss IVFFlat", {}).get("wall_s")
                 for name, t in times.items():
                     ids = found[name]

@@ -202,6 +202,13 @@ def test_from_configuration_to_status(tmp_path, monkeypatch):
         assert hits[0].title == "Note 7"
         assert any("made an inverted file of 400 vectors" in note for note in hits.degraded)
         assert index.vsearch("Note 9 item9", limit=1)[0].title == "Note 9"
+        asked = []
+        with monkeypatch.context() as watched:
+            watched.setattr(
+                inverted, "_search", lambda *a, f=inverted._search: asked.append(f(*a)) or asked[-1]
+            )
+            alike = index.similar("7.md", limit=3)
+        assert asked
         status = index.status()
         assert status.vectors[0].inverted.rows == 400
         assert any("inverted file of 400 vectors" in line for line in _status_lines(status))
@@ -209,3 +216,4 @@ def test_from_configuration_to_status(tmp_path, monkeypatch):
     with qmd.open(tmp_path / "data", config=exact, embedder=WordEmbedder()) as index:
         same = index.vsearch("Note 7 item7", limit=3)
         assert [h.title for h in same] == [h.title for h in hits]
+        assert {h.title for h in index.similar("7.md", limit=3)} == {h.title for h in alike}
