@@ -495,12 +495,12 @@ def test_a_million_single_row_adds_stay_linear(monkeypatch):
 
     moved = 0
 
-    def count(source, span, target, to, copy=lists._copy):
+    def count(source, span, target, to, copy=lists.copy_rows):
         nonlocal moved
         moved += span.stop - span.start
         copy(source, span, target, to)
 
-    monkeypatch.setattr(lists, "_copy", count)
+    monkeypatch.setattr(lists, "copy_rows", count)
     x = data(10_000, 32)
     index = make("ivf", 32, "l2", 256)
     index.train(x)
