@@ -53,7 +53,7 @@ def compare(o: argparse.Namespace) -> None:
                     ids = found[name]
                     row = {
                         "bench": "compare",
-                        "data": kind,
+                        "data": Path(kind).name,
                         "d": contest.d,
                         "threads": threads,
                         "nq": nq,
