@@ -487,6 +487,7 @@ def test_int8_shadows_change_no_answer(metric, kind, monkeypatch):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_a_million_single_row_adds_stay_linear(monkeypatch):
     """Counted, not timed alone: a loaded machine once failed the clock."""
     import time
