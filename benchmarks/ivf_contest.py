@@ -86,14 +86,19 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     )
 
 
-def build_graph(x: np.ndarray) -> Any:
-    """hnswlib with M 16, ef_construction 100, ef 128."""
+def build_graph(x: np.ndarray, path: str | None = None) -> Any:
+    """hnswlib with M 16, ef_construction 100, ef 128; read from `path` where it is there, else written to it."""
     import hnswlib
 
     graph = hnswlib.Index("l2", x.shape[1])
-    graph.init_index(len(x), M=16, ef_construction=100)
-    graph.set_num_threads(os.cpu_count() or 1)
-    graph.add_items(x)
+    if path and Path(path).exists():
+        graph.load_index(path, max_elements=len(x))
+    else:
+        graph.init_index(len(x), M=16, ef_construction=100)
+        graph.set_num_threads(os.cpu_count() or 1)
+        graph.add_items(x)
+        if path:
+            graph.save_index(path)
     graph.set_ef(128)
     return graph
 
@@ -137,7 +142,7 @@ class Contest:
             faiss.extract_index_ivf(pq).nprobe = o.nprobe
             self.search["faiss PQx4fs,RFlat"] = lambda q: pq.search(q, o.k)
         if "hnsw" in peers:
-            self.graph = build_graph(self.x)
+            self.graph = build_graph(self.x, o.graph)
 
             def ask(q: np.ndarray) -> tuple[Any, Any]:
                 ids, dist = self.graph.knn_query(q, o.k, num_threads=torch.get_num_threads())

@@ -254,6 +254,7 @@ class Searches:
             request.filter,
             request.limit,
             without=None if document is None else document.id,
+            vectors=request.vectors,
         )
         return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near])))
 

@@ -487,6 +487,7 @@ def test_int8_shadows_change_no_answer(metric, kind, monkeypatch):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_a_million_single_row_adds_stay_linear(monkeypatch):
     """Counted, not timed alone: a loaded machine once failed the clock."""
     import time
@@ -495,12 +496,12 @@ def test_a_million_single_row_adds_stay_linear(monkeypatch):
 
     moved = 0
 
-    def count(source, span, target, to, copy=lists._copy):
+    def count(source, span, target, to, copy=lists.copy_rows):
         nonlocal moved
         moved += span.stop - span.start
         copy(source, span, target, to)
 
-    monkeypatch.setattr(lists, "_copy", count)
+    monkeypatch.setattr(lists, "copy_rows", count)
     x = data(10_000, 32)
     index = make("ivf", 32, "l2", 256)
     index.train(x)

@@ -89,6 +89,29 @@ def test_the_lists_are_what_is_read(tmp_path, monkeypatch):
     assert nearest.search(m.rows[3], 5)[0][0] == m.chunk_ids[3]
 
 
+def test_copies_of_a_text_do_not_count_as_missed(tmp_path):
+    """More copies than hits are looked for: which of them are named says nothing of the lists."""
+    m = Matrix(np.repeat(rows_of(200), 150, axis=0), np.arange(30_000), tmp_path / "rows")
+    MatrixSearch(m, "ivf").search(m.rows[0], 5)
+    facts = inverted_file(m.stem)
+    assert facts.recall >= inverted.TARGET_RECALL
+    assert facts.nprobe < facts.nlist // 4
+
+
+def test_lists_that_leave_nothing_out_are_not_read(tmp_path):
+    """Rows without any likeness need all lists for the recall wanted; a scan is the cheaper way through them."""
+    rows = np.random.default_rng(0).standard_normal((6_000, 64)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    m = Matrix(rows, np.arange(6_000), tmp_path / "rows")
+    nearest = MatrixSearch(m, "ivf")
+    nearest.search(rows[0], 5)
+    facts = inverted_file(m.stem)
+    assert 2 * facts.nprobe > facts.nlist
+    ids, _ = nearest.search(rows[0], 5)
+    assert ids.tolist() == Scan(m.rows, m.chunk_ids).search(rows[0], 5)[0].tolist()
+    assert inverted._search(object(), facts, m, Scan(m.rows, m.chunk_ids), rows[0], 5, None) is None
+
+
 def test_filters_go_inside(tmp_path):
     m = matrix(12_000, tmp_path / "rows-a")
     nearest = MatrixSearch(m, "ivf")
@@ -202,6 +225,13 @@ def test_from_configuration_to_status(tmp_path, monkeypatch):
         assert hits[0].title == "Note 7"
         assert any("made an inverted file of 400 vectors" in note for note in hits.degraded)
         assert index.vsearch("Note 9 item9", limit=1)[0].title == "Note 9"
+        asked = []
+        with monkeypatch.context() as watched:
+            watched.setattr(
+                inverted, "_search", lambda *a, f=inverted._search: asked.append(f(*a)) or asked[-1]
+            )
+            alike = index.similar("7.md", limit=3)
+        assert asked
         status = index.status()
         assert status.vectors[0].inverted.rows == 400
         assert any("inverted file of 400 vectors" in line for line in _status_lines(status))
@@ -209,3 +239,4 @@ def test_from_configuration_to_status(tmp_path, monkeypatch):
     with qmd.open(tmp_path / "data", config=exact, embedder=WordEmbedder()) as index:
         same = index.vsearch("Note 7 item7", limit=3)
         assert [h.title for h in same] == [h.title for h in hits]
+        assert {h.title for h in index.similar("7.md", limit=3)} == {h.title for h in alike}

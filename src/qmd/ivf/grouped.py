@@ -16,23 +16,30 @@ import torch
 from torch import Tensor
 
 from qmd.ivf import operators, scratch
-from qmd.ivf.lists import Lists, Table
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks
+from qmd.ivf.slabs import Table
 
-GROUP = 8
-UNIT = 8
+SHAPES = ((512, 2, 32), (192, 4, 16), (0, 8, 8))
+"""(d from, GROUP, UNIT): the wider the rows, the fewer of them should be looked at again. A unit has 64 rows."""
 _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
 _SCORE_BLOCK = 512  # queries of one product
 _INF = float("inf")
 
 
+def shape_of(d: int) -> tuple[int, int]:
+    """Rows of a group and groups of a unit, for rows of d values."""
+    return next((group, unit) for least, group, unit in SHAPES if d >= least)
+
+
 def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """-> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
     n = q.shape[0]
+    group, _ = shape_of(lists.codec.d)
     sizes = lists.table().sizes.astype(np.float64)  # long lists are probed more often
-    reach = float((sizes * sizes).sum() / max(1.0, sizes.sum())) * probes.lists.shape[1] / GROUP
+    reach = float((sizes * sizes).sum() / max(1.0, sizes.sum())) * probes.lists.shape[1] / group
     passes = -(-n // max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), int(_MINIMA / max(1.0, reach)))))
     step = -(-n // max(1, passes))
     if n <= step:
@@ -48,8 +55,11 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
 class _Pieces:
     """Products to make: `run`, `count` queries, and where the piece's group minima begin; all (pieces,).
 
-    units: (runs,), units of each run. A piece's minima are UNIT * units lines of `count` values.
+    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `count` values.
     """
+
+    group: int
+    unit: int
 
     run: np.ndarray
     count: np.ndarray
@@ -58,15 +68,16 @@ class _Pieces:
     units: np.ndarray
 
     @classmethod
-    def of(cls, counts: np.ndarray, size: np.ndarray, most: int) -> _Pieces:
+    def of(cls, d: int, counts: np.ndarray, size: np.ndarray, most: int) -> _Pieces:
         """counts: tasks of each run; no piece has more than `most`."""
-        units = -(-size // (GROUP * UNIT))
+        group, unit = shape_of(d)
+        units = -(-size // (group * unit))
         number = -(-counts // most)
         run = np.repeat(np.arange(len(counts)), number)
         nth = np.arange(len(run)) - np.repeat(np.cumsum(number) - number, number)
         count = np.minimum(counts[run] - nth * most, most)
-        room = count * units[run] * UNIT
-        return cls(run, count, np.cumsum(room) - room, int(room.sum()), units)
+        room = count * units[run] * unit
+        return cls(group, unit, run, count, np.cumsum(room) - room, int(room.sum()), units)
 
 
 def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -77,7 +88,8 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     flat = seg.reshape(-1)
     order, counts = sort_tasks(flat, len(table.views))
-    pieces = _Pieces.of(counts, table.size, _SCORE_BLOCK if dev.type == "cpu" else 1 << 14)
+    pieces = _Pieces.of(lists.codec.d, counts, table.size, _SCORE_BLOCK if dev.type == "cpu" else 1 << 14)
+    group_rows, unit_groups = pieces.group, pieces.unit
     wide = int(pieces.units[counts > 0].max(initial=1))
     minima = scratch.take("minima", pieces.total, dev)
     dense = scratch.take("units", n * s * wide, dev).fill_(_INF).view(n * s, wide)
@@ -92,7 +104,7 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     first, stride = _places(pieces, order, n * s)
     run = flat.index_select(0, slot.view(-1)).view(slot.shape).clamp_(min=0)
     units = torch.from_numpy(pieces.units).to(dev)[run]
-    lane = torch.arange(UNIT, device=dev)
+    lane = torch.arange(unit_groups, device=dev)
     stride_here = stride[slot]
     place = (first[slot] + column * stride_here)[..., None] + (units * stride_here)[..., None] * lane
     value = minima.index_select(0, place.view(-1).clamp_(max=max(pieces.total - 1, 0))).view(n, -1)
@@ -100,11 +112,11 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
         value.view(place.shape).add_(const.reshape(-1)[slot][..., None])
     value.view(place.shape).masked_fill_(torch.isinf(least)[..., None], _INF)
     value, at = operators.smallest(value, min(k + spare, value.shape[1]))
-    unit = torch.div(at, UNIT, rounding_mode="floor")
+    unit = torch.div(at, unit_groups, rounding_mode="floor")
     run = torch.gather(run, 1, unit)
-    group = torch.gather(column, 1, unit) + (at - unit * UNIT) * torch.gather(units, 1, unit)
-    height = torch.from_numpy(-(-table.size // GROUP)).to(dev)[run]
-    row = group[..., None] + torch.arange(GROUP, device=dev) * height[..., None]
+    group = torch.gather(column, 1, unit) + (at - unit * unit_groups) * torch.gather(units, 1, unit)
+    height = torch.from_numpy(-(-table.size // group_rows)).to(dev)[run]
+    row = group[..., None] + torch.arange(group_rows, device=dev) * height[..., None]
     size = table.on_device["size"][run]
     if limits is not None:
         slots = torch.gather(slot, 1, unit)
@@ -141,16 +153,17 @@ def _fill(
 ) -> None:
     """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`."""
     d, dev = lists.codec.d, coded.device
+    group, unit = pieces.group, pieces.unit
     alpha = -2.0 if metric == "l2" else -1.0
     most = int(pieces.count.max(initial=1))
-    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + GROUP), dev)
+    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + group), dev)
     qbuf = scratch.take("queries", most * d, dev).view(most, d)
     lines_of_units = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
     exact = lists.codec.exact
     plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
     counts = pieces.count.tolist()
     slots = torch.split(order, counts)
-    who = torch.split(torch.div(order, probes_of(dense, coded), rounding_mode="floor"), counts)
+    who = torch.split(torch.div(order, dense.shape[0] // coded.shape[0], rounding_mode="floor"), counts)
     caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else None
     last = -1
     for i, (r, count, begin) in enumerate(
@@ -158,7 +171,7 @@ def _fill(
     ):
         if r != last:
             last, u, n = r, int(pieces.units[r]), int(table.size[r])
-            height = -(-n // GROUP)
+            height = -(-n // group)
             padded = table.padded[r] if exact and probes.norms is None else None
             if padded is not None:
                 rows, norms = padded  # whole groups: rows beyond the run have infinite norms
@@ -166,10 +179,10 @@ def _fill(
                 rows = table.views[r][0]
                 norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
                 rows = lists.codec.factor(rows)
-            have = min(norms.shape[0], height * GROUP)
+            have = min(norms.shape[0], height * group)
             rows, bias = rows[:have], norms[:have, None]
-        full = scores[: height * GROUP * count].view(height * GROUP, count)
-        part = full if have == height * GROUP else full[:have]
+        full = scores[: height * group * count].view(height * group, count)
+        part = full if have == height * group else full[:have]
         if plain:
             qs = torch.index_select(coded, 0, who[i], out=qbuf[:count])
             torch.addmm(bias, rows, qs.T, alpha=alpha, out=part)
@@ -178,16 +191,11 @@ def _fill(
         if part is not full:
             full[have:] = _INF
         if caps is not None and bool((caps[i] < n).any()):
-            full.masked_fill_(torch.arange(height * GROUP, device=dev)[:, None] >= caps[i], _INF)
-        lines = minima[begin : begin + count * u * UNIT].view(u * UNIT, count)
-        if height != u * UNIT:
+            full.masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
+        lines = minima[begin : begin + count * u * unit].view(u * unit, count)
+        if height != u * unit:
             lines[height:] = _INF
         least = lines_of_units[: u * count].view(u, count)
-        operators.least_of(full.view(GROUP, height, count), lines[:height])
-        operators.least_of(lines.view(UNIT, u, count), least)
+        operators.least_of(full.view(group, height, count), lines[:height])
+        operators.least_of(lines.view(unit, u, count), least)
         (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least.T)
-
-
-def probes_of(dense: Tensor, q: Tensor) -> int:
-    """Tasks of one query."""
-    return dense.shape[0] // q.shape[0]

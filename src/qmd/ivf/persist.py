@@ -15,8 +15,8 @@ from qmd.errors import MissingExtra, StoreDamaged, StoreTooNew
 from qmd.ivf.base import Index
 from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
 from qmd.ivf.inverted import IndexIVF, IndexIVFFlat
-from qmd.ivf.lists import Run, Slab
 from qmd.ivf.quantised import IndexIVFPQ, IndexIVFScalarQuantizer
+from qmd.ivf.slabs import Run, Slab
 from qmd.ivf.wrap import IndexIDMap, IndexRefineFlat, IndexShards
 
 FORMAT_VERSION = 1

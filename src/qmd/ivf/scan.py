@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from qmd.ivf import operators, scratch
-from qmd.ivf.lists import Codes, Lists, Table
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.single import read_each
+from qmd.ivf.slabs import Codes, Table
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12

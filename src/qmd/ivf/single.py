@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from qmd.ivf import operators
-from qmd.ivf.lists import Codes, Lists, Table
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
+from qmd.ivf.slabs import Codes, Table
 
 _GROUP = 16
 _MOST = 512  # rows looked at again for a query, and 4 more for each hit

@@ -39,6 +39,7 @@ _TAIL_SHARE, _TAIL_ROWS = 0.1, 20_000  # newer rows that are scanned before the 
 _REBUILD = 2.0  # trained anew when the matrix has grown so much
 _SAMPLE = 100  # rows of the user's own that recall is measured with
 _TOP = 10
+_TIE = 1e-5
 _EXACT_SUBSET = 20_000  # a filter that leaves so few rows is scanned
 
 
@@ -239,8 +240,10 @@ def _measure(index: Any, matrix: Matrix, facts: InvertedFile) -> InvertedFile:
     while True:
         index.nprobe = min(nprobe, facts.nlist)
         _, found = index.search(queries, 8 * _TOP + 1)
-        hits = [len(set(f.tolist()) & set(t.tolist())) for f, t in zip(found, best_i, strict=True)]
-        recall = float(np.mean(hits)) / _TOP
+        scores = np.einsum("qd,qkd->qk", queries, matrix.rows[np.maximum(found, 0)])
+        scores[(found < 0) | (found == take[:, None]) | (matrix.chunk_ids[found] < 0)] = -np.inf
+        near = (scores >= best_s[:, -1:] - _TIE).sum(1)  # copies of a text are as good as one another
+        recall = float(np.minimum(near, best_s.shape[1]).mean()) / best_s.shape[1]
         if recall >= TARGET_RECALL or index.nprobe == facts.nlist:
             return replace(facts, nprobe=index.nprobe, recall=recall, sample=len(take))
         nprobe *= 2
@@ -255,9 +258,9 @@ def _search(
     live = n if mask is None else int(mask.sum())
     # lists enough to hold four times the hits wanted
     nprobe = max(facts.nprobe, -(-4 * k * facts.nlist // max(live, 1)))
-    if facts.rows > n or nprobe > max(
-        facts.nprobe, facts.nlist // 2
-    ):  # rows > n: an older view of the matrix
+    if (
+        facts.rows > n or 2 * nprobe > facts.nlist
+    ):  # an older view of the matrix, or lists that leave little out
         return None
     if mask is not None and live <= _EXACT_SUBSET:
         return None

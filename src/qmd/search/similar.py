@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qmd.llm.protocols import Embedder, Vectors
+    from qmd.search.inverted import VectorSearch
     from qmd.store import Store
     from qmd.types import Filter
 
@@ -42,9 +43,13 @@ def nearest_documents(
     limit: int,
     *,
     without: int | None = None,
+    vectors: VectorSearch = "auto",
 ) -> list[tuple[int, int, float]]:
     """(document id, its nearest chunk, cosine), best first. `without`: the document that is compared."""
-    scan = scan_of(open_matrix(store, embedder))
+    from qmd.search.inverted import MatrixSearch
+
+    matrix = open_matrix(store, embedder)
+    scan = MatrixSearch(matrix, vectors, scan_of(matrix))
     allowed = store.chunk_ids(filter)
     own = len(store.chunk_rows.of_document(without)) if without is not None else 0
     depth = max(LEAST_CHUNKS, 10 * limit) + own
