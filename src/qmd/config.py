@@ -25,17 +25,22 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Memory(Section, frozen=True):
+    """searches: keep which hit of a search was opened, beside the index, for `qmd train --from-index`."""
+
     backend: Literal["builtin"] = "builtin"
     citations: Literal["auto", "on", "off"] = "auto"
+    searches: bool = False
 
 
 class Models(Section, frozen=True):
-    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server."""
+    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server. `image`: what looks at
+    pictures; null: pictures are found by their words alone."""
 
     embedding: str = "all-MiniLM-L6-v2"
     reranker: str | None = None
     expansion: str | None = None
     generation: str | None = None
+    image: str | None = "qmd-pictograms"
 
 
 class Search(Section, frozen=True):
@@ -62,12 +67,14 @@ class Search(Section, frozen=True):
 
 
 class Ingest(Section, frozen=True):
-    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model."""
+    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model. images: pictures too, where Pillow is
+    installed."""
 
     max_file_bytes: int = 16 * 1024 * 1024
     chunk_tokens: int = 240
     chunk_overlap: float = 0.0
     follow_symlinks: bool = False
+    images: bool = True
 
 
 class Config(Section, frozen=True):
@@ -136,7 +143,7 @@ def load_config_of(places: Places) -> Config:
     path = places.config_dir / CONFIG_NAME
     config = load_config(path)
     if places.project is not None and places.config_dir == places.project:
-        for role in ("embedding", "reranker", "expansion", "generation"):
+        for role in ("embedding", "reranker", "expansion", "generation", "image"):
             name = getattr(config.models, role)
             if name is not None and _reaches(name):
                 raise ConfigError(
@@ -144,6 +151,11 @@ def load_config_of(places: Places) -> Config:
                     "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
                     f"`--config-dir {places.project}`."
                 )
+        if config.memory.searches:
+            raise ConfigError(
+                f"{path}: memory.searches would keep what you look for. Set it in ~/.config/qmd/config.yaml, "
+                f"or trust this file with `--config-dir {places.project}`."
+            )
         if config.ingest.follow_symlinks:
             raise ConfigError(
                 f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from qmd.errors import ModelError
 from qmd.llm.batches import pad_rows
+from qmd.llm.feeds import CACHE_TYPES
 from qmd.llm.protocols import Vectors
 from qmd.llm.signature import read_signature
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Cache = dict[str, Any]
 """Input name -> OrtValue (B, heads, T, head width)."""
 KEEP = "num_logits_to_keep"
@@ -60,10 +60,10 @@ class CausalModel:
         missing = [present for present in self.past.values() if present not in outputs]
         if missing:
             raise ModelError(f"the graph takes a cache but does not give {missing[0]}. Export it again.")
-        self._input_types = {i.name: i.type for i in session.get_inputs()}
         properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.one_buffer = bool(self.past) and properties.get("qmd.cache") == "one buffer"
-        self._shares_prefix = bool(self.past) and not self.one_buffer
+        self.shares_prefix = bool(self.past) and not self.one_buffer
+        self._prefix: tuple[list[int], Cache] = ([], {})
 
     def decoding(self) -> Decoding:
         """Start one row of tokens, in the way the graph allows."""
@@ -111,7 +111,7 @@ class CausalModel:
                 raise ModelError(
                     f"{name} has no fixed heads and width ({shape}). Export the model with them fixed."
                 )
-            empty = np.zeros((rows, heads, capacity, width), dtype=_TYPES[self._input_types[name]])
+            empty = np.zeros((rows, heads, capacity, width), dtype=CACHE_TYPES[self.signature.types[name]])
             if held is not None:
                 old = held[name].numpy()
                 empty[:, :, : old.shape[2]] = old
@@ -140,9 +140,9 @@ class CausalModel:
         return values[0].numpy(), grown
 
     def last_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], *, pad_id: int) -> Vectors:
-        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows; a graph whose
-        attention cannot start a batch from a shared cache runs head and row together."""
-        if self._shares_prefix:
+        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows, also those of
+        later calls; a graph whose attention cannot start a batch from a shared cache runs head and row together."""
+        if self.shares_prefix:
             from onnxruntime.capi.onnxruntime_pybind11_state import (
                 Fail,
                 InvalidArgument,
@@ -153,19 +153,22 @@ class CausalModel:
             try:
                 return self._shared_logits(head, rows, pad_id)
             except (Fail, InvalidArgument, NotImplemented, RuntimeException):
-                self._shares_prefix = False
+                self.shares_prefix = False
         ids, mask = pad_rows([[*head, *row] for row in rows], pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         logits, _ = self.step(ids, mask, positions, self.empty_cache(len(rows)))
         return _at_last(logits, mask)
 
     def _shared_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], pad_id: int) -> Vectors:
-        first = np.array([head], dtype=np.int64)
-        _, prefix = self.step(first, np.ones_like(first), np.arange(len(head))[None, :], self.empty_cache(1))
+        if self._prefix[0] != list(head):
+            first = np.array([head], dtype=np.int64)
+            positions = np.arange(len(head))[None, :]
+            _, prefix = self.step(first, np.ones_like(first), positions, self.empty_cache(1))
+            self._prefix = (list(head), prefix)
         ids, mask = pad_rows(rows, pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]) + len(head), ids.shape)
         full = np.concatenate([np.ones((len(rows), len(head)), np.int64), mask], axis=1)
-        logits, _ = self.step(ids, full, positions, self._repeat(prefix, len(rows)))
+        logits, _ = self.step(ids, full, positions, self._repeat(self._prefix[1], len(rows)))
         return _at_last(logits, mask)
 
     def _repeat(self, cache: Cache, rows: int) -> Cache:
