@@ -73,15 +73,16 @@ def _bench(session: Session, config: Path | None, model: str | None, folder: Pat
         from qmd.errors import MissingExtra
 
         raise MissingExtra("drafting", "draft") from error
-    from qmd.config import find_places
     from qmd.draft.settings import read_config
+    from qmd.llm import open_embedder
 
     settings = read_config(config)
+    places, chosen = session.settings()
     if model is not None:
         settings = msgspec.structs.replace(settings, target_model=model)
     if folder is None:
-        folder = find_places(session.config_dir, session.data_dir).data_dir / "draft"
-    return Bench(settings, folder)
+        folder = places.data_dir / "draft"
+    return Bench(settings, folder, embedder=open_embedder(chosen.models.embedding))
 
 
 def _read(path: Path) -> list[Question]:
