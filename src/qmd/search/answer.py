@@ -306,7 +306,7 @@ def _sentences(text: str) -> list[tuple[str, list[int]]]:
         marks = [int(n) for n in re.findall(r"\[(\d{1,3})\]", part)]
         plain = re.sub(r"\s*\[\d{1,3}\]\s*", " ", part)
         plain = re.sub(r"\s+([.!?。！？])", r"\1", plain).strip()
-        if plain.strip(" .!?*-"):
+        if plain.strip(" .!?*-") and not re.fullmatch(r"\d{1,2}\.", plain):  # the number of a list's item
             found.append((plain, marks))
     return found
 
