@@ -11,6 +11,7 @@ Figures with and without the prompts whose output loops.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -53,8 +54,15 @@ Times = dict[str, list[list[tuple[float, float]]]]
 """Method -> repeat -> prompt -> (wall, CPU) seconds."""
 
 
-def show_both(board: Board, part: str, times: Times, loops: list[bool], **more: Any) -> None:
-    """All prompts, then those whose output does not loop."""
+def show_both(
+    board: Board, part: str, times: Times, loops: list[bool], state: Path | None, **more: Any
+) -> None:
+    """All prompts, then those whose output does not loop; with what earlier runs kept in `state`."""
+    if state is not None:
+        kept = json.loads(state.read_text()) if state.exists() else {}
+        for method, repeats in times.items():
+            repeats += kept.get(part, {}).get(method, [])
+        state.write_text(json.dumps(kept | {part: times}))
     chosen = {"": range(len(loops))}
     if any(loops) and not all(loops):
         chosen[", without loops"] = [i for i, loop in enumerate(loops) if not loop]  # type: ignore[assignment]
@@ -86,7 +94,7 @@ def speed(generator: Any, cost: Any, kind: str, args: Any, board: Board) -> None
                 new, taken = sum(s.new_tokens - 1 for s in told), sum(s.steps for s in told)
                 share = sum(s.accepted for s in told) / max(1, sum(s.proposed for s in told))
                 steps[name] = f"{new / taken:.2f} tokens/step, {share:.0%} accepted"
-    show_both(board, f"decode, engine, {kind}", times, loops, detail=steps)
+    show_both(board, f"decode, engine, {kind}", times, loops, args.state, detail=steps)
 
 
 def llama(generator: Any, cost: Any, args: Any, board: Board) -> None:
@@ -126,7 +134,7 @@ def llama(generator: Any, cost: Any, args: Any, board: Board) -> None:
                     write(generator, None, (request[0], "What is this about?"), 1)
                 row.append(timed(lambda r=request, m=name: methods[m](r))[1:])
             times[name].append(row)
-    show_both(board, "question to last word, engine", times, loops)
+    show_both(board, "question to last word, engine", times, loops, args.state)
 
 
 def main() -> None:
@@ -141,6 +149,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--state", type=Path, help="keep the times of each repeat, and count those of earlier runs"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     generator: Any = open_generator(MODEL, precision=args.precision, threads=args.threads)

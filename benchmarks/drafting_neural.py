@@ -2,26 +2,30 @@
 on real weights with held-out acceptance, knowledge on and off.
 
     python benchmarks/drafting_neural.py cost [--hot 16384]
-    python benchmarks/drafting_neural.py train [--samples 40] [--minutes 3]
+    python benchmarks/drafting_neural.py train [--samples 40] [--minutes 3] [--folder DIR]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
-import tempfile
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from quoting import passages
 
 from qmd.draft import KnowledgeCacheManager, Qwen3DraftModel, TorchTarget
 from qmd.draft.load import SMOLLM2, load_model, load_tokenizer
 from qmd.draft.neural import NeuralProposer
 from qmd.draft.training import acceptance, train, write_samples
-
-VAULT = Path(__file__).parent.parent / "examples" / "vault"
 
 
 def cost(hot: int, repeats: int) -> None:
@@ -59,48 +63,58 @@ def cost(hot: int, repeats: int) -> None:
         print(f"{name}: {1000 * t:.1f} ms ({spread}), {t / base:.3f} of a step")
 
 
-def small_run(samples: int, minutes: float) -> None:
+def small_run(samples: int, minutes: float, tokens: int, folder: Path, out: Path | None) -> None:
+    """Train on answers the target wrote about passages; samples, checkpoints and curves stay in `folder`, and a later
+    call goes on from them."""
     model, tokenizer = load_model(SMOLLM2), load_tokenizer(SMOLLM2)
-    questions = ["What does the text say?", "Which fact here matters most?", "Continue the text."]
-    texts: list[str] = []
-    for path in sorted(VAULT.rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if len(text.encode()) < 1.05 * len(text):
-            texts += [b[:400] for b in text.split("\n\n") if len(b) > 100]
-    pairs = [(questions[i % 3], texts[i % len(texts)]) for i in range(samples)]
-    begin = time.perf_counter()
-    made = write_samples(model, tokenizer, pairs, max_new_tokens=32)
-    print(
-        f"{len(made)} samples, {sum(len(s.answer) for s in made)} answer tokens, {time.perf_counter() - begin:.0f} s"
-    )
-    manager = KnowledgeCacheManager(model.config.hidden_size, 8, 512)
+    texts = passages(samples, 400)
+    asks = ["What does the text say about {}?", "Summarise the text about {}.", "Copy the text about {}."]
+    pairs = []
+    for i in range(samples):
+        text = texts[i % len(texts)]
+        about = " ".join(text.replace("#", " ").split()[:5])
+        pairs.append((asks[(i + i // len(texts)) % 3].format(about), text))
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.process_time()
+    made = write_samples(model, tokenizer, pairs, max_new_tokens=tokens, path=folder / "samples.jsonl")
+    print(f"{len(made)} samples, {sum(len(s.answer) for s in made)} answer tokens", flush=True)
+    manager = KnowledgeCacheManager(model.config.hidden_size, 8, 512, folder=folder / "knowledge_cache")
     manager.tokenizer = tokenizer
-    manager.build(TorchTarget(model), tokenizer, texts[:20])
+    manager.build(TorchTarget(model), tokenizer, texts)
     config: dict[str, Any] = {
-        "training": {"num_epochs": 1, "batch_size": 4, "learning_rate": 3e-4, "held_out": 0.2}
+        "target_model": SMOLLM2,
+        "training": {"num_epochs": 1, "batch_size": 4, "learning_rate": 3e-4, "held_out": 0.15},
     }
+    (folder / "config.json").write_text(json.dumps(config))
     draft = Qwen3DraftModel(config, model, manager)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    held = made[: max(1, round(0.2 * len(made)))]
-    print(f"untrained: held-out acceptance {acceptance(draft, held):.3f}")
+    held = made[: max(1, round(0.15 * len(made)))]
+    untrained = acceptance(draft, held)
+    print(f"untrained: held-out acceptance {untrained:.3f}", flush=True)
     deadline = time.perf_counter() + 60 * minutes
-    with tempfile.TemporaryDirectory() as folder:
-        epoch = 0
-        while time.perf_counter() < deadline:
-            epoch += 1
-            import msgspec
-
-            draft.config = msgspec.structs.replace(
-                draft.config, training=msgspec.structs.replace(draft.config.training, num_epochs=epoch)
-            )
-            report = train(draft, made, folder)
-            score = report.held_out_acceptance[-1]
-            score = report.held_out_acceptance[-1]
-            print(f"epoch {epoch}: loss {report.loss[-1]:.3f}, held-out acceptance {score:.3f}", flush=True)
+    epoch = (
+        json.loads((folder / "curves.json").read_text())["epochs"] if (folder / "curves.json").exists() else 0
+    )
+    while time.perf_counter() < deadline:
+        epoch += 1
+        training = msgspec.structs.replace(draft.config.training, num_epochs=epoch)
+        draft.config = msgspec.structs.replace(draft.config, training=training)
+        report = train(draft, made, folder)
+        score = report.held_out_acceptance[-1]
+        print(f"epoch {epoch}: loss {report.loss[-1]:.3f}, held-out acceptance {score:.3f}", flush=True)
     on, off = acceptance(draft, held), acceptance(draft, held, knowledge=False)
-    print(f"knowledge on {on:.3f}, off {off:.3f} ({on / off - 1:+.1%})")
+    by_window = {w: round(acceptance(draft, held, window=w), 3) for w in (0, 1, 2, 3)}
     same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    print(f"target bit-identical afterwards: {same}")
+    figure = {
+        "part": "neural draft", "samples": len(made), "answer_tokens": sum(len(s.answer) for s in made),
+        "epochs": epoch, "untrained": round(untrained, 3), "held_out_acceptance": round(on, 3),
+        "without_knowledge": round(off, 3), "by_drafted_place": by_window, "target_bit_identical": same,
+        "cpu_s_of_this_call": round(time.process_time() - begin),
+    }  # fmt: skip
+    print(figure)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(figure) + "\n")
 
 
 if __name__ == "__main__":
@@ -112,8 +126,13 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--folder", type=Path, default=Path("draft-run"))
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.part == "cost":
         cost(args.hot, args.repeats)
     else:
-        small_run(args.samples, args.minutes)
+        small_run(args.samples, args.minutes, args.tokens, args.folder, args.out)

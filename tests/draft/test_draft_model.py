@@ -80,6 +80,20 @@ def test_all_layers_and_closed_gates_are_the_target(model, knowledge):
     assert torch.equal(draft(ids, retrieve_knowledge=False)["logits"], draft(ids, query_text=None)["logits"])
 
 
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_rows_of_the_answer_alone_are_those_of_the_whole_text(model, knowledge, window):
+    draft = Qwen3DraftModel(CONFIG, model, knowledge)
+    for block in draft.blocks:
+        torch.nn.init.normal_(block.transition.up.weight, std=0.2)
+        block.knowledge.gate.data.fill_(0.5)
+    ids = torch.tensor([[4, 8, 15, 16, 23, 42, 4, 8, 15]])
+    whole = draft(ids, query_text="numbers", window=window)["logits"]
+    # two layers: a row sees 2 * window rows of the draft's own before it
+    tail = draft(ids, query_text="numbers", window=window, start=6 - 2 * window)["logits"]
+    assert tail.shape[1] == 3 + 2 * window
+    torch.testing.assert_close(tail[:, -3:], whole[:, -3:], atol=1e-4, rtol=1e-3)
+
+
 def test_nothing_of_the_target_is_a_parameter(model, knowledge):
     draft = Qwen3DraftModel(CONFIG, model, knowledge)
     theirs = {p.data_ptr() for p in model.parameters()}

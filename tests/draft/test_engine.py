@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from qmd.draft.cost import CostTable
+from qmd.draft.decoder import SpeculativeDecoder
 from qmd.draft.engine import EngineDrafter, attach_drafter, measured_cost
+from qmd.draft.onnx_target import OnnxTarget
 from qmd.errors import ModelError
 from qmd.llm import open_generator
 from qmd.llm.causal_graph import CausalShape, write_causal
@@ -136,6 +138,39 @@ def test_suffix_drafting_copies_and_counts(generator):
     assert s.steps < 0.6 * len(plain)
     assert s.tokens_per_step > 1.5
     assert s.accepted <= s.proposed
+
+
+def test_the_graph_is_a_target_of_the_decoder_too(generator):
+    target = OnnxTarget(
+        generator.model, vocab_size=generator.model.vocab_size, max_context=512, fingerprint="int8"
+    )
+    plain = SpeculativeDecoder([], target, eos_token_ids=[])
+    fast = SpeculativeDecoder(None, target, gamma=16, cost=CostTable.flat(), eos_token_ids=[])
+    expected = plain.generate(PROMPT, 60, temperature=0)
+    assert fast.generate(PROMPT, 60, temperature=0).tolist() == expected.tolist()
+    assert fast.stats.proposed > 0
+
+
+def test_several_texts_are_kept_and_the_one_with_the_same_start_goes_on(generator):
+    fed = []
+    feed = generator._feed
+    generator._feed = lambda tokens: (fed.append(len(tokens)), feed(tokens))[1]
+    passages = [[10 + (i * k) % 80 for i in range(100)] for k in (3, 7, 11, 13)]
+    fresh = open_generator(generator.card.repo, threads=1)
+
+    def ask(passage, question):
+        fed.clear()
+        written = list(generator.generate_ids([*passage, *question], max_new_tokens=4))
+        fresh._kept.clear()
+        assert written == list(fresh.generate_ids([*passage, *question], max_new_tokens=4))
+        return fed[0]
+
+    for passage in passages[:3]:
+        assert ask(passage, [1, 2, 3]) > 50
+    assert [ask(p, [5, 6]) for p in passages[:3]] == [2, 2, 2]  # only the question is read
+    assert ask(passages[3], [1]) > 50  # takes the place of the one used longest ago
+    assert ask(passages[2], [5, 7]) == 1
+    assert ask(passages[0], [5, 7]) > 50
 
 
 def test_nothing_is_offered_where_it_would_not_pay(generator):

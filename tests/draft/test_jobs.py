@@ -125,3 +125,61 @@ def test_repetition_is_noticed():
     assert repeats_from("The cat sat down. The dog ran off. The cat sat down. ") == 34
     assert repeats_from("Step 1: stir the pot.\nStep 2: stir the pot.\n") is not None
     assert repeats_from("One thing here. Another thing there. ") is None
+
+
+def test_beginnings_of_prompts_serve_the_writer(bench, qwen3):
+    """What `qmd knowledge build` stores for a passage is where an answer from it, and from a second one, starts."""
+    said = "Sources:\n\n[1] The moon\nThe moon is far away and has no tea at all, said the cat on the mat."
+    built = bench.build_beginnings([([("user", f"{said}\n\nQuestion: ")], said, "the moon")])
+    assert (built.entries, built.model) == (1, "Qwen/Qwen3-0.6B")
+    assert bench.knowledge.retrieve("moon", 1)[0][0].text == "the moon"
+    writer = LocalWriter("tiny", model=qwen3, tokenizer=Letters(), knowledge_folder=bench.knowledge.folder)
+    keep = f"{said}\n\n[2] Tea\nTea is wet.\n\n"
+    writer.write([("user", f"{keep}Question: how far?")], keep=keep, max_new_tokens=4)
+    assert writer.stats.reused_tokens >= len(said) - 16
+
+
+def test_knowledge_is_built_from_the_passages_that_answers_used(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    import qmd.index
+    from qmd.config import Places
+    from qmd.search.answer import ask
+    from qmd.serve.cli import commands_draft
+    from qmd.serve.cli.app import root
+
+    class Parrot:
+        name = "parrot"
+
+        def write(self, messages, *, keep="", max_new_tokens=160, stream=None):
+            return "Water them every second morning [1]."
+
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "garden.md").write_text("# Tomatoes\n\nWater the tomatoes every second morning.\n")
+    (notes / "bread.md").write_text("# Sourdough\n\nFeed the starter with rye flour at ten.\n")
+    folders = ["--config-dir", str(tmp_path / "c"), "--data-dir", str(tmp_path / "d")]
+    prompts = []
+
+    class Taken:
+        def build_beginnings(self, given):
+            prompts.extend(given)
+            from qmd.draft.jobs import BuildReport
+
+            return BuildReport(len(given), 1000, "there", "tiny")
+
+    monkeypatch.setattr(commands_draft, "_bench", lambda *_: Taken())
+    places = Places(tmp_path / "c", tmp_path / "d")
+    with qmd.index.open(places=places) as index:
+        index.add(notes, name="notes", embed=False)
+        unused = CliRunner().invoke(root, [*folders, "knowledge", "build"])
+        assert isinstance(unused.exception, UsageError)
+        assert "qmd ask" in str(unused.exception)
+        for question in ("when do I water tomatoes", "water the tomatoes", "feed the starter with flour"):
+            assert ask(index, question, writer=Parrot()).found
+    built = CliRunner().invoke(root, [*folders, "knowledge", "build", "-n", "1"])
+    assert built.exit_code == 0, built.output
+    ((messages, keep, text),) = prompts
+    assert "Water the tomatoes every second morning." in text
+    assert messages[-1][1].startswith(keep)
+    assert keep.startswith("Sources:\n\n[1] Tomatoes")

@@ -53,6 +53,9 @@ def test_stored_keys_and_values_are_exact_and_survive(model, tmp_path):
     assert [e.text for e in again] == ["a passage"]
     for got, made in zip(again.load(entry), cache.view(), strict=True):
         assert torch.equal(got, made)
+    assert list(again.kv_cache) == [entry.name]
+    assert torch.equal(again.kv_cache[entry.name][0], cache.view()[0])
+    assert "another" not in again.kv_cache
 
 
 def test_another_model_sees_none_of_it(tmp_path, qwen3):

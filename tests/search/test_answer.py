@@ -152,3 +152,35 @@ def test_the_index_answers(index):
     )
     assert answer.claims[0].supported
     assert answer.timings_ms["first_words"] <= answer.timings_ms["total"]
+
+
+def test_an_answer_that_only_repeats_the_question_gets_a_quote(index):
+    answer = ask(index, "when do I water tomatoes", writer=Parrot("You water the tomatoes [1]."))
+    assert answer.claims[0].supported
+    assert answer.quote is not None
+    assert answer.quote.text.startswith(
+        "Water the tomatoes every second morning."
+    )  # not the heading "# Tomatoes"
+    said = ask(index, "when do I water tomatoes", writer=Parrot("Water tomatoes every second morning [1]."))
+    assert said.quote is None
+
+
+def test_sources_are_counted_and_read_again(index, tmp_path):
+    from qmd.search.answer import read_used
+    from qmd.search.used import most_used, usage_file
+
+    counts = usage_file(index.store.path)
+    assert most_used(counts, 9) == []
+    for question in ("when do I water tomatoes", "water the tomatoes", "feed the starter"):
+        ask(index, question, writer=Parrot("Yes [1]."))
+    first, second = most_used(counts, 9)
+    assert (first.file, first.times) == ("qmd://notes/garden.md", 2)
+    assert (second.file, second.times) == ("qmd://notes/bread.md", 1)
+    sources = read_used(index, 9)
+    assert [s.file for s in sources] == [first.file, second.file]
+    assert "every second morning" in sources[0].text
+    (tmp_path / "notes" / "garden.md").unlink()
+    index.update()
+    assert [s.file for s in read_used(index, 9)] == [second.file]
+    counts.write_text("{")
+    assert read_used(index, 9) == []

@@ -21,6 +21,7 @@ from qmd.draft.proposers import Proposer, SuffixProposer
 from qmd.draft.settings import DraftConfig, read_config
 from qmd.draft.torch_target import TorchTarget
 from qmd.draft.training import Report, Sample, acceptance, load_draft, render, train, write_samples
+from qmd.draft.writer import Message, split_prompt
 from qmd.errors import NotFound, UsageError
 
 Progress = Callable[[str, int, int | None], None]
@@ -120,12 +121,22 @@ class Bench:
             self.knowledge.build(self.target, self.tokenizer, [text])
             if progress is not None:
                 progress("knowledge", done, len(questions))
-        return BuildReport(
-            len(self.knowledge),
-            self.knowledge.size_bytes,
-            str(self.knowledge.folder),
-            self.config.target_model,
-        )
+        return self._built()
+
+    def build_beginnings(
+        self, prompts: Sequence[tuple[Sequence[Message], str, str]], *, progress: Progress | None = None
+    ) -> BuildReport:
+        """Store the beginnings of prompts that will come: (messages, the part to keep, the text it stands for)."""
+        for done, (messages, keep, text) in enumerate(prompts, start=1):
+            tokens, _ = split_prompt(self.tokenizer, messages, keep)
+            self.knowledge.add(self.target, tokens, text)
+            if progress is not None:
+                progress("knowledge", done, len(prompts))
+        return self._built()
+
+    def _built(self) -> BuildReport:
+        kept = self.knowledge
+        return BuildReport(len(kept), kept.size_bytes, str(kept.folder), self.config.target_model)
 
     def draft(self, *, trained: bool = True) -> Qwen3DraftModel:
         """The draft model, with its best checkpoint where there is one."""

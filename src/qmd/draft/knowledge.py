@@ -64,12 +64,16 @@ class KnowledgeCacheManager:
         self.max_bytes = max_bytes
         self.embedder = embedder
         self.fingerprint: str | None = None
-        self.kv_cache: dict[str, tuple[Tensor, Tensor]] = {}
-        """Entry name -> keys and values in memory, each (layers, kv_heads, T, head_dim)."""
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._entries: dict[str, Entry] = {}  # in order of use, oldest first
         self._prefixes: dict[bytes, tuple[str, int]] = {}
         self._vectors: dict[str, Tensor] = {}
         self._token_vectors: Tensor | None = None
+
+    @property
+    def kv_cache(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Entry name -> keys and values, each (layers, kv_heads, T, head_dim); read when asked for."""
+        return _Stored(self)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -116,7 +120,7 @@ class KnowledgeCacheManager:
         size = 2 * keys.numel() * keys.element_size()
         entry = Entry(name, tokens, text, size)
         if self.folder is None:
-            self.kv_cache[name] = (keys, values)
+            self._held[name] = (keys, values)
         else:
             self._write(entry, keys, values)
         self._register(entry)
@@ -131,7 +135,7 @@ class KnowledgeCacheManager:
 
     def load(self, entry: Entry) -> tuple[Tensor, Tensor]:
         """Keys and values (layers, kv_heads, T, head_dim); from disk they are memory-mapped."""
-        held = self.kv_cache.get(entry.name)
+        held = self._held.get(entry.name)
         if held is not None:
             return held
         from safetensors import safe_open
@@ -259,13 +263,29 @@ class KnowledgeCacheManager:
     def remove(self, name: str) -> None:
         """Forget one entry, on disk too."""
         del self._entries[name]
-        self.kv_cache.pop(name, None)
+        self._held.pop(name, None)
         self._vectors.pop(name, None)
         if self.folder is not None:
             self._file(name).unlink(missing_ok=True)
         self._prefixes = {}
         for entry in self:
             self._register(entry)
+
+
+class _Stored(Mapping[str, tuple[Tensor, Tensor]]):
+    """The entries of a manager by name."""
+
+    def __init__(self, manager: KnowledgeCacheManager) -> None:
+        self._manager = manager
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._manager.load(self._manager._entries[name])
+
+    def __len__(self) -> int:
+        return len(self._manager)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(entry.name for entry in self._manager)
 
 
 def _digest(tokens: Sequence[int]) -> bytes:

@@ -128,11 +128,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-def window_mask(length: int, window: int, device: torch.device | None = None) -> Tensor:
-    """(T, T + T) bool: row t may see the target's rows s < t - window and the draft's rows t - window <= s <= t."""
-    t = torch.arange(length, device=device)[:, None]
+def window_mask(length: int, window: int, device: torch.device | None = None, start: int = 0) -> Tensor:
+    """(T - start, T + T - start) bool: row t may see the target's rows s < t - window and the draft's rows
+    t - window <= s <= t."""
+    t = torch.arange(start, length, device=device)[:, None]
     s = torch.arange(length, device=device)[None, :]
-    return torch.cat([s < t - window, (s >= t - window) & (s <= t)], 1)
+    own = s[:, start:]
+    return torch.cat([s < t - window, (own >= t - window) & (own <= t)], 1)
 
 
 class Qwen3DraftModel(nn.Module):
@@ -196,20 +198,22 @@ class Qwen3DraftModel(nn.Module):
         *,
         target_kv: Sequence[tuple[Tensor, Tensor]] | None = None,
         window: int = 0,
+        start: int = 0,
     ) -> dict[str, Tensor]:
-        """input_ids (B, T) -> {"logits": (B, T, vocab)}; tokens outside a hot head have -inf.
+        """input_ids (B, T) -> {"logits": (B, T - start, vocab)}; tokens outside a hot head have -inf.
 
         target_kv: the target's keys and values at each sampled layer, (B, kv_heads, T, head_dim) twice; computed when
         not given. query_text: chooses the knowledge, when the manager has any and `retrieve_knowledge` is set.
+        start: rows before it are left out; a row needs its last `window` rows to be there.
         """
         target = self.target_model
         if target_kv is None:
             target_kv = target_rows(target, input_ids, self.sampled_layers)[1]
         knowledge = self.find_knowledge(query_text) if retrieve_knowledge else None
-        x = F.embedding(input_ids, target.model.embed_tokens.weight.detach()).float()
+        x = F.embedding(input_ids[:, start:], target.model.embed_tokens.weight.detach()).float()
         length = input_ids.shape[1]
-        cos, sin = target.model.rotary_emb(x, torch.arange(length, device=x.device)[None])
-        mask = window_mask(length, window, x.device)
+        cos, sin = target.model.rotary_emb(x, torch.arange(start, length, device=x.device)[None])
+        mask = window_mask(length, window, x.device, start)
         for i, block in enumerate(self.blocks):
             known = (
                 None

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from qmd.draft.decoder import SpeculativeDecoder
-from qmd.draft.model import Qwen3DraftModel, target_rows
+from qmd.draft.model import Qwen3DraftModel
 from qmd.draft.torch_target import as_target
 
 WINDOWS = 4  # rows of its own the draft sees in training: 0 to 3, as while drafting
+TEACHER_BYTES = (
+    1 << 30
+)  # what the target made of the samples is kept up to this size, so that it reads each once
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ def train(
     held = max(1, round(len(samples) * t.held_out)) if len(samples) > 1 else 0
     fit, test = list(samples[held:]), list(samples[:held])
     optimiser = torch.optim.AdamW(draft.parameters(), lr=t.learning_rate, weight_decay=0.01)
+    teacher = Teacher(draft)
     report = Report()
     last = folder / "last.pth"
     if last.exists():
@@ -130,12 +134,16 @@ def train(
         total, count = 0.0, 0
         batches = list(_batches(order, t.batch_size))
         for done, batch in enumerate(batches):
-            loss, _ = _forward(draft, batch, shuffle.randrange(WINDOWS), knowledge)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            window, tokens, spent = shuffle.randrange(WINDOWS), sum(len(s.answer) for s in batch), 0.0
+            for sample in batch:  # one at a time: each has its own length and its own knowledge
+                loss, _ = _forward(draft, sample, window, knowledge, teacher)
+                loss = loss * (len(sample.answer) / max(1, tokens))
+                loss.backward()  # type: ignore[no-untyped-call]
+                spent += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
             optimiser.step()
-            total, count = total + float(loss.detach()), count + 1
+            total, count = total + spent, count + 1
             report.steps += 1
             if progress is not None:
                 progress("train", done + 1, len(batches))
@@ -143,7 +151,7 @@ def train(
                 break
         report.epochs = epoch + 1
         report.loss.append(total / max(1, count))
-        score = acceptance(draft, test or fit, knowledge=knowledge)
+        score = acceptance(draft, test or fit, knowledge=knowledge, teacher=teacher)
         report.held_out_acceptance.append(score)
         if score >= max(report.held_out_acceptance):
             name = f"best_draft_model_knowledge_epoch{epoch + 1}.pth"
@@ -163,15 +171,50 @@ def train(
 
 @torch.no_grad()
 def acceptance(
-    draft: Qwen3DraftModel, samples: Sequence[Sample], *, knowledge: bool = True, window: int = 1
+    draft: Qwen3DraftModel,
+    samples: Sequence[Sample],
+    *,
+    knowledge: bool = True,
+    window: int = 1,
+    teacher: Teacher | None = None,
 ) -> float:
     """Mean of sum(min(p, q)) over the answers' tokens."""
     draft.eval()
+    teacher = teacher or Teacher(draft)
     total, count = 0.0, 0
     for sample in samples:
-        overlap = _forward(draft, [sample], window, knowledge)[1]
+        overlap = _forward(draft, sample, window, knowledge, teacher)[1]
         total, count = total + float(overlap) * len(sample.answer), count + len(sample.answer)
     return total / max(1, count)
+
+
+class Teacher:
+    """What the target says about a sample, read once: its last hidden states at the answer's rows, and its keys and
+    values at the draft's layers."""
+
+    def __init__(self, draft: Qwen3DraftModel) -> None:
+        self._draft = draft
+        self._kept: dict[Sample, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
+        self._bytes = 0
+
+    @torch.no_grad()
+    def read(self, sample: Sample) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Probabilities (answer, vocab) at each answer token; keys and values (1, kv_heads, T, head_dim) by layer."""
+        target = self._draft.target_model
+        found = self._kept.get(sample)
+        if found is None:
+            out = target.model(input_ids=torch.tensor([[*sample.prompt, *sample.answer]]), use_cache=True)
+            held = out.past_key_values.layers
+            first = len(sample.prompt) - 1
+            hidden = out.last_hidden_state[0, first : first + len(sample.answer)].clone()
+            found = hidden, [(held[i].keys, held[i].values) for i in self._draft.sampled_layers]
+            size = sum(
+                x.numel() * x.element_size() for x in (hidden, *(y for pair in found[1] for y in pair))
+            )
+            if self._bytes + size <= TEACHER_BYTES:
+                self._kept[sample] = found
+                self._bytes += size
+        return torch.softmax(target.lm_head(found[0]).float(), -1), found[1]
 
 
 def load_draft(draft: Qwen3DraftModel, path: Path | str) -> Qwen3DraftModel:
@@ -182,23 +225,19 @@ def load_draft(draft: Qwen3DraftModel, path: Path | str) -> Qwen3DraftModel:
 
 
 def _forward(
-    draft: Qwen3DraftModel, batch: Sequence[Sample], window: int, knowledge: bool
+    draft: Qwen3DraftModel, sample: Sample, window: int, knowledge: bool, teacher: Teacher
 ) -> tuple[Tensor, Tensor]:
-    """Loss and acceptance over the answer rows of a batch, padded on the right (causal: padding is never seen)."""
-    length = max(len(s.prompt) + len(s.answer) for s in batch)
-    ids = torch.zeros(len(batch), length, dtype=torch.long)
-    rows = torch.zeros(len(batch), length, dtype=torch.bool)
-    for i, s in enumerate(batch):
-        ids[i, : len(s.prompt) + len(s.answer)] = torch.tensor([*s.prompt, *s.answer])
-        rows[i, len(s.prompt) - 1 : len(s.prompt) + len(s.answer) - 1] = True
-    logits, kv = target_rows(draft.target_model, ids, draft.sampled_layers)
-    question = batch[0].question if knowledge and len(batch) == 1 else None
-    text = question if question is not None else (" ".join(s.question for s in batch) if knowledge else None)
-    out = draft(ids, retrieve_knowledge=knowledge, query_text=text, target_kv=kv, window=window)["logits"]
+    """Loss and acceptance over the answer's rows; the rows of the prompt are the target's alone."""
+    p, kv = teacher.read(sample)
+    first = len(sample.prompt) - 1
+    start = max(0, first - window)
+    ids = torch.tensor([[*sample.prompt, *sample.answer]])
+    question = sample.question if knowledge else None
+    out = draft(ids, knowledge, question, target_kv=kv, window=window, start=start)["logits"][0]
     t = draft.config.training
     return loss_of(
-        torch.softmax(logits[rows], -1),
-        out[rows],
+        p,
+        out[first - start : first - start + len(sample.answer)],
         kl_divergence_weight=t.kl_divergence_weight,
         acceptance_loss_weight=t.acceptance_loss_weight,
     )

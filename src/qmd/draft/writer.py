@@ -70,7 +70,7 @@ class LocalWriter:
     ) -> str:
         """Answer the conversation. keep: the part of the last message, from its start, whose keys and values are worth
         storing (the sources, which later questions may share). Raises ValueError if the prompt does not fit."""
-        fixed, rest = self._render(messages, keep)
+        fixed, rest = split_prompt(self.tokenizer, messages, keep)
         prompt = fixed + rest
         cache = None if self.knowledge is None else self.knowledge.start(self.target, prompt)
         if self.knowledge is not None and fixed and cache is not None and cache.length < len(fixed):
@@ -84,18 +84,17 @@ class LocalWriter:
         self.suffix.remember([t for t in out[0, len(prompt) :].tolist() if t not in self.decoder.eos])
         return pieces.text
 
-    def _render(self, messages: Sequence[Message], keep: str) -> tuple[list[int], list[int]]:
-        """Tokens up to the end of `keep`, and the tokens after it, cut there so that both are always the same."""
-        if getattr(self.tokenizer, "chat_template", None):
-            chat = [{"role": role, "content": text} for role, text in messages]
-            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        else:
-            text = "\n\n".join(text for _, text in messages) + "\n"
-        at = text.find(keep) + len(keep) if keep and keep in text else 0
-        parts = [
-            self.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text[:at], text[at:])
-        ]
-        return list(parts[0]), list(parts[1])
+
+def split_prompt(tokenizer: Any, messages: Sequence[Message], keep: str) -> tuple[list[int], list[int]]:
+    """Tokens up to the end of `keep`, and the tokens after it, cut there so that both are always the same."""
+    if getattr(tokenizer, "chat_template", None):
+        chat = [{"role": role, "content": text} for role, text in messages]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    else:
+        text = "\n\n".join(text for _, text in messages) + "\n"
+    at = text.find(keep) + len(keep) if keep and keep in text else 0
+    parts = [tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text[:at], text[at:])]
+    return list(parts[0]), list(parts[1])
 
 
 def _is_onnx(name: str) -> bool:

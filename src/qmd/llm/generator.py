@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 128
 """The prompt is read in pieces of this many tokens, so that logits of a long prompt never fill the memory."""
+TEXTS = 3
+"""Texts whose keys and values are kept: questions about the same sources read these once, even with others between."""
+ENOUGH_SHARED = 96
+"""Tokens of a common start from which a kept text is taken up; standing instructions alone are shorter."""
 END_TOKENS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 
 
@@ -44,8 +48,11 @@ class OnnxGenerator:
         self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
         self.drafter: Drafter | None = None
         """Asked before each step; only where the graph gives logits for every token (`model.gives_every_logit`)."""
-        self._decoding: Decoding | None = None
-        self._seen: list[int] = []
+        self._kept: list[
+            tuple[Decoding, list[int]]
+        ] = []  # texts and what was computed for them, last used last
+        self._decoding: Decoding
+        self._seen: list[int]
         self._tokenizer = tokenizer
         self._tokenizer_path = files.tokenizer
         self._ends = _end_ids(files, tokenizer)
@@ -195,12 +202,8 @@ class OnnxGenerator:
                 rows = self._feed_each([written[-1], *offered])
 
     def _read(self, ids: Sequence[int]) -> Vectors:
-        """Logits after `ids`, from what the last text shares with them."""
-        if self._decoding is None:
-            self._decoding = self.model.decoding()
-        same = 0
-        while same < min(len(self._seen), len(ids) - 1) and self._seen[same] == ids[same]:
-            same += 1
+        """Logits after `ids`, from what a kept text shares with them."""
+        same = self._take_up(ids)
         self._decoding.rewind(same)
         del self._seen[same:]
         step = PREFILL_TOKENS if self.model.past else len(ids)
@@ -209,21 +212,32 @@ class OnnxGenerator:
             row = self._feed(ids[start : start + step])
         return row
 
+    def _take_up(self, ids: Sequence[int]) -> int:
+        """Go on with the kept text that shares most with `ids` from its start, or with a new one where none shares
+        enough. Returns how many tokens are shared."""
+        shared = [_shared(seen, ids) for _, seen in self._kept]
+        most = max(shared, default=-1)
+        if most >= min(ENOUGH_SHARED, len(ids) - 1):
+            self._kept.append(self._kept.pop(shared.index(most)))
+        elif len(self._kept) < TEXTS:
+            self._kept.append((self.model.decoding(), []))
+        else:
+            self._kept.append(self._kept.pop(0))
+        self._decoding, self._seen = self._kept[-1]
+        return _shared(self._seen, ids)
+
     def _feed(self, tokens: Sequence[int]) -> Vectors:
-        assert self._decoding is not None
         row = self._decoding.feed(tokens)
         self._seen += tokens
         return row
 
     def _feed_each(self, tokens: Sequence[int]) -> Vectors:
-        assert self._decoding is not None
         rows = self._decoding.feed_each(tokens)
         self._seen += tokens
         return rows
 
     def _forget(self, count: int) -> None:
         if count:
-            assert self._decoding is not None
             del self._seen[-count:]
             self._decoding.rewind(len(self._seen))
 
@@ -286,6 +300,14 @@ def _pick(logits: NDArray[np.float32], temperature: float, top_p: float, random:
     order = np.argsort(-p)
     kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
     return int(random.choice(kept, p=p[kept] / p[kept].sum()))
+
+
+def _shared(seen: Sequence[int], ids: Sequence[int]) -> int:
+    """Tokens that both begin with; the last of `ids` is left to be read."""
+    same = 0
+    while same < min(len(seen), len(ids) - 1) and seen[same] == ids[same]:
+        same += 1
+    return same
 
 
 def _cut_at(pieces: Iterator[str], stop: tuple[str, ...]) -> Iterator[str]:

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qmd.search.used import count_used, most_used, usage_file
+
 if TYPE_CHECKING:
     from qmd.types import Hit
 
@@ -153,13 +155,16 @@ def ask(
     keep, messages = write_prompt(question, sources, history)
     text = writer.write(messages, keep=keep, max_new_tokens=max_new_tokens, stream=pass_on).strip()
     end = time.perf_counter()
+    count_used(usage_file(index.store.path), sources)
     timings = {
         "search": 1000 * (searched - begin),
         "first_words": 1000 * ((first[0] if first else end) - begin),
         "total": 1000 * (end - begin),
     }
     claims = check_claims(text, sources)
-    says_something = any(c.supported and len(_words(c.text)) >= 3 for c in claims)
+    told = _words(wanted).union(*(_words(s.title) for s in sources))
+    # a claim that only says the question or a title again is true and no answer
+    says_something = any(c.supported and len(_words(c.text)) >= 3 and _words(c.text) - told for c in claims)
     quote = None if says_something else find_quote(wanted, sources)
     return Answer(question, text, True, sources, claims, quote, writer.name, hits.degraded, timings)
 
@@ -186,6 +191,23 @@ def read_sources(index: Any, hits: Sequence[Hit], *, question: str, passage_char
     return tuple(sources)
 
 
+def read_used(index: Any, limit: int, *, passage_chars: int = 600) -> list[Source]:
+    """The passages that answers were written from most often, as sources; those whose document is gone are left out."""
+    from qmd.errors import NotFound
+
+    found = []
+    for used in most_used(usage_file(index.store.path), limit):
+        try:
+            document = index.get(used.file, from_line=used.line, max_lines=used.end_line - used.line + 1)
+        except NotFound:
+            continue
+        text = _fit(document.text, 2 * passage_chars)
+        found.append(
+            Source(1, document.docid, document.file, document.title, document.line, document.end_line, text)
+        )
+    return found
+
+
 def _near_in_meaning(index: Any, question: str) -> set[str]:
     from qmd.errors import QmdError
 
@@ -196,17 +218,17 @@ def _near_in_meaning(index: Any, question: str) -> set[str]:
 
 
 def find_quote(question: str, sources: Sequence[Source]) -> Claim | None:
-    """The line or sentence of the sources that holds most of the question's words; None if none holds any."""
+    """The line or sentence of the sources, headings apart, that holds most of the question's words; the first one if
+    none holds any."""
     asked = _words(question)
-    best, most = None, 0.0
+    best, most = None, -1.0
     for source in sources:
-        for sentence, _ in _sentences(_unwrapped(source.text)):
-            score = len(asked & _words(f"{sentence}")) - 0.01 * source.number
+        for sentence, _ in _sentences(_unwrapped(re.sub(r"(?m)^#+ .*\n?", "\n", source.text))):
+            if sentence == source.title:
+                continue
+            score = len(asked & _words(sentence)) - 0.01 * source.number
             if score > most:
                 best, most = Claim(sentence[:400], (source.number,), True, True), score
-    if best is None and sources:
-        first = _sentences(_unwrapped(sources[0].text))
-        best = Claim(first[0][0][:400], (sources[0].number,), True, True) if first else None
     return best
 
 
@@ -284,7 +306,7 @@ def _sentences(text: str) -> list[tuple[str, list[int]]]:
         marks = [int(n) for n in re.findall(r"\[(\d{1,3})\]", part)]
         plain = re.sub(r"\s*\[\d{1,3}\]\s*", " ", part)
         plain = re.sub(r"\s+([.!?。！？])", r"\1", plain).strip()
-        if plain.strip(" .!?*-"):
+        if plain.strip(" .!?*-") and not re.fullmatch(r"\d{1,2}\.", plain):  # the number of a list's item
             found.append((plain, marks))
     return found
 
@@ -360,7 +382,7 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
         from qmd.errors import MissingExtra
 
         raise MissingExtra("answers from a local model", "draft") from error
-    folder = None if data_dir is None else data_dir / "knowledge"
+    folder = None if data_dir is None else data_dir / "draft" / "knowledge_cache"
     return LocalWriter(model or SMOLLM2, knowledge_folder=folder)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qmd.errors import UsageError
 from qmd.serve.cli.answer import answer, answer_list
 from qmd.serve.cli.lazy import LazyGroup, Place
 from qmd.serve.cli.options import command, output_options
@@ -72,15 +73,16 @@ def _bench(session: Session, config: Path | None, model: str | None, folder: Pat
         from qmd.errors import MissingExtra
 
         raise MissingExtra("drafting", "draft") from error
-    from qmd.config import find_places
     from qmd.draft.settings import read_config
+    from qmd.llm import open_embedder
 
     settings = read_config(config)
+    places, chosen = session.settings()
     if model is not None:
         settings = msgspec.structs.replace(settings, target_model=model)
     if folder is None:
-        folder = find_places(session.config_dir, session.data_dir).data_dir / "draft"
-    return Bench(settings, folder)
+        folder = places.data_dir / "draft"
+    return Bench(settings, folder, embedder=open_embedder(chosen.models.embedding))
 
 
 def _read(path: Path) -> list[Question]:
@@ -89,18 +91,55 @@ def _read(path: Path) -> list[Question]:
     return read_questions(path)
 
 
-@command(epilog="qmd knowledge build --questions faq.yaml --model SmolLM2-135M-Instruct")
-@_QUESTIONS
+@command(
+    epilog="""
+    qmd knowledge build --model SmolLM2-135M-Instruct
+    qmd knowledge build --questions faq.yaml --model SmolLM2-135M-Instruct
+    """
+)
+@click.option(
+    "--questions",
+    type=_FILE,
+    help="YAML list of {question, passage, answer}, or a question a line.  [default: the index's most used passages]",
+)
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 500), default=15, show_default=True, help="Passages of the index."
+)
 @_MODEL
 @_FOLDER
 @click.option("--config", type=_FILE, help="The draft's configuration.")
 @output_options("cli", "json")
 @pass_session
 def build(
-    session: Session, /, questions: Path, model: str | None, folder: Path | None, config: Path | None
+    session: Session,
+    /,
+    questions: Path | None,
+    limit: int,
+    model: str | None,
+    folder: Path | None,
+    config: Path | None,
 ) -> None:
-    """Store the keys and values of known answers, so that the model need not compute them again."""
-    report = _bench(session, config, model, folder).build_knowledge(_read(questions))
+    """Store the keys and values of known texts, so that the model need not compute them again.
+
+    Of the passages that `qmd ask` answered from most often, as its prompts begin; or of a file of questions.
+    """
+    if questions is not None:
+        asked = _read(questions)
+        report = _bench(session, config, model, folder).build_knowledge(asked)
+    else:
+        from qmd.search.answer import read_used, write_prompt
+
+        with session.open() as index:
+            sources = read_used(index, limit)
+        if not sources:
+            raise UsageError(
+                "no answer was written from this index yet. Use `qmd ask` first, or give --questions."
+            )
+        prompts = [(write_prompt("", [source]), source.text) for source in sources]
+        report = _bench(session, config, model, folder).build_beginnings(
+            # without the blank line after the last source: another source may follow
+            [(messages, keep.rstrip(), text) for (keep, messages), text in prompts]
+        )
     answer(
         session, report, [f"{report.entries} entries, {report.size_bytes / 1e6:.1f} MB in {report.folder}"]
     )
