@@ -18,7 +18,7 @@ import torch
 from qmd.errors import MissingExtra, ModelError
 from qmd.types import Progress
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.data import Item, Pair, PairSet, read_pairs
+from qmd.vembed.data import Item, Pair, PairSet, check_loss_fits, read_pairs
 from qmd.vembed.model.images import open_image
 
 if TYPE_CHECKING:
@@ -98,7 +98,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     trainer = trainer_class(SentenceTransformerTrainer)(
         model=model,
         args=arguments,
-        train_dataset=dataset_of(pairs.pairs),
+        train_dataset=dataset_of(
+            pairs.pairs,
+            config.loss_type,
+            most_negatives=None
+            if config.false_negative_margin is None
+            else 1,  # all that the library's loss takes
+        ),
         loss=build_loss(model, config, ranks=ranks),
         evaluator=evaluator,
         data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
@@ -214,17 +220,27 @@ def _uses_other_pairs(config: TrainConfig) -> bool:
     return config.loss_type in ("infonce", "symmetric_infonce", "sigmoid")
 
 
-def dataset_of(pairs: Sequence[Pair]) -> Any:
-    """Columns query, positive, negative_1.. as sentence-transformers wants them, each cell {text, image}."""
+def dataset_of(
+    pairs: Sequence[Pair], loss_type: str = "infonce", *, most_negatives: int | None = None
+) -> Any:
+    """Columns query, positive, negative_1.. as sentence-transformers wants them, each cell {text, image}; the scores as
+    `label` where the loss learns from them. Raises DataError where the pairs lack what it needs."""
     from datasets import Dataset
 
+    check_loss_fits(pairs, loss_type)
     negatives = min(len(pair.negatives) for pair in pairs)
-    columns: dict[str, list[dict[str, str | None]]] = {
+    limits = {"cosent": 0, "triplet": 1}
+    negatives = min(negatives, limits.get(loss_type, negatives if most_negatives is None else most_negatives))
+    columns: dict[str, list[Any]] = {
         "query": [_cell(pair.query) for pair in pairs],
         "positive": [_cell(pair.positive) for pair in pairs],
     }
     for number in range(negatives):
         columns[f"negative_{number + 1}"] = [_cell(pair.negatives[number]) for pair in pairs]
+    if loss_type == "cosent":
+        columns["label"] = [pair.scores[0] for pair in pairs]
+    elif loss_type == "distillation":
+        columns["label"] = [list(pair.scores) for pair in pairs]
     return Dataset.from_dict(columns)
 
 
