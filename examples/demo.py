@@ -33,6 +33,12 @@ SEARCHES = [
         ],
     ),
     (
+        "Pictures: by what they show, whatever their files are called",
+        [
+            ("query", "a tram"),
+        ],
+    ),
+    (
         "Hybrid search: both, fused",
         [
             ("query", "why were samples missing when the server ran out of space"),

@@ -16,6 +16,7 @@ EXPECTED = [
     "linux/文件权限.md",
     "linux/ファイルの権限.md",
     "kitchen/sourdough.md",
+    "travel/IMG_0417.png",
     "work/2026-04-22 ingest outage.md",
     "health/睡眠记录.md",
     "health/花粉症.md",

@@ -90,6 +90,31 @@ def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]
     elif total:
         yield CheckResult("vectors", "ok", f"all {total} passages have one")
     yield from _languages(store, embedder)
+    yield from _pictures(store, config)
+
+
+def _pictures(store: Store, config: Config) -> Iterator[CheckResult]:
+    """Whether every picture was looked at, and which could not be."""
+    if not store.pictures.any() or config.models.image is None:
+        return
+    from qmd.llm.image_text import open_image_text
+
+    try:
+        model = open_image_text(config.models.image)
+    except QmdError as error:
+        yield CheckResult(
+            "pictures", "problem", str(error), "`qmd models use NAME --role image` sets another."
+        )
+        return
+    counts = store.pictures.count(model.fingerprint)
+    left = counts.total - counts.done - counts.refused
+    if left:
+        message = f"{counts.done} of {counts.total} were looked at by {model.card.name}"
+        yield CheckResult("pictures", "warning", message, "Run `qmd embed`.")
+    else:
+        yield CheckResult("pictures", "ok", f"all {counts.total} were looked at by {model.card.name}")
+    for collection, path, why in store.pictures.refused(model.fingerprint)[:10]:
+        yield CheckResult(f"picture {collection}/{path}", "warning", why, "Found by its words alone.")
 
 
 def _languages(store: Store, embedder: Embedder) -> Iterator[CheckResult]:

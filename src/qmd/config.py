@@ -33,12 +33,14 @@ class Memory(Section, frozen=True):
 
 
 class Models(Section, frozen=True):
-    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server."""
+    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server. `image`: what looks at
+    pictures; null: pictures are found by their words alone."""
 
     embedding: str = "all-MiniLM-L6-v2"
     reranker: str | None = None
     expansion: str | None = None
     generation: str | None = None
+    image: str | None = "qmd-pictograms"
 
 
 class Search(Section, frozen=True):
@@ -65,12 +67,14 @@ class Search(Section, frozen=True):
 
 
 class Ingest(Section, frozen=True):
-    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model."""
+    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model. images: pictures too, where Pillow is
+    installed."""
 
     max_file_bytes: int = 16 * 1024 * 1024
     chunk_tokens: int = 240
     chunk_overlap: float = 0.0
     follow_symlinks: bool = False
+    images: bool = True
 
 
 class Config(Section, frozen=True):
@@ -139,7 +143,7 @@ def load_config_of(places: Places) -> Config:
     path = places.config_dir / CONFIG_NAME
     config = load_config(path)
     if places.project is not None and places.config_dir == places.project:
-        for role in ("embedding", "reranker", "expansion", "generation"):
+        for role in ("embedding", "reranker", "expansion", "generation", "image"):
             name = getattr(config.models, role)
             if name is not None and _reaches(name):
                 raise ConfigError(

@@ -63,5 +63,9 @@ class ModelMismatch(ModelError):
     """The index was built with another model than the one the configuration asks for."""
 
 
+class BadPicture(QmdError):
+    """A picture cannot be opened: damaged, cut short, of an unknown format, or with too many pixels."""
+
+
 class IndexNotTrained(QmdError, RuntimeError):
     """A vector index was asked to add or search before `train`."""

@@ -81,6 +81,7 @@ def configured_models(config: Config) -> list[tuple[str, Role, str]]:
         ("reranker", "reranker", models.reranker),
         ("expansion", "generation", models.expansion),
         ("generation", "generation", models.generation),
+        ("image", "image", models.image),
     ]
     return [(key, role, name) for key, role, name in rows if name]
 
@@ -113,6 +114,10 @@ def _verified(name: str, role: Role) -> str:
         if not Path(name).expanduser().is_file():
             raise QmdError(f"there is no file {name}. Correct the configuration.")
         return "here"
+    if role == "image":
+        from qmd.llm.image_text import check_image_text
+
+        return check_image_text(name)
     card = find_card(name, role)
     if card.package:
         find_packaged_file(card)

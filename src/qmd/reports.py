@@ -14,13 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EmbedReport:
-    """One run of `embed`. `embedded` counts texts done now, `remaining` those still without a vector."""
+    """One run of `embed`. `embedded` counts texts done now, `remaining` those still without a vector. `pictures`: the
+    same of pictures, None where the index has none; `degraded`: why they were not looked at."""
 
     model: str
     embedded: int
     remaining: int
     seconds: float
     interrupted: bool = False
+    pictures: PictureReport | None = None
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PictureReport:
+    """Pictures looked at now; those that cannot be (damaged); those left, whose files changed or are away."""
+
+    model: str
+    embedded: int
+    refused: int
+    remaining: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStatus:
+    """Pictures of an index: all, those with a vector of the model in force, those it could not look at."""
+
+    model: str | None
+    total: int
+    done: int
+    refused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +195,7 @@ class Status:
     vectors: tuple[ModelVectors, ...] = ()
     contexts: tuple[Context, ...] = ()
     languages: Mapping[str, int] = field(default_factory=dict)
+    pictures: PictureStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmd.config import Config, Places
-from qmd.errors import QmdError, UsageError
+from qmd.errors import NotFound, QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
@@ -21,8 +23,10 @@ from qmd.store.store import Store
 from qmd.types import Filter, Hits
 
 if TYPE_CHECKING:
+    from qmd.llm.image_text import ImageTextModel
     from qmd.llm.protocols import Embedder, Generator, Reranker
     from qmd.reports import Links
+    from qmd.store import StoredDocument
 
 NO_LIMIT = 100_000
 """What `all` means in hits: more than a person or a program reads."""
@@ -51,6 +55,8 @@ class Searches:
         self._embedder = embedder
         self._reranker = reranker
         self._expander: Generator | None = None
+        self._opening = threading.Lock()
+        self._image_text: ImageTextModel | None = None
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
         self._opened = OpenedSearches(store.path.with_suffix(".searches"))
@@ -59,10 +65,60 @@ class Searches:
     def embedder(self) -> Embedder:
         """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
         if self._embedder is None:
+            with self._opening:
+                if self._embedder is None:
+                    from qmd.llm import open_embedder
+
+                    self._embedder = open_embedder(self.config.models.embedding)
+        return self._embedder
+
+    def warm(self) -> None:
+        """Open what a search by meaning needs, so that the first one does not wait: the model in this thread, the
+        matrix of vectors in another. A search that begins meanwhile waits for what it needs only. Does nothing where
+        there are no vectors. Raises ModelError, NotFound."""
+        with self._opening:
+            if self._embedder is not None or not self.store.has_vectors:
+                return
             from qmd.llm import open_embedder
 
-            self._embedder = open_embedder(self.config.models.embedding)
-        return self._embedder
+            embedder = open_embedder(self.config.models.embedding)
+            if self.store.vectors.has(embedder.fingerprint):
+                threading.Thread(target=self._warm_matrix, args=(embedder.fingerprint,), daemon=True).start()
+            embedder.embed_query("warm")
+            self._embedder = embedder
+
+    def _warm_matrix(self, fingerprint: str) -> None:
+        with suppress(QmdError):  # the first search tells it
+            from qmd.search import dense, inverted  # noqa: F401  loaded here, and not while somebody waits
+
+            self.store.vectors.matrix(fingerprint)
+
+    def let_go(self) -> None:
+        """Give the memory of models and vectors back; the next search opens them again."""
+        with self._opening:
+            self._embedder = self._reranker = self._expander = None
+            self.store.vectors.let_go()
+
+    @property
+    def image_text(self) -> ImageTextModel:
+        """The model that looks at pictures, opened when first asked for. Raises ModelError, NotFound, UsageError where
+        the configuration names none."""
+        if self._image_text is None:
+            from qmd.llm.image_text import open_image_text
+
+            name = self.config.models.image
+            if name is None:
+                raise UsageError("no model looks at pictures: `models.image` is null in the configuration.")
+            self._image_text = open_image_text(name, open_text=self._text_embedder)
+        return self._image_text
+
+    def _text_embedder(self, name: str) -> Embedder:
+        """The configured embedder where it is that one, so that it is loaded once."""
+        if name == self.config.models.embedding and self.embedder.card.name == name:
+            return self.embedder
+        from qmd.llm import open_embedder
+
+        return open_embedder(name)
 
     @property
     def has_reranker(self) -> bool:
@@ -82,6 +138,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -106,6 +165,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -132,6 +194,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -176,6 +241,8 @@ class Searches:
 
         request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
         document = reference.find(self.store, str(file))
+        if document.type == "image" if document is not None else _is_picture(file):
+            return self._similar_pictures(Path(file).expanduser(), document, request)
         if document is not None:
             vector = mean_of_document(self.store, self.embedder, document.id)
         else:
@@ -189,6 +256,52 @@ class Searches:
             without=None if document is None else document.id,
         )
         return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near])))
+
+    def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
+        """Pictures near a picture, by what they show; what notes say of them plays no part."""
+        from qmd.search.pictures import hits_of, look
+
+        model = self.image_text
+        if document is not None:
+            vector = self.store.pictures.vector(model.fingerprint, document.id)
+            if vector is None:
+                raise NotFound("the picture has no vector yet. Run `qmd embed`.")
+        else:
+            if not file.is_file():
+                raise NotFound(f"there is no picture {file}.")
+            vector = model.embed_images([file])[0]
+        without = None if document is None else document.id
+        seen = look(self.store, model, vector, request.filter, request.limit, without=without)
+        return Hits(tuple(hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])))
+
+    def query_image(
+        self,
+        image: str | Path | bytes,
+        text: str = "",
+        *,
+        limit: int | None = None,
+        collections: Sequence[str] = (),
+        path: str | None = None,
+    ) -> Hits:
+        """Pictures like one, changed as `text` says ("dark skin tone") where there is one. Scores are cosines.
+
+        image: a file, or its bytes. Raises BadPicture, MissingExtra, and ModelError where the model takes no text with
+        a picture.
+        """
+        from qmd.search.pictures import hits_of, look
+
+        request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
+        model = self.image_text
+        given = image if isinstance(image, bytes) else Path(image).expanduser()
+        if isinstance(given, Path) and not given.is_file():
+            raise NotFound(f"there is no picture {given}.")
+        vector = model.embed_both(text, given) if text.strip() else model.embed_images([given])[0]
+        if not self.store.pictures.has(model.fingerprint):
+            raise NotFound(
+                "the index has no pictures that were looked at. Run `qmd add` with pictures, and `qmd embed`."
+            )
+        seen = look(self.store, model, vector, request.filter, request.limit)
+        return Hits(tuple(hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])))
 
     def links(self, note: str, *, limit: int = 5) -> Links:
         """Links out of and into a note, those that lead nowhere, and up to `limit` notes near in meaning that no link
@@ -281,6 +394,9 @@ class Searches:
                 collections=tuple(collections) or self._included(),
                 path=given.get("path"),
                 tags=tuple(given.get("tags") or ()),
+                title=given.get("title"),
+                type=given.get("type"),
+                lang=given.get("lang"),
                 after=_date(given.get("after")),
                 before=_date(given.get("before")),
             ),
@@ -314,7 +430,13 @@ class Searches:
         expander = None
         if names.expansion is not None:
             expander = Door(names.expansion, self._open_expander, lambda: self._expander is not None)
-        return Models(embedder, reranker, expander)
+        return Models(embedder, reranker, expander, self._pictures_door())
+
+    def _pictures_door(self) -> Door[ImageTextModel] | None:
+        name = self.config.models.image
+        if name is None or not self.store.pictures.any():
+            return None
+        return Door(name, lambda: self.image_text, lambda: self._image_text is not None)
 
     def _open_reranker(self) -> Reranker:
         if self._reranker is None:
@@ -337,6 +459,12 @@ class Searches:
             return ()
         # No name can be empty: where everything is excluded, nothing is searched.
         return tuple(name for name, include in included.items() if include) or ("",)
+
+
+def _is_picture(file: str | Path) -> bool:
+    from qmd.ingest.walk import PICTURES
+
+    return Path(file).suffix.lower().lstrip(".") in PICTURES
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:

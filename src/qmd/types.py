@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, overload
 
 Pooling = Literal["mean", "cls", "last_token"]
-Role = Literal["embedding", "reranker", "generation"]
+Role = Literal["embedding", "reranker", "generation", "image"]
 Form = Literal["encoder", "seq-cls", "causal"]
 LinkKind = Literal["wikilink", "embed", "link"]
 
@@ -97,6 +97,7 @@ class Hit:
     `line` is where `snippet` begins. `marks` are (start, end) character offsets of the matches in `snippet`. `quote`
     is the sentence of the snippet with most matches, word for word. `stale`: the file "changed" since it was indexed,
     or is "gone"; None: it is as indexed. `duplicates`: `file:line` of near-copies that are not hits of their own.
+    `image`: what is known of a picture (format, width, height, size_bytes); None: the hit is a text.
     """
 
     docid: str
@@ -116,6 +117,7 @@ class Hit:
     quote: str | None = None
     stale: Literal["changed", "gone"] | None = None
     duplicates: tuple[str, ...] = ()
+    image: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

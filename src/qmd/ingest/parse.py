@@ -16,7 +16,7 @@ from qmd.ingest.frontmatter import clean, iso_date
 from qmd.ingest.language import detect_language
 from qmd.ingest.outline import Outline
 from qmd.ingest.read import CannotRead, decode
-from qmd.ingest.walk import Skipped
+from qmd.ingest.walk import PICTURES, Skipped
 from qmd.types import Document
 
 Reader = Callable[[str], Outline]
@@ -86,6 +86,10 @@ def parse(path: str, data: bytes, *, chunk_tokens: int, chunk_overlap: float = 0
     path: chooses the format and gives title and date where the content names none. chunk_tokens: limit of a chunk;
     chunk_overlap: share of it that is repeated. Returns Skipped, with the reason, for what is no text.
     """
+    if path.rpartition(".")[2].lower() in PICTURES:
+        from qmd.ingest.formats.picture import read_picture
+
+        return read_picture(path, data)
     try:
         text, encoding = decode(data)
     except CannotRead as error:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -153,6 +154,10 @@ def update(
     fresh = _move(run, fresh, gone, known)
     _remove(run, gone, [path for path in skips if path not in seen])
     _index(run, fresh, known)
+    if (run.done or gone) and store.pictures.any():
+        from qmd.ingest.captions import write_captions
+
+        write_captions(store, collection)
     if before != cutting:
         store.set_setting(f"chunks:{collection}", cutting)
     if run.done or gone:
@@ -196,6 +201,10 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
     run.total = len(fresh)
     _remove(run, gone, ())
     _index(run, fresh, known)
+    if (run.done or gone) and store.pictures.any():
+        from qmd.ingest.captions import write_captions
+
+        write_captions(store, collection)
     counts = run.counts
     return UpdateReport(
         changed=counts["changed"],
@@ -328,6 +337,17 @@ def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: 
     run.progress("index", run.done, run.total)
 
 
+def without_pictures(config: Config) -> str | None:
+    """Why pictures are left out; empty: they are read. None: like any other binary file, and nobody wants to know."""
+    if not config.ingest.images:
+        return None
+    return (
+        ""
+        if find_spec("PIL") is not None
+        else "picture: `pip install 'qmd-python[images]'` to find pictures too"
+    )
+
+
 def default_steps() -> Steps:
     """The real stages."""
     from qmd.ingest.parse import parse
@@ -347,6 +367,7 @@ def default_steps() -> Steps:
             ignore=where.ignore,
             max_file_bytes=config.ingest.max_file_bytes,
             follow_symlinks=config.ingest.follow_symlinks,
+            pictures=without_pictures(config),
         ),
         read=read,
         parse=lambda path, data, config: parse(

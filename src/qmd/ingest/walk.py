@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore import GitIgnorePatternError
@@ -30,6 +31,8 @@ SKIPPED_FOLDERS = frozenset(
         "$RECYCLE.BIN",
     ]
 )
+PICTURES = frozenset(["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"])
+"""Endings of pictures that can be looked at. SVG is text."""
 _BINARY = frozenset(
     [
         "png",
@@ -185,17 +188,21 @@ def walk(
     ignore: Sequence[str] = (),
     max_file_bytes: int = MAX_FILE_BYTES,
     follow_symlinks: bool = False,
+    pictures: str | None = None,
 ) -> Iterator[FoundFile | Skipped]:
     """Find files under `root`, in the order of their names.
 
     patterns: globs of which a path has to match one (none: all); what matches none is not reported. ignore: globs in
     .gitignore syntax, stronger than the ignore files. follow_symlinks: follow links whose target lies inside the root.
+    pictures: why pictures are left out; empty: they are not.
     Raises NotFound if the root does not exist.
     """
     top = os.path.realpath(root)
+    binary = _BINARY - PICTURES if pictures == "" else _BINARY
+    why = dict.fromkeys(PICTURES, pictures) if pictures else {}
     if os.path.isfile(top):
         folder, name = os.path.split(top)
-        yield from _one(folder, name, max_file_bytes)
+        yield from _one(folder, name, max_file_bytes, binary, why)
         return
     if not os.path.isdir(top):
         raise NotFound(
@@ -256,7 +263,7 @@ def walk(
             if wanted is not None and not wanted.match_file(path):
                 continue
             assert status is not None
-            reason = _file_reason(name, path, status, specs, unwanted, max_file_bytes)
+            reason = _file_reason(name, path, status, specs, unwanted, max_file_bytes, binary, why)
             if reason is None and shown is not path and shown != path and shown.rpartition("/")[2] in names:
                 reason = "its name is not UTF-8 and would be mistaken for that of its neighbour"
             if reason:
@@ -270,9 +277,11 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _one(folder: str, name: str, max_file_bytes: int) -> Iterator[FoundFile | Skipped]:
+def _one(
+    folder: str, name: str, max_file_bytes: int, binary: frozenset[str], why: Mapping[str, str]
+) -> Iterator[FoundFile | Skipped]:
     status = os.stat(os.path.join(folder, name))
-    reason = _file_reason(name, name, status, (), None, max_file_bytes)
+    reason = _file_reason(name, name, status, (), None, max_file_bytes, binary, why)
     if reason:
         yield Skipped(readable(name), reason)
     else:
@@ -301,6 +310,8 @@ def _file_reason(
     specs: tuple[Spec, ...],
     unwanted: GitIgnoreSpec | None,
     max_file_bytes: int,
+    binary: frozenset[str] = _BINARY,
+    why: Mapping[str, str] = MappingProxyType({}),
 ) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
@@ -311,8 +322,9 @@ def _file_reason(
     reason = _ignored(path, specs, unwanted)
     if reason:
         return reason
-    if name.rpartition(".")[2].lower() in _BINARY and "." in name:
-        return "binary: by its name"
+    ending = name.rpartition(".")[2].lower() if "." in name else ""
+    if ending in binary:
+        return why.get(ending, "binary: by its name")
     if status.st_size > max_file_bytes:
         return f"too large: {status.st_size:,} bytes, the limit is {max_file_bytes:,}"
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qmd.errors import ModelError
+from qmd.errors import MissingExtra, ModelError
 from qmd.llm.memory import gpus, process_bytes
 from qmd.llm.open import open_embedder, open_generator, open_reranker
 from qmd.types import Role
@@ -118,7 +118,37 @@ def _try_generator(name: str, start: float) -> Trial:
     return generator, load_s, 1e3 * (marks[0] - begin), speed, "tokens/s"
 
 
-_TRIALS = {"embedding": _try_embedder, "reranker": _try_reranker, "generation": _try_generator}
+def _try_image_text(name: str, start: float) -> Trial:
+    """A drawn disc and its name: vectors of the promised shape, and how many pictures a second."""
+    from qmd.llm.image_text import open_image_text
+    from qmd.llm.pictures import has_pillow
+
+    if not has_pillow():
+        raise MissingExtra("looking at pictures", "images")
+    from PIL import Image, ImageDraw
+
+    model = open_image_text(name)
+    picture = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(picture).ellipse((16, 16, 112, 112), fill="red")
+    row = model.embed_images([picture])[0]
+    load_s = time.perf_counter() - start
+    begin = time.perf_counter()
+    words = model.embed_query("red circle")
+    first_ms = 1e3 * (time.perf_counter() - begin)
+    begin = time.perf_counter()
+    model.embed_images([picture] * 8)
+    seconds = time.perf_counter() - begin
+    if row.shape != (model.dim,) or not np.isfinite(row).all() or not np.isfinite(words).all():
+        raise ModelError(f"{name} gives vectors of shape {row.shape}, expected ({model.dim},).")
+    return model, load_s, first_ms, 8 / seconds, "pictures/s"
+
+
+_TRIALS = {
+    "embedding": _try_embedder,
+    "reranker": _try_reranker,
+    "generation": _try_generator,
+    "image": _try_image_text,
+}
 
 
 def _own_gpu() -> int | None:

@@ -1,4 +1,4 @@
-"""From a question to hits, top to bottom: parse -> lists -> expand -> fuse -> rerank -> calibrate -> hits.
+"""From a question to hits, top to bottom: parse -> lists -> expand -> fuse -> rerank -> calibrate -> hits -> pictures.
 
 Each stage is one function, timed, and shown by `explain`. A stage that fails, or that the time does not allow, is left
 out and named in `degraded`; the others answer.
@@ -330,7 +330,7 @@ def rerank(state: State) -> None:
         return
     if scored:
         state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
-    _reorder(state, keys, scores, request.rerank_weight, "reranked")
+    _reorder(state, keys, scores, request.rerank_weight)
     state.clock.lap("rerank")
 
 
@@ -341,9 +341,9 @@ def _texts(state: State, keys: Sequence[int]) -> list[str]:
     return [f"{row.title}\n{row.text}" if (row := state.rows.get(chunk)) else "" for chunk in chunks]
 
 
-def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight: float, stage: str) -> None:
+def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight: float) -> None:
     """Blend new scores of the first `keys` with the old; the rest keeps its order below them."""
-    state.trail[stage] = dict(zip(keys, map(float, scores), strict=True))
+    state.trail["reranked"] = dict(zip(keys, map(float, scores), strict=True))
     blended = blend([state.scores[key] for key in keys], scores, weight)
     first = dict(sorted(zip(keys, blended, strict=True), key=lambda item: -item[1]))
     least = min(first.values(), default=0.0)
@@ -392,9 +392,20 @@ def answer(state: State) -> Hits:
     shown = Shown(asked=tuple(dict.fromkeys(asked)), words=words)
     hits, evidence = make_hits(state, shown)
     any_relevant = calibrate.any_relevant(evidence)
+    if state.models.pictures is not None and request_looks(state):
+        from qmd.search.pictures import join_pictures
+
+        hits = join_pictures(state, hits)
+        best = max((hit.score for hit in hits if hit.image is not None), default=0.0)
+        any_relevant = max(any_relevant or 0.0, best) if best or any_relevant is not None else None
     nothing = any_relevant is not None and any_relevant < calibrate.NOTHING_BELOW
     state.clock.lap("hits")
     return Hits(tuple(hits), tuple(dict.fromkeys(state.degraded)), state.clock.laps, any_relevant, nothing)
+
+
+def request_looks(state: State) -> bool:
+    """Whether pictures may take part: there are some, and the search is by meaning."""
+    return state.request.mode != "keyword" and state.store.pictures.any()
 
 
 def _bounded(bm25: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from qmd.types import Filter
 
 if TYPE_CHECKING:
+    from qmd.llm.image_text import ImageTextModel
     from qmd.llm.protocols import Embedder, Generator, Reranker
 
 Mode = Literal["keyword", "vector", "hybrid"]
@@ -68,3 +69,4 @@ class Models:
     embedder: Door[Embedder]
     reranker: Door[Reranker] | None = None
     expander: Door[Generator] | None = None
+    pictures: Door[ImageTextModel] | None = None

@@ -137,6 +137,13 @@ class Chunks:
 
         return np.sort(np.fromiter((r[0] for r in rows), np.int64, len(rows)))
 
+    def headings(self, document_id: int) -> list[tuple[int, int, tuple[str, ...]]]:
+        """(first line, last line, heading path) of a document's chunks, in reading order."""
+        rows = self._db.all(
+            "SELECT line, end_line, headings FROM chunks WHERE document_id = ? ORDER BY start", (document_id,)
+        )
+        return [(row[0], row[1], tuple(row[2].split(SEPARATOR)) if row[2] else ()) for row in rows]
+
     def of_document(self, document_id: int) -> list[int]:
         """Ids of a document's chunks, in reading order."""
         return [

@@ -175,6 +175,12 @@ class Documents:
         )
         return {row[0]: (row[1], _read_day(row[2])) for row in rows}
 
+    def fields(self, document_id: int) -> Mapping[str, object]:
+        """What the document's own header says: of a picture its format and size."""
+        found = self._db.value("SELECT fields FROM documents WHERE id = ?", (document_id,))
+        fields: dict[str, object] = json.loads(found) if found else {}
+        return fields
+
     def tags(self, document_id: int) -> tuple[str, ...]:
         return tuple(t for (t,) in self._db.all("SELECT tag FROM tags WHERE document_id = ?", (document_id,)))
 
@@ -224,6 +230,21 @@ class Documents:
             "SELECT n.name, max(d.mtime_ns) FROM documents d JOIN collections n ON n.id = d.collection_id GROUP BY 1"
         )
         return {row[0]: row[1] for row in rows}
+
+    def common_tags(self, limit: int) -> builtins.list[tuple[str, int]]:
+        """(tag, documents that have it), the most used first."""
+        rows = self._db.all(
+            "SELECT tag, count(*) FROM tags GROUP BY tag ORDER BY count(*) DESC, tag LIMIT ?", (limit,)
+        )
+        return [(tag, count) for tag, count in rows]
+
+    def names(self) -> builtins.list[tuple[str, str]]:
+        """(collection, path) of every document, without anything else of it."""
+        rows = self._db.all(
+            "SELECT n.name, d.path FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "ORDER BY n.name, d.path"
+        )
+        return [(name, stored_path(path)) for name, path in rows]
 
     def named_from(self, start: str, limit: int) -> builtins.list[str]:
         """Names (`collection/path`) that begin with `start`, in order."""

@@ -10,6 +10,8 @@ from qmd.errors import StoreDamaged, StoreError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
 from qmd.store.documents import clean, stored_path
+from qmd.store.pictures import bad_vectors as bad_pictures
+from qmd.store.pictures import tidy as tidy_pictures
 from qmd.store.schema import NEW_GENERATION
 from qmd.store.vectors import Vectors, remove_matrix
 
@@ -80,11 +82,11 @@ def integrity(db: Connection, vectors: Vectors) -> list[Problem]:
         bad = bad_documents(db)
         if bad:
             problems.append(Problem(f"{len(bad)} documents do not match their checksums", again))
-        bad_rows = bad_vectors(db)
+        bad_rows = len(bad_vectors(db)) + len(bad_pictures(db))
         if bad_rows:
             problems.append(
                 Problem(
-                    f"{len(bad_rows)} vectors do not match their checksums",
+                    f"{bad_rows} vectors do not match their checksums",
                     "Run `qmd cleanup`, then `qmd embed`.",
                 )
             )
@@ -178,9 +180,11 @@ def cleanup(db: Connection, vectors: Vectors) -> CleanupReport:
             notes.append(f"{len(damaged)} damaged documents were dropped; `qmd update` reads them again")
         bad = bad_vectors(db)
         db.many("DELETE FROM vectors WHERE id = ?", [(i,) for i in bad])
-        if bad:
-            notes.append(f"{len(bad)} damaged vectors were dropped; `qmd embed` makes them again")
-        orphans = db.run("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM chunks)")
+        dropped_pictures, orphan_pictures = tidy_pictures(db)
+        dropped_vectors = len(bad) + dropped_pictures
+        if dropped_vectors:
+            notes.append(f"{dropped_vectors} damaged vectors were dropped; `qmd embed` makes them again")
+        orphans = db.run("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM chunks)") + orphan_pictures
         db.run("DELETE FROM models WHERE id NOT IN (SELECT model_id FROM vectors)")
         if rebuild:
             rebuild_keyword(db)
@@ -191,7 +195,7 @@ def cleanup(db: Connection, vectors: Vectors) -> CleanupReport:
     db.run("VACUUM")
     db.one("PRAGMA wal_checkpoint(TRUNCATE)")
     _renew_matrices(db, vectors, notes)
-    return CleanupReport(before, _size(db), orphans, len(damaged), len(bad), rebuild, tuple(notes))
+    return CleanupReport(before, _size(db), orphans, len(damaged), dropped_vectors, rebuild, tuple(notes))
 
 
 def _renew_matrices(db: Connection, vectors: Vectors, notes: list[str]) -> None:

@@ -73,7 +73,20 @@ def _skipped_files(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _skipped_files)
+def _picture_vectors(db: sqlite3.Connection) -> None:
+    """Vectors of pictures, by the hash of their bytes: a space of their own beside that of the texts.
+
+    A row without a vector says why the picture could not be looked at; it is not tried again.
+    """
+    db.execute(
+        """CREATE TABLE picture_vectors (
+            fingerprint TEXT NOT NULL, hash BLOB NOT NULL, crc INTEGER NOT NULL, vector BLOB, refused TEXT,
+            PRIMARY KEY (fingerprint, hash)) WITHOUT ROWID"""
+    )
+    db.execute("CREATE INDEX pictures_by_hash ON documents (hash) WHERE type = 'image'")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _skipped_files, _picture_vectors)
 FORMAT_VERSION = len(MIGRATIONS)
 """Kept in the database header as `PRAGMA user_version`."""
 

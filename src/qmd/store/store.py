@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from qmd.errors import StoreError
 from qmd.store.chunks import ChunkRow, Chunks
 from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
+from qmd.store.pictures import Pictures
 from qmd.store.schema import NEW_GENERATION
 from qmd.store.wholes import Wholes
 from qmd.types import Collection, Filter
@@ -39,6 +41,7 @@ class Store:
         self.documents = Documents(db)
         self.chunk_rows = Chunks(db)
         self.keyword = Keyword(db)
+        self.pictures = Pictures(db)
         self.wholes = Wholes(db, self.keyword)
         self._warn = warn
         self._collections = Collections(db)
@@ -59,6 +62,8 @@ class Store:
         return cls(open_database(Path(path), create=create), warn=warn)
 
     def close(self) -> None:
+        with suppress(StoreError):
+            self.keyword.save_common()
         self.db.close()
 
     def __enter__(self) -> Self:

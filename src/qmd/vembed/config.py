@@ -26,6 +26,7 @@ LossType = Literal[
     "triplet",
     "sigmoid",
     "distillation",
+    "cca",
     "listwise",
     "lambda",
     "binary",
@@ -53,6 +54,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     feature_cache: str | None = None
     freeze_layers: int = 0
     adapter: Literal["none", "residual"] = "none"
+    ridge_image: float = 1.0
+    ridge_text: float = 0.5
+    ridge_both: float = 1.0
+    correlation_power: float = 0.5
 
     use_lora: bool = False
     lora_r: int = 16
@@ -132,6 +137,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("use_mrl needs mrl_dims, each at least 1")
         if self.encoder_mode == "composed" and not self.image_model_name_or_path:
             raise ValueError("encoder_mode 'composed' needs image_model_name_or_path, the image tower")
+        if self.loss_type == "cca" and not (self.encoder_mode == "composed" and self.freeze_towers):
+            raise ValueError(
+                "loss_type 'cca' needs encoder_mode 'composed' and freeze_towers: it solves for heads"
+            )
         adapts = self.adapter != "none"
         if self.feature_cache and not (adapts or (self.encoder_mode == "composed" and self.freeze_towers)):
             raise ValueError(

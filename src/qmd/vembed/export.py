@@ -68,6 +68,10 @@ def export_onnx(
     from qmd.vembed.model.assemble import open_model
 
     model = open_model(checkpoint).to("cpu").eval()
+    if getattr(model[0], "stands_on_embedder", False):
+        from qmd.vembed.export_pictures import export_image_text
+
+        return export_image_text(model, checkpoint, Path(folder), name=name)
     graph, tokenizer, max_tokens, config = _text_graph(model)
     folder = Path(folder)
     (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
@@ -172,10 +176,12 @@ def quantise_weights(source: Path, target: Path) -> None:
     kept, nodes = [], []
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.ndim != 2 or values.size < _SMALLEST_QUANTISED:
+        if values.dtype != np.float32 or values.ndim < 2 or values.size < _SMALLEST_QUANTISED:
             kept.append(tensor)
             continue
-        axis = 1 if tensor.name in looked_up else 0
+        axis: int | tuple[int, ...] = 1 if tensor.name in looked_up else 0
+        if values.ndim > 2:  # a kernel: a scale for each channel that it makes
+            axis = tuple(range(1, values.ndim))
         scale = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-12).astype(np.float32) / 127
         small = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
         kept.append(numpy_helper.from_array(small, f"{tensor.name}.int8"))
@@ -279,18 +285,27 @@ def _inner(module: Any) -> Any:
     return next((getattr(module, key) for key in ("model", "auto_model") if hasattr(module, key)), None)
 
 
-def write_graph(graph: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
+def write_graph(
+    graph: Any,
+    example: tuple[Any, ...],
+    path: Path,
+    axes: dict[str, dict[int, str]],
+    *,
+    inputs: int | None = None,
+) -> None:
+    """axes: the names of all inputs, then of all outputs; all but the last are inputs unless `inputs` says how many."""
     import torch
 
-    *inputs, output = axes
+    names = list(axes)
+    count = len(names) - 1 if inputs is None else inputs
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
         torch.onnx.export(
             graph,
             example,
             str(path),
-            input_names=inputs,
-            output_names=[output],
+            input_names=names[:count],
+            output_names=names[count:],
             dynamic_axes=axes,
             opset_version=17,
             dynamo=False,
@@ -298,6 +313,7 @@ def write_graph(graph: Any, example: tuple[Any, ...], path: Path, axes: dict[str
 
 
 def _write_image_graph(model: Any, folder: Path) -> None:
+    """`image.onnx` in single precision, for a composed model with a text tower of its own."""
     import torch
     from torch import nn
 
@@ -337,6 +353,7 @@ def _write_image_graph(model: Any, folder: Path) -> None:
         write_graph(Graph().eval(), (torch.zeros(2, 3, size, size),), folder / "image.onnx", axes)
     finally:
         torch.backends.mha.set_fastpath_enabled(quick)
+    settings["sha256"] = {name: file_sha256(folder / name) for name in ("image.onnx", "model.onnx")}
     (folder / "image.json").write_text(json.dumps(settings), encoding="utf-8")
 
 

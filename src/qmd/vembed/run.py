@@ -88,6 +88,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         write_record(output, config, pairs, validation)
 
     evaluator = PairEvaluator(validation.pairs, batch_size=config.batch_size) if validation else None
+    if config.loss_type == "cca":
+        return _solve(model, config, pairs, validation, rows, evaluator)
     arguments = training_arguments(
         SentenceTransformerTrainingArguments,
         config,
@@ -128,6 +130,37 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         steps=int(result.global_step),
         final_loss=float(result.training_loss),
         metrics=metrics,
+        skipped=pairs.skipped,
+        rows=tuple(rows),
+    )
+
+
+def _solve(
+    model: SentenceTransformer,
+    config: TrainConfig,
+    pairs: PairSet,
+    validation: PairSet | None,
+    rows: list[Row],
+    evaluator: Any,
+) -> TrainReport:
+    """Heads in closed form: no step, no checkpoint."""
+    from qmd.vembed.closed_form import fit_heads
+    from qmd.vembed.evaluation.report import evaluate_pairs, write_tables
+
+    output = Path(config.output_dir)
+    correlation = fit_heads(model[0], pairs.pairs, config)
+    model.save(str(output), create_model_card=False)
+    if config.feature_cache:
+        model[0].write_features(config.feature_cache)
+    if validation:
+        dims = config.mrl_dims if config.use_mrl else ()
+        rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
+        write_tables(output, rows)
+    return TrainReport(
+        output_dir=str(output),
+        steps=0,
+        final_loss=1.0 - correlation,
+        metrics=evaluator(model) if evaluator else {},
         skipped=pairs.skipped,
         rows=tuple(rows),
     )

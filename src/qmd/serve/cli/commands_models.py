@@ -123,6 +123,7 @@ _KEYS = {
     "reranker": "reranker",
     "expansion": "generation",
     "generation": "generation",
+    "image": "image",
 }
 
 
@@ -168,6 +169,29 @@ def use(session: Session, name: str, role: str, embed: bool) -> None:
         say(f"models.{role} is now {name} ({places.config_dir / CONFIG_NAME}).")
     if role == "embedding":
         _embed_anew(session, embed)
+    if role == "image":
+        _look_anew(session, embed)
+
+
+def _look_anew(session: Session, embed: bool) -> None:
+    """Pictures are looked at again by the new model; vectors of the old one go once it has seen them all."""
+    from qmd.errors import NotFound
+    from qmd.serve.cli.commands_upkeep import embed_lines
+    from qmd.serve.cli.progress import ProgressLine
+    from qmd.serve.cli.screen import say
+
+    try:
+        index = session.open()
+    except NotFound:
+        return  # nothing is indexed yet
+    with index:
+        if not embed:
+            say("`qmd embed` looks at the pictures with it.")
+            return
+        with ProgressLine() as progress:
+            report = index.embed(progress=progress)
+        for line in embed_lines(report):
+            say(line)
 
 
 def _embed_anew(session: Session, embed: bool) -> None:

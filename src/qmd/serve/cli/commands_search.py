@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from qmd.types import Hit, Hits
 
 
-def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[str, Any]) -> None:
+_WITH_IMAGE = ("limit", "collections", "path")
+
+
+def _answer(
+    session: Session, way: str, words: tuple[str, ...], options: dict[str, Any], *, image: str | None = None
+) -> None:
     from qmd.serve.cli.format_hits import View, format_hits, show_hits
     from qmd.serve.cli.screen import likely_links, say, style, write
 
@@ -29,15 +34,19 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         raise click.UsageError(
             "--full and --context-lines exclude each other: one shows all, the other a part."
         )
-    fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
     asked = {
         name: value
         for name, value in options.items()
         if value not in (None, ()) and (value is not False or name in ("expand", "rerank"))
     }
     starts: dict[tuple[str, int], int] = {}
-    with session.reach() as index:
-        hits: Hits = getattr(index, way)(text + fields, **asked)
+    with session.open() if image is not None else session.reach() as index:
+        hits: Hits
+        if image is not None:
+            taken = {name: asked[name] for name in _WITH_IMAGE if name in asked}
+            hits = index.query_image(image, text, **taken)  # type: ignore[union-attr]  # opened here
+        else:
+            hits = getattr(index, way)(text, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
             hits = replace(hits, hits=tuple(_around(index, h, starts, around) for h in hits))
@@ -46,7 +55,7 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
         names, links = _places(index, hits, full_path=full_path, linked=linked)
     view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
     if not hits and session.format not in ("json", "jsonl"):
-        say(_nothing(text, way, [*asked, *(f.split(":")[0] for f in fields.split())]))
+        say(_nothing(text, way, list(asked)))
     if hits.nothing_relevant and hits:
         say("Nothing here seems to answer this; these are the nearest.")
     stale = [h for h in hits if h.stale]
@@ -56,6 +65,8 @@ def _answer(session: Session, way: str, words: tuple[str, ...], options: dict[st
     if hits.degraded and (session.format == "cli" or not hits):
         for reason in hits.degraded:
             say(f"Note: degraded: {reason}")
+    if options["explain"]:
+        say("Stages: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in hits.timings_ms.items()))
     if session.format == "cli":
         write(show_hits(hits, text, style(), view), trusted=True)
     else:
@@ -105,7 +116,9 @@ def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
 
 vsearch_options = partial(search_options, models=True)
 query_options = partial(search_options, models=True, expand=True)
-_CONDITIONS = frozenset({"collections", "path", "tags", "type", "lang", "after", "before", "min_score"})
+_CONDITIONS = frozenset(
+    {"collections", "path", "tags", "title", "type", "lang", "after", "before", "min_score"}
+)
 _QUERY = click.argument("query", nargs=-1, required=True)
 
 
@@ -156,15 +169,23 @@ def vsearch(session: Session, /, query: tuple[str, ...], **options: Any) -> None
     qmd query "quarterly planning" --json -n 10
     qmd query "如何设置文件权限" --explain
     qmd query "python" --intent "the snake, not the language" --no-rerank
+    qmd query --image sketch.png
     """
 )
-@_QUERY
+@click.argument("query", nargs=-1)
+@click.option(
+    "--image",
+    type=click.Path(dir_okay=False),
+    help="Find pictures like this file; QUERY then says what should be different.",
+)
 @query_options
 @pass_session
-def query(session: Session, /, query: tuple[str, ...], **options: Any) -> None:
+def query(session: Session, /, query: tuple[str, ...], image: str | None, **options: Any) -> None:
     """Find by keyword and by meaning, fused: the best answers.
 
     Without vectors it answers by keyword and says so. Lines that begin with lex:, vec: or hyde: say what is looked
     for by keyword, by meaning as a question, and by meaning as a passage; intent: says what it is about.
     """
-    _answer(session, "query", query, options)
+    if not query and image is None:
+        raise click.UsageError("Missing argument 'QUERY...'.")
+    _answer(session, "query", query, options, image=image)

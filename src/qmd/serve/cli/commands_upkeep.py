@@ -50,6 +50,7 @@ def embed_lines(report: EmbedReport) -> Iterator[str]:
     from qmd.serve.cli.progress import duration
     from qmd.serve.cli.screen import clean_line
 
+    yield from _picture_lines(report)
     if not report.embedded and not report.remaining:
         yield f"All vectors are there ({clean_line(report.model)})."
         return
@@ -58,6 +59,21 @@ def embed_lines(report: EmbedReport) -> Iterator[str]:
     yield f"{report.embedded:,} texts embedded with {clean_line(report.model)} in {taken}{rate}."
     if report.remaining:
         yield f"{report.remaining:,} are still to do: `qmd embed` goes on."
+
+
+def _picture_lines(report: EmbedReport) -> Iterator[str]:
+    from qmd.serve.cli.progress import duration
+    from qmd.serve.cli.screen import clean_line
+
+    for reason in report.degraded:
+        yield f"Note: {clean_line(reason)}"
+    seen = report.pictures
+    if seen is None or not (seen.embedded or seen.refused or seen.remaining):
+        return
+    refused = f", {seen.refused:,} cannot be opened" if seen.refused else ""
+    left = f", {seen.remaining:,} changed since or are away" if seen.remaining else ""
+    taken = duration(seen.seconds)
+    yield f"{seen.embedded:,} pictures looked at with {clean_line(seen.model)} in {taken}{refused}{left}."
 
 
 def run_update(
@@ -175,6 +191,13 @@ def _status_lines(status: Status) -> Iterator[str]:
             yield f"        {text}, recall {file.recall:.3f} (on {file.sample} of your own vectors)"
         if not made.configured:
             yield f"        {clean_line(made.name)}: {made.done:,} vectors of an unused model (`qmd cleanup`)"
+    if status.pictures is not None:
+        seen = status.pictures
+        refused = f", {seen.refused:,} cannot be opened" if seen.refused else ""
+        left = seen.total - seen.done - seen.refused
+        text = f"{seen.total:,}, {clean_line(seen.model or 'no model looks at them')}{refused}"
+        todo = paint.warn(f", {left:,} not looked at yet: run `qmd embed`") if left and seen.model else ""
+        yield f"{paint.bold('Images')}  {text}{todo}"
     yield ""
     if not status.collections:
         yield "No collections yet. `qmd add FOLDER` makes one."

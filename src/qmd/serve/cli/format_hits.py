@@ -64,6 +64,8 @@ def hit_record(
         record["context"] = hit.context
     record["body" if hit.body is not None else "snippet"] = view.text(hit)
     record["collection"] = hit.collection
+    if hit.image is not None:
+        record["image"] = plain(hit.image)
     if hit.quote is not None:
         citation: dict[str, Any] = {"line": hit.line, "end_line": hit.end_line, "quote": hit.quote}
         record["citation"] = (
@@ -119,6 +121,8 @@ def _markdown(record: Mapping[str, Any]) -> str:
     ]
     if record.get("context"):
         lines.append(f"**context:** {' '.join(str(record['context']).split())}")
+    if record.get("image"):
+        lines.append(f"**image:** {image_line(record['image'])}")
     if record.get("stale"):
         lines.append(f"**stale:** {record['stale']}")
     if record.get("duplicates"):
@@ -142,6 +146,20 @@ def _explanation(explain: Mapping[str, Any]) -> str:
         return str(v)
 
     return " ".join(f"{k}={value(v)}" for k, v in explain.items())
+
+
+def image_line(image: Mapping[str, Any]) -> str:
+    """`PNG, 128 x 128, 2.3 kB`."""
+    size = float(image.get("size_bytes", 0))
+    weight = (
+        f"{size:.0f} bytes"
+        if size < 1000
+        else f"{size / 1e3:.1f} kB"
+        if size < 1e6
+        else f"{size / 1e6:.1f} MB"
+    )
+    pixels = f"{image['width']} x {image['height']}, " if "width" in image else ""
+    return f"{image.get('format', 'image')}, {pixels}{weight}"
 
 
 def query_words(query: str) -> re.Pattern[str] | None:
@@ -177,7 +195,9 @@ def show_hits(hits: Hits, query: str, paint: Style, view: View) -> str:
     words = query_words(query)
     blocks = []
     for hit in hits:
-        place = f"{clean_line(view.name(hit))}:{hit.line}"
+        place = clean_line(view.name(hit))
+        if hit.image is None:  # a picture has no lines
+            place += f":{hit.line}"
         if hit.file in view.links:
             place = link(place, view.links[hit.file].replace("{line}", str(hit.line)))
         lines = [f"{paint.place(place)}  {paint.dim(hash_mark(hit.docid))}"]
@@ -185,6 +205,8 @@ def show_hits(hits: Hits, query: str, paint: Style, view: View) -> str:
             lines.append(paint.bold(f"Title: {clean_line(hit.title)}"))
         if hit.heading_path and list(hit.heading_path) != [hit.title]:
             lines.append(paint.dim(f"Under: {' > '.join(map(clean_line, hit.heading_path))}"))
+        if hit.image is not None:
+            lines.append(f"Picture: {clean_line(image_line(hit.image))}")
         if hit.context:
             lines.append(paint.dim(f"Context: {clean_line(hit.context)}"))
         lines.append(f"Score: {paint.bold(f'{hit.score:.4g}')}")

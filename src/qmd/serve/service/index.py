@@ -57,4 +57,5 @@ class ServedIndex(Index):
             else Door(
                 names.expansion or "", lambda: cast("Generator", expander[1]), lambda: expander[0].loaded
             ),
+            self._pictures_door(),
         )

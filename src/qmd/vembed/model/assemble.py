@@ -55,6 +55,7 @@ def build_model(config: TrainConfig) -> SentenceTransformer:
             load_image_tower(config.image_model_name_or_path),
             projection_dim=config.projection_dim or 256,
             freeze_towers=config.freeze_towers,
+            head="linear" if config.loss_type == "cca" else "mlp",
         )
         return SentenceTransformer(modules=[composed, Normalize()])
     if mode == "qwen3_vl":

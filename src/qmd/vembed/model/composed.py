@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qmd.errors import ModelError
 from qmd.vembed.model.images import open_image
-from qmd.vembed.model.towers import ImageTower, TextTower, load_image_tower, load_text_tower
+from qmd.vembed.model.towers import EmbedderTower, ImageTower, TextTower, load_image_tower, load_text_tower
 
 Kind = Literal["text", "image"]
 Key = tuple[str, str, int, int]
@@ -45,21 +45,57 @@ class Head(nn.Module):
         return projected
 
 
+class LinearHead(nn.Module):
+    """One matrix behind the signed root of the features: what `qmd.vembed.closed_form` solves for."""
+
+    def __init__(self, dim_in: int, dim_out: int, rooted: tuple[int, int]) -> None:
+        super().__init__()
+        self.dim_in, self.rooted = dim_in, rooted
+        self.linear = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, end = self.rooted
+        part = x[:, start:end]
+        rooted = torch.sign(part) * torch.sqrt(torch.abs(part))
+        projected: Tensor = self.linear(torch.cat([x[:, :start], rooted, x[:, end:]], dim=1))
+        return projected
+
+    def prepare(self, rows: np.ndarray) -> np.ndarray:
+        """(n, dim_in) features as the matrix takes them, in double precision."""
+        start, end = self.rooted
+        out = np.array(rows, dtype=np.float64)
+        out[:, start:end] = np.sign(out[:, start:end]) * np.sqrt(np.abs(out[:, start:end]))
+        return out
+
+    @torch.no_grad()
+    def set_linear(self, weights: np.ndarray, bias: np.ndarray) -> None:
+        """weights: (dim_in, dim_out), bias: (dim_out,), over prepared rows."""
+        self.linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+        self.linear.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+
+    @torch.no_grad()
+    def apply_rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, dim_in) features -> (n, dim_out)."""
+        weight, bias = (p.double().numpy() for p in (self.linear.weight, self.linear.bias))
+        return np.asarray(self.prepare(rows) @ weight.T + bias)
+
+
 class ComposedBackbone(InputModule):
     """Text tower + image tower + heads. Inputs are strings or mappings with `text` and/or `image`."""
 
-    config_keys: ClassVar[list[str]] = ["projection_dim", "hidden", "dropout", "freeze_towers"]
+    config_keys: ClassVar[list[str]] = ["projection_dim", "hidden", "dropout", "freeze_towers", "head"]
     config_file_name = "composed_config.json"
 
     def __init__(
         self,
-        text_tower: TextTower,
+        text_tower: TextTower | EmbedderTower,
         image_tower: ImageTower,
         *,
         projection_dim: int = 256,
         hidden: int = 768,
         dropout: float = 0.1,
         freeze_towers: bool = True,
+        head: Literal["mlp", "linear"] = "mlp",
     ) -> None:
         super().__init__()
         self.text_tower = text_tower
@@ -67,9 +103,17 @@ class ComposedBackbone(InputModule):
         self.tokenizer = text_tower.tokenizer
         self.projection_dim, self.hidden, self.dropout = projection_dim, hidden, dropout
         self.freeze_towers = freeze_towers
-        self.text_head = Head(text_tower.dim, projection_dim, hidden, dropout)
-        self.image_head = Head(image_tower.dim, projection_dim, hidden, dropout)
-        self.fuse_head = Head(text_tower.dim + image_tower.dim, projection_dim, hidden, dropout)
+        self.head = head
+        text, image = text_tower.dim, image_tower.dim
+        if head == "linear":
+            # Pictures' features are sums of what was seen: their root weighs the many and the few more evenly.
+            self.text_head: nn.Module = LinearHead(text, projection_dim, (0, 0))
+            self.image_head: nn.Module = LinearHead(image, projection_dim, (0, image))
+            self.fuse_head: nn.Module = LinearHead(text + image, projection_dim, (text, text + image))
+        else:
+            self.text_head = Head(text, projection_dim, hidden, dropout)
+            self.image_head = Head(image, projection_dim, hidden, dropout)
+            self.fuse_head = Head(text + image, projection_dim, hidden, dropout)
         self._kept: dict[Key, np.ndarray] = {}
         if freeze_towers:
             for tower in (text_tower, image_tower):
@@ -131,13 +175,35 @@ class ComposedBackbone(InputModule):
         nothing = np.zeros(dim, dtype=np.float32)
         return torch.from_numpy(np.stack([nothing if key is None else rows[key] for key in keys]))
 
+    @property
+    def stands_on_embedder(self) -> bool:
+        """Whether the text tower is an embedder of QMD's engine, which is not exported again."""
+        return isinstance(self.text_tower, EmbedderTower)
+
+    @property
+    def feature_rows(
+        self,
+    ) -> tuple[Callable[[Sequence[str]], np.ndarray], Callable[[Sequence[Any]], np.ndarray]]:
+        """(texts -> (n, d_text) features, image files -> (n, d_image) features) of the frozen towers."""
+
+        def texts(items: Sequence[str]) -> np.ndarray:
+            rows = self._frozen_rows("text", list(items), self._text_rows, self.text_tower.dim)
+            return np.asarray(rows.numpy(), np.float64)
+
+        def images(items: Sequence[Any]) -> np.ndarray:
+            named = [str(item) for item in items]
+            rows = self._frozen_rows("image", named, self._image_rows, self.image_tower.dim)
+            return np.asarray(rows.numpy(), np.float64)
+
+        return texts, images
+
     def write_features(self, path: str | Path) -> None:
         """Keep the frozen towers' features for other runs over the same texts and image files."""
         tensors: dict[str, Tensor] = {}
-        record = {"towers": self._tower_names()}
+        record = {}
         for kind in ("text", "image"):
             kept = {key: row for key, row in self._kept.items() if key[0] == kind}
-            record[kind] = json.dumps(list(kept))
+            record[kind] = json.dumps([self._tower_name(kind), *kept])
             if kept:
                 tensors[kind] = torch.from_numpy(np.stack(list(kept.values())))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -147,18 +213,22 @@ class ComposedBackbone(InputModule):
         """Take up features that `write_features` kept; those of other towers are left alone."""
         with safe_open(path, "pt") as file:
             record = file.metadata() or {}
-            if record.get("towers") != self._tower_names():
-                return
             for kind in file.keys():  # noqa: SIM118  # no mapping, its only iterator
-                rows = file.get_tensor(kind).numpy()
-                keys = [tuple(key) for key in json.loads(record[kind])]
-                self._kept.update(zip(keys, rows, strict=True))
+                tower, *keys = json.loads(record[kind])
+                if tower == self._tower_name(kind):
+                    rows = file.get_tensor(kind).numpy()
+                    self._kept.update(zip((tuple(key) for key in keys), rows, strict=True))
 
-    def _tower_names(self) -> str:
-        return json.dumps([self.text_tower.name, self.image_tower.name, self.text_tower.max_tokens])
+    def _tower_name(self, kind: str) -> str:
+        if kind == "image":
+            return self.image_tower.name
+        embedder = getattr(self.text_tower, "embedder", None)
+        return embedder.fingerprint if embedder else f"{self.text_tower.name}, {self.text_tower.max_tokens}"
 
     @torch.no_grad()
     def _text_rows(self, texts: list[str]) -> np.ndarray:
+        if isinstance(self.text_tower, EmbedderTower):
+            return self.text_tower.embed(texts)
         tokens = {key: value.to(self._device()) for key, value in self.text_tower.tokenize(texts).items()}
         return np.asarray(self.text_tower(tokens).float().cpu())
 

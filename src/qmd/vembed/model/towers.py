@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qmd.errors import ModelError
+from qmd.llm.protocols import Embedder
 from qmd.vembed.model.efficientnet_lite import FEATURES, IMAGE_SIZE, MEAN, STD, load_efficientnet_lite0
 from qmd.vembed.model.images import square_pixels
 
@@ -49,6 +50,26 @@ class TextTower(nn.Module):
         return pooled
 
 
+class EmbedderTower(nn.Module):
+    """Any embedder that QMD opens, frozen: texts -> its unit vectors (B, dim). It has no torch inside."""
+
+    tokenizer = None
+
+    def __init__(self, name: str, embedder: Embedder) -> None:
+        super().__init__()
+        self.name, self.embedder = name, embedder
+        self.dim, self.max_tokens = embedder.dim, embedder.max_tokens
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        raise ModelError(f"{self.name} can stand in a composed model with freeze_towers: true alone.")
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """(n, dim), as questions are embedded."""
+        if not self.embedder.card.query_prefix and not self.embedder.card.doc_prefix:
+            return self.embedder.embed_documents(texts)
+        return np.stack([self.embedder.embed_query(text) for text in texts])
+
+
 class ImageTower(nn.Module):
     """Pixels (B, 3, h, w) -> features (B, dim)."""
 
@@ -67,8 +88,12 @@ class ImageTower(nn.Module):
         return features
 
 
-def load_text_tower(name: str) -> TextTower:
-    """Raises ModelError where the name leads nowhere."""
+def load_text_tower(name: str) -> TextTower | EmbedderTower:
+    """`embedder:NAME` is an embedder of QMD's own engine. Raises ModelError where the name leads nowhere."""
+    if name.startswith("embedder:"):
+        from qmd.llm import open_embedder
+
+        return EmbedderTower(name, open_embedder(name.removeprefix("embedder:")))
     from transformers import AutoModel, AutoTokenizer
 
     place = _packaged(name, _PACKAGED_TEXT)
