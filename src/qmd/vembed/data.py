@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from qmd.errors import MissingExtra, QmdError
 from qmd.vembed.config import RetrievalMode
@@ -185,7 +185,7 @@ def check_loss_fits(pairs: Sequence[Pair], loss_type: str) -> None:
 
 
 def _scores(value: object) -> tuple[float, ...]:
-    given = list(value) if isinstance(value, list | tuple) else [value]
+    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     try:
         scores = tuple(float(one) for one in given)
     except (TypeError, ValueError):
