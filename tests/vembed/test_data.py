@@ -16,6 +16,8 @@ def images(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8), "red").save(root / name)
     (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    Image.effect_noise((64, 64), 90).save(root / "whole.jpg")
+    (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:-900])
     return root
 
 
@@ -52,6 +54,8 @@ def test_text_with_a_slash_is_text(tmp_path: Path, images: Path) -> None:
     [
         ({"query": "x", "positive": "missing.png"}, "no image at"),
         ({"query": "x", "positive": "broken.png"}, "cannot read image"),
+        ({"query": "x", "positive": "cut.jpg"}, "cannot read image"),
+        ({"query": "x", "positive": "a.png", "score": "near"}, "score must be a number"),
         ({"query": "", "positive": "a.png"}, "query is missing"),
         ({"query": "x"}, "positive is missing"),
         ({"query": "x", "positive": "a.png", "postive": "b.png"}, "unknown key 'postive'"),

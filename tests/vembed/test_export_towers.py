@@ -14,6 +14,7 @@ pytest.importorskip("sentence_transformers")
 from PIL import Image
 
 from qmd.llm import open_embedder
+from qmd.llm.image_text import open_image_text
 from qmd.vembed import Predictor, export_onnx
 from qmd.vembed.config import TrainConfig
 from qmd.vembed.export import embed_image
@@ -47,3 +48,6 @@ def test_trained_predictor_and_engine_agree(
     found, wanted = embed_image(tmp_path / "onnx", pictures), predictor.encode_image(pictures)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-3
+    searched = open_image_text(str(tmp_path / "onnx"))  # what image search opens
+    np.testing.assert_allclose(searched.embed_images(pictures), wanted, atol=1e-4)
+    np.testing.assert_allclose(searched.embed_query(TEXTS[0]), predictor.encode_text(TEXTS[:1])[0], atol=0.1)

@@ -22,6 +22,7 @@ import numpy as np
 from qmd.errors import ModelError, NotFound
 from qmd.llm.catalog import CATALOG
 from qmd.llm.files import verify_file
+from qmd.llm.pixels import Fit, fitted_pixels
 from qmd.llm.protocols import Embedder, Vectors
 from qmd.llm.session import open_session
 from qmd.types import ModelCard
@@ -40,13 +41,33 @@ class Settings:
     the graphs; and `evidence`, how cosines of this model become probabilities (see `search.pictures`)."""
 
     size: int
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    fit: Fit = "pad"
+    resample: int = 3
     text_model: str = ""
     text_fingerprint: str = ""
     languages: tuple[str, ...] = ()
     sha256: dict[str, str] | None = None
     evidence: tuple[float, ...] = ()
+
+    @property
+    def recipe(self) -> list[object]:
+        """How pixels are prepared, as part of a fingerprint."""
+        square: list[object] = [self.size, self.mean, self.std]
+        return square if self.fit == "pad" else [*square, self.fit, self.resample]
+
+    def pixels(self, image: Any) -> Vectors:
+        """(3, size, size) of an RGB PIL image."""
+        from qmd.llm.pictures import square_pixels
+
+        if isinstance(self.mean, tuple) and isinstance(self.std, tuple) and self.fit != "pad":
+            return fitted_pixels(image, self.fit, self.size, self.mean, self.std, resample=self.resample)
+        if isinstance(self.mean, tuple) or isinstance(self.std, tuple) or self.fit != "pad":
+            raise ModelError(
+                f"image.json: fit {self.fit!r} does not go with mean {self.mean}. Export the model again."
+            )
+        return square_pixels(image, self.size, self.mean, self.std)
 
 
 class ImageTextModel:
@@ -71,7 +92,7 @@ class ImageTextModel:
         identity = {
             "format": 1,
             "files": dict(sorted((settings.sha256 or {}).items())),
-            "pixels": [settings.size, settings.mean, settings.std],
+            "pixels": settings.recipe,
             "text": settings.text_fingerprint,
             "dim": card.dim,
         }
@@ -115,9 +136,7 @@ class ImageTextModel:
 
     def pixels(self, image: Any) -> Vectors:
         """(3, size, size) of an RGB PIL image."""
-        from qmd.llm.pictures import square_pixels
-
-        return square_pixels(image, self.settings.size, self.settings.mean, self.settings.std)
+        return self.settings.pixels(image)
 
     def embed_pixels(self, pixels: Sequence[Vectors]) -> Vectors:
         """(n, d) unit rows of n prepared pictures."""
@@ -217,7 +236,7 @@ def read_settings(folder: Path) -> Settings:
         return msgspec.json.decode((folder / SETTINGS).read_bytes(), type=Settings)
     except OSError as error:
         raise ModelError(
-            f"{folder} has no image side: only composed models are exported with one."
+            f"{folder} has no image side: composed models, CLIP and SigLIP are exported with one."
         ) from error
     except msgspec.DecodeError as error:
         raise ModelError(f"{folder / SETTINGS} cannot be read ({error}). Export the model again.") from error

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from qmd.errors import MissingExtra, QmdError
 from qmd.vembed.config import RetrievalMode
@@ -24,7 +25,7 @@ _SIDES: Mapping[str, tuple[bool, bool]] = {  # mode -> (query is an image, posit
     "t2t": (False, False),
     "i2i": (True, True),
 }
-_KEYS = frozenset({"query", "query_image", "positive", "negative", "negatives", "mode"})
+_KEYS = frozenset({"query", "query_image", "positive", "negative", "negatives", "mode", "score"})
 
 
 class DataError(QmdError):
@@ -43,13 +44,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A query, what it should find, and what it should not. `line` counts from 1 in the file it came from."""
+    """A query, what it should find, and what it should not. `line` counts from 1 in the file it came from.
+
+    scores: how near a person or a teacher puts the positive, then each negative, where the data says so."""
 
     query: Item
     positive: Item
     negatives: tuple[Item, ...]
     mode: RetrievalMode
     line: int
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,9 @@ def read_pairs(
 ) -> PairSet:
     """Read JSONL, CSV, TSV or Parquet, one pair a line or row.
 
-    Keys: `query`, `positive`, for m2i `query_image`, optionally `negative`/`negatives` and `mode`, which
-    overrides `retrieval_mode` for its line. Relative image paths start at `image_root`, or beside the file.
+    Keys: `query`, `positive`, for m2i `query_image`, optionally `negative`/`negatives`, `score` (a number, or one for
+    the positive and each negative) and `mode`, which overrides `retrieval_mode` for its line. Relative image paths
+    start at `image_root`, or beside the file.
     Raises DataError at the first line that cannot be used; with `skip_bad` such lines stand in `skipped`.
     """
     path = Path(path)
@@ -159,7 +164,35 @@ def _pair(row: Mapping[str, object], line: int, default_mode: RetrievalMode, roo
         negatives=tuple(_item(negative, positive_is_image, root) for negative in negatives),
         mode=mode,  # type: ignore[arg-type]  # checked against the literal above
         line=line,
+        scores=_scores(row.get("score", ())),
     )
+
+
+def check_loss_fits(pairs: Sequence[Pair], loss_type: str) -> None:
+    """Raises DataError, naming the line, where a loss needs what a pair does not have."""
+    for pair in pairs:
+        fault = ""
+        if loss_type in ("triplet", "distillation") and not pair.negatives:
+            fault = f"loss_type {loss_type} needs a negative"
+        elif loss_type == "cosent" and len(pair.scores) != 1:
+            fault = "loss_type cosent needs a score, one number"
+        elif loss_type == "distillation" and len(pair.scores) != 1 + len(pair.negatives):
+            fault = "loss_type distillation needs a score for the positive and for each negative"
+        elif loss_type == "distillation" and len(pair.negatives) != len(pairs[0].negatives):
+            fault = "loss_type distillation needs as many negatives on every line"
+        if fault:
+            raise DataError(f"line {pair.line}: {fault}.")
+
+
+def _scores(value: object) -> tuple[float, ...]:
+    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        scores = tuple(float(one) for one in given)
+    except (TypeError, ValueError):
+        scores = (math.nan,)
+    if not all(math.isfinite(score) for score in scores):
+        raise DataError("score must be a number or a list of numbers")
+    return scores
 
 
 def _item(value: str, is_image: bool, root: Path) -> Item:
@@ -183,6 +216,10 @@ def _image_fault(path: Path, checked: dict[Path, str | None]) -> str | None:
         try:
             with Image.open(path) as image:
                 image.verify()
+            with Image.open(path) as image:
+                if image.format != "PNG":  # of other formats `verify` reads the head alone
+                    image.draft("RGB", (64, 64))
+                    image.load()
             checked[path] = None
         except FileNotFoundError:
             checked[path] = f"no image at {path}"

@@ -150,18 +150,12 @@ def read_card(folder: str | Path) -> ModelCard:
 
 def embed_image(folder: str | Path, images: Sequence[Any]) -> NDArray[np.float32]:
     """(n, dim) unit rows of image files or PIL images, by the exported image side; needs no torch."""
-    from qmd.llm.pixels import fitted_pixels
-    from qmd.vembed.model.images import open_image, square_pixels
+    from qmd.llm.image_text import read_settings
+    from qmd.llm.pictures import open_image
 
     folder = Path(folder)
-    try:
-        settings = json.loads((folder / "image.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{folder} has no image side: composed models, CLIP and SigLIP are exported with one."
-        ) from error
-    prepare = square_pixels if settings.get("fit", "pad") == "pad" else fitted_pixels
-    pixels = np.stack([prepare(open_image(image), **settings) for image in images])
+    settings = read_settings(folder)
+    pixels = np.stack([settings.pixels(open_image(image)) for image in images])
     rows = open_session(folder / "image.onnx").run(None, {"pixel_values": pixels})[0]
     return np.asarray(rows, dtype=np.float32)
 

@@ -46,7 +46,10 @@ def build_loss(model: SentenceTransformer, config: TrainConfig, *, ranks: int = 
                 }
         if config.use_gradient_cache:
             options["mini_batch_size"] = config.gradient_cache_chunk_size
-        loss = kind(model, **options)
+        try:
+            loss = kind(model, **options)
+        except ValueError as error:  # the library's guided loss wants a tokenizer of transformers
+            raise ConfigError(f"loss_type {config.loss_type} does not fit this model: {error}") from error
     else:
         if config.use_gradient_cache:
             raise ConfigError(f"use_gradient_cache works with infonce losses, not with {config.loss_type}.")

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import torch
 from qmd.errors import MissingExtra, ModelError
 from qmd.types import Progress
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.data import Item, Pair, PairSet, read_pairs
+from qmd.vembed.data import Item, Pair, PairSet, check_loss_fits, read_pairs
 from qmd.vembed.model.images import open_image
 
 if TYPE_CHECKING:
@@ -99,7 +100,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     trainer = trainer_class(SentenceTransformerTrainer)(
         model=model,
         args=arguments,
-        train_dataset=dataset_of(pairs.pairs),
+        train_dataset=dataset_of(
+            pairs.pairs,
+            config.loss_type,
+            most_negatives=None
+            if config.false_negative_margin is None
+            else 1,  # all that the library's loss takes
+        ),
         loss=build_loss(model, config, ranks=ranks),
         evaluator=evaluator,
         data_collator=SentenceTransformerDataCollator(preprocess_fn=preprocessor(model)),
@@ -160,7 +167,12 @@ def _solve(
 
 
 def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **options: Any) -> Any:
-    """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint."""
+    """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint.
+
+    Raises MissingExtra for a reporter that is not installed."""
+    for name in config.reporters:
+        if find_spec(name) is None:
+            raise MissingExtra(f"report_to: {name}", name)
     evaluation = config.eval_strategy if metric else "no"
     by_steps = bool(config.save_steps) or evaluation == "steps"
     return kind(
@@ -186,7 +198,7 @@ def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **
         bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
         seed=config.seed,
         data_seed=config.seed,
-        report_to=[] if config.report_to == "none" else config.report_to.split(","),
+        report_to=list(config.reporters),
         disable_tqdm=True,
         remove_unused_columns=False,
         **options,
@@ -241,17 +253,27 @@ def _uses_other_pairs(config: TrainConfig) -> bool:
     return config.loss_type in ("infonce", "symmetric_infonce", "sigmoid")
 
 
-def dataset_of(pairs: Sequence[Pair]) -> Any:
-    """Columns query, positive, negative_1.. as sentence-transformers wants them, each cell {text, image}."""
+def dataset_of(
+    pairs: Sequence[Pair], loss_type: str = "infonce", *, most_negatives: int | None = None
+) -> Any:
+    """Columns query, positive, negative_1.. as sentence-transformers wants them, each cell {text, image}; the scores as
+    `label` where the loss learns from them. Raises DataError where the pairs lack what it needs."""
     from datasets import Dataset
 
+    check_loss_fits(pairs, loss_type)
     negatives = min(len(pair.negatives) for pair in pairs)
-    columns: dict[str, list[dict[str, str | None]]] = {
+    limits = {"cosent": 0, "triplet": 1}
+    negatives = min(negatives, limits.get(loss_type, negatives if most_negatives is None else most_negatives))
+    columns: dict[str, list[Any]] = {
         "query": [_cell(pair.query) for pair in pairs],
         "positive": [_cell(pair.positive) for pair in pairs],
     }
     for number in range(negatives):
         columns[f"negative_{number + 1}"] = [_cell(pair.negatives[number]) for pair in pairs]
+    if loss_type == "cosent":
+        columns["label"] = [pair.scores[0] for pair in pairs]
+    elif loss_type == "distillation":
+        columns["label"] = [list(pair.scores) for pair in pairs]
     return Dataset.from_dict(columns)
 
 
