@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import qmd
-from qmd.config import Config, Search
+from qmd.config import Config, Ingest, Search
+from qmd.search.scripts import foreign_share
 
 MODES = ("bm25s", "keyword", "vector", "hybrid")
 STUDIES = ("ablation", "typos", "mixed", "expansion")
@@ -48,7 +49,7 @@ def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], 
 
 
 def build(
-    documents: dict[str, dict[str, str]], place: Path, config: Config
+    documents: dict[str, dict[str, str]], place: Path, config: Config, *, embed: bool = True
 ) -> tuple[qmd.Index, dict[str, str]]:
     """An index over the documents written as files, and path -> document id."""
     files = place / "documents"
@@ -64,7 +65,9 @@ def build(
             (files / name).write_text(text, encoding="utf-8")
     index = qmd.open(place / "index.sqlite", config=config)
     index.add(
-        files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr)
+        files,
+        embed=embed,
+        progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr),
     )
     print(file=sys.stderr)
     return index, ids
@@ -79,8 +82,11 @@ def open_set(
     """(index, path -> document id, the first `count` queries, what is relevant, documents) of a folder."""
     documents, queries, relevant = read_beir(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        index, ids = build(documents, keep / folder.name if keep else Path(scratch), config or Config())
         queries = dict(list(queries.items())[:count])
+        place = keep / folder.name if keep else Path(scratch)
+        # Questions in scripts that the default model does not read never look at a vector.
+        embed = any(foreign_share(text, ["en"]) <= 0.5 for text in queries.values())
+        index, ids = build(documents, place, config or Config(), embed=embed)
         print(f"{folder.name}: {len(documents)} documents, {len(queries)} queries", flush=True)
         try:
             yield index, ids, queries, relevant, documents
@@ -175,6 +181,7 @@ def study(name: str, arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, help="only the first N queries")
     parser.add_argument("--keep", type=Path, help="keep the indexes below this folder and use them again")
+    parser.add_argument("--only", default="", help="ablation: rows with this in their name, and the first")
     parser.add_argument("--model", help="expansion: the model to ask")
     options = parser.parse_args(arguments)
     import quality_models
@@ -183,7 +190,7 @@ def study(name: str, arguments: list[str]) -> None:
     for folder in options.folders:
         match name:
             case "ablation":
-                found: Any = quality_studies.ablate(folder, options.keep, options.queries)
+                found: Any = quality_studies.ablate(folder, options.keep, options.queries, options.only)
             case "typos":
                 found = quality_studies.misspelt(folder, options.keep, options.queries)
             case "mixed":
@@ -208,12 +215,15 @@ def main() -> None:
     parser.add_argument("--keyword-weight", type=float, default=Search().keyword_weight)
     parser.add_argument("--vector-weight", type=float, default=Search().vector_weight)
     parser.add_argument("--rrf-k", type=int, default=Search().rrf_k)
+    parser.add_argument("--chunk-tokens", type=int, default=Ingest().chunk_tokens)
+    parser.add_argument("--chunk-overlap", type=float, default=Ingest().chunk_overlap)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
     config = Config(
         search=Search(
             keyword_weight=options.keyword_weight, vector_weight=options.vector_weight, rrf_k=options.rrf_k
-        )
+        ),
+        ingest=Ingest(chunk_tokens=options.chunk_tokens, chunk_overlap=options.chunk_overlap),
     )
     for folder in options.folders:
         with open_set(folder, options.keep, options.queries, config) as (

@@ -104,7 +104,7 @@ class MaxSim:
         self._session = open_session(files.graph)
 
     def score(self, query: str, texts: Sequence[str]) -> np.ndarray:
-        ids = [self._tokens.windows(i, 256)[0] for i in self._tokens.content_ids([query, *texts])]
+        ids = [next(iter(self._tokens.windows(i, 256))) for i in self._tokens.content_ids([query, *texts])]
         order = sorted(range(1, len(ids)), key=lambda i: len(ids[i]))
         asked = self._vectors([ids[0]])[0][1:-1]
         out = np.zeros(len(texts), np.float32)
@@ -163,15 +163,15 @@ ROWS = (
 )
 
 
-def ablate(
-    folder: Path, keep: Path | None, count: int | None, rows: Sequence[Row] = ROWS
-) -> list[dict[str, Any]]:
+def ablate(folder: Path, keep: Path | None, count: int | None, only: str = "") -> list[dict[str, Any]]:
     """One line a row: nDCG@10, its difference from the first row and p of that, CPU milliseconds."""
     lines: list[dict[str, Any]] = []
     with open_set(folder, keep, count) as (index, ids, queries, relevant, _):
         first: list[float] = []
         seen: set[str] = set()
-        for row in rows:
+        for row in ROWS:
+            if row is not ROWS[0] and only not in row.name:
+                continue
             models = row.models(index._models(), index)
             if row.changes.get("mode") == "vector" and "vector" not in seen:
                 continue  # a model that cannot read the collection says nothing here

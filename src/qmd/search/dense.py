@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qmd.store.matrix import quantise
+
 numkong: Any
 try:
     import numkong
@@ -184,15 +186,3 @@ def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
 def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
     order = np.lexsort((ids, -scores))[:k]
     return ids[order], scores[order]
-
-
-def quantise(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """(n, d) -> symmetric int8 codes (n, d) and one scale for each row (n,)."""
-    codes = np.empty(rows.shape, np.int8)
-    scales = np.empty(rows.shape[0], np.float32)
-    for start in range(0, rows.shape[0], 8192):
-        block = rows[start : start + 8192]
-        step = np.maximum(np.abs(block).max(axis=1), 1e-12) / np.float32(127)
-        scales[start : start + 8192] = step
-        codes[start : start + 8192] = np.rint(block / step[:, None])
-    return codes, scales

@@ -162,7 +162,7 @@ class Keyword:
         return ids
 
     def kept_among(self, expression: str, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, 3): chunk id, BM25, BM25 of the body alone of those of `ids` that an expression in memory is in."""
+        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that hold an expression that is in memory."""
         assert self._postings is not None
         return self._postings.among(expression, ids)
 

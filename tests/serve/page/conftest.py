@@ -259,3 +259,25 @@ def start_server() -> Iterator[Callable[..., Server]]:
 def empty_places(tmp_path: Path) -> Places:
     """An index that holds nothing yet."""
     return build_index(tmp_path, {})
+
+
+PICTURES = Path(__file__).parents[3] / "examples" / "vault"
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server over notes and real pictures, looked at by the model that QMD ships."""
+    folder = tmp_path_factory.mktemp("pictured")
+    places = build_index(
+        folder, {"album/trip.md": "# The trip\n\nWe rode the old line.\n\n![](IMG_0417.png)\n"}
+    )
+    for name in ("travel/IMG_0417.png", "daily/IMG_0388.png", "kitchen/loaf.png"):
+        shutil.copy(PICTURES / name, folder / "album")
+    with qmd.index.open(places=places, embedder=Letters()) as index:
+        index.update()
+        done = index.embed().pictures
+        assert done is not None
+        assert done.embedded == 3
+    running = serve(places)
+    yield running
+    running.stop()

@@ -153,6 +153,9 @@ _RESULT = _object(
         "snippet": _TEXT,
         "body": _TEXT,
         "link": {"type": "string", "description": "Opens the document where it lies: obsidian://..."},
+        "quote": {"type": "string", "description": "The sentence that matches best, word for word"},
+        "stale": {"type": "string", "description": "The file \"changed\" since it was indexed, or is \"gone\""},
+        "duplicates": {"type": "array", "items": _TEXT, "description": "Near-copies, as file:line"},
         "explain": {"type": "object"},
     },
     "docid", "file", "uri", "title", "score", "line",
@@ -185,7 +188,13 @@ QUERY = Tool(
         Parameter("explain", "boolean", "Say how each score came about", False),
     ),
     _object(
-        {"results": {"type": "array", "items": _RESULT}, "degraded": _NOTES, "untrusted": _UNTRUSTED}, "results"
+        {
+            "results": {"type": "array", "items": _RESULT},
+            "nothing_relevant": {"type": "boolean", "description": "True: nothing found seems to answer the question"},
+            "degraded": _NOTES,
+            "untrusted": _UNTRUSTED,
+        },
+        "results",
     ),
 )  # fmt: skip
 

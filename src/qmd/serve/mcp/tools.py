@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qmd.serve.mcp.near import AnyIndex
     from qmd.types import Hit, Hits
 
+_STALE = {"changed": "changed", "gone": "was deleted"}
 ANSWER_CHARS = 1_000_000
 """Most text in one answer of `multi_get`; what would go beyond it is named instead."""
 
@@ -90,7 +91,10 @@ def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     named = {hit.collection for hit in hits}
     link = linker(index.store.roots() if named else {}, named)
     records = [_result(hit, link(hit.collection, hit.path)) for hit in hits]
-    structured = safe_tree({"results": records, "degraded": list(hits.degraded), "untrusted": True})
+    told = {"results": records, "degraded": list(hits.degraded), "untrusted": True}
+    if hits.nothing_relevant:
+        told["nothing_relevant"] = True
+    structured = safe_tree(told)
     return Answer([text_block(_results_text(hits, structured["results"], text))], structured)
 
 
@@ -128,6 +132,12 @@ def _result(hit: Hit, link: str | None) -> dict[str, Any]:
         record["snippet"] = numbered(hit.snippet.removesuffix("\n"), hit.line)
     if link is not None:
         record["link"] = link
+    if hit.quote:
+        record["quote"] = hit.quote
+    if hit.stale:
+        record["stale"] = hit.stale
+    if hit.duplicates:
+        record["duplicates"] = list(hit.duplicates)
     if hit.image is not None:
         record["image"] = dict(hit.image)
     if hit.explain is not None:
@@ -144,6 +154,8 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
         lines.append("Nothing found. Try other words, or `status` to see what is indexed.")
         return "\n".join(lines)
     lines[0] += f" {NOTICE}"
+    if hits.nothing_relevant:
+        lines.append("Nothing here seems to answer this: the results are only the nearest there is.")
     mark = new_mark()
     for record in records:
         place = f"{record['file']}:{record['line']}"
@@ -152,6 +164,8 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
             lines.append(
                 f"A picture ({image_line(record['image'])}): `get` shows it, {record['uri']} names it"
             )
+        if record.get("stale"):
+            lines.append(f"Stale: the file {_STALE[record['stale']]} since it was indexed")
         if record.get("context"):
             lines.append(f"Context: {safe_line(record['context'])}")
         shown = record.get("body", record.get("snippet"))
