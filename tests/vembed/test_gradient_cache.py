@@ -203,3 +203,40 @@ def test_two_ranks_give_the_gradient_of_one(configure: Callable[..., TrainConfig
     differences = json.loads(outputs[0][0].splitlines()[-1])
     assert len(differences) == len(cases)
     assert max(differences.values()) <= 1e-12, differences
+
+
+@pytest.mark.soak
+def test_accelerate_launch_on_two_ranks_ends_where_one_process_does(
+    configure: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """The whole command: two ranks of 8 pairs take the steps of one process with 16, all negatives seen by both."""
+    from safetensors.torch import load_file
+
+    ends = {}
+    for ranks in (1, 2):
+        output = tmp_path / f"ranks-{ranks}"
+        config = configure(
+            "clip", "t2i", batch_size=16 // ranks, epochs=3, learning_rate="1e-3", output_dir=output, warmup_ratio=0,
+            use_gradient_cache="true", gradient_cache_chunk_size=4, use_mrl="true", mrl_dims="[24]",
+        )  # fmt: skip
+        given = [f"{key}={json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
+        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        if (
+            ranks == 2
+        ):  # accelerate starts several processor ranks by MPI alone; this is what it starts GPUs with
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        done = subprocess.run(
+            [sys.executable, *launch, "-m", "qmd.vembed", "--config_override", *given],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("3 steps, mean loss") == 1  # only the first rank speaks
+        ends[ranks] = load_file(output / "model.safetensors")
+    one, two = ends[1], ends[2]
+    assert one.keys() == two.keys()
+    difference = max((one[key] - two[key]).abs().max().item() for key in one)
+    assert difference < 1e-4, difference

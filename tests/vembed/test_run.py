@@ -170,3 +170,28 @@ def test_a_model_folder_may_not_name_foreign_code(tmp_path: Path) -> None:
         )
         with pytest.raises(ModelError, match="neither ours"):
             load_model(tmp_path)
+
+
+def test_reports_to_tensorboard(configure: Callable[..., TrainConfig]) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure("text", "t2t", epochs=3, warmup_ratio=0, report_to="tensorboard")
+    train(config)
+    [events] = Path(config.output_dir).rglob("events.out.tfevents.*")
+    seen = EventAccumulator(str(events.parent)).Reload()
+    steps = [(row.step, round(row.value, 4)) for row in seen.Scalars("train/loss")]
+    assert steps == [(n, round(loss, 4)) for n, loss in enumerate(losses(config.output_dir), 1)]
+
+
+def test_a_reporter_that_is_not_there_is_named(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qmd.errors import ConfigError, MissingExtra
+    from qmd.vembed import run
+
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"qmd-python\[wandb\]"):
+        train(configure("text", "t2t", report_to="wandb"))
+    with pytest.raises(ConfigError, match="'comet'"):
+        configure("text", "t2t", report_to="comet")

@@ -33,6 +33,7 @@ LossType = Literal[
 ]
 RERANK_LOSSES = ("listwise", "lambda", "binary")
 PRESETS = ("A", "B", "C")
+REPORTERS = ("tensorboard", "wandb")
 INDEX_PRESET = "index"
 """What `qmd train --from-index` starts from."""
 
@@ -127,6 +128,11 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             self._check_reranking()
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio!r}")
+        for name in self.reporters:
+            if name not in REPORTERS:
+                raise ValueError(
+                    f"report_to {name!r}: known are none, {', '.join(REPORTERS)}, or both by comma"
+                )
         if self.use_mrl and (not self.mrl_dims or min(self.mrl_dims) < 1):
             raise ValueError("use_mrl needs mrl_dims, each at least 1")
         if self.encoder_mode == "composed" and not self.image_model_name_or_path:
@@ -149,6 +155,12 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         for name in ("use_lora", "freeze_layers", "freeze_towers", "gradient_checkpointing", "use_mrl"):
             if adapts and getattr(self, name):
                 raise ValueError(f"{name} has no place beside an adapter: the model itself stays as it is")
+
+    @property
+    def reporters(self) -> tuple[str, ...]:
+        """The names in `report_to`; nothing for `none`."""
+        names = tuple(name.strip() for name in self.report_to.split(","))
+        return () if names == ("none",) else names
 
     def _check_reranking(self) -> None:
         if self.retrieval_mode != "t2t":

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,12 @@ def _solve(
 
 
 def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **options: Any) -> Any:
-    """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint."""
+    """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint.
+
+    Raises MissingExtra for a reporter that is not installed."""
+    for name in config.reporters:
+        if find_spec(name) is None:
+            raise MissingExtra(f"report_to: {name}", name)
     evaluation = config.eval_strategy if metric else "no"
     by_steps = bool(config.save_steps) or evaluation == "steps"
     return kind(
@@ -186,7 +192,7 @@ def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **
         bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
         seed=config.seed,
         data_seed=config.seed,
-        report_to=[] if config.report_to == "none" else config.report_to.split(","),
+        report_to=list(config.reporters),
         disable_tqdm=True,
         remove_unused_columns=False,
         **options,
