@@ -4,7 +4,6 @@ of this machine with a key that stands in the state file, which only this user m
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ class Channel:
 def listen(path: Path) -> Channel:
     """Bind at `path`, or at a free port. Whatever lies at `path` is stale: the caller holds the lock."""
     if not UNIX:
+        import secrets  # with what it brings, more than all else that the command line loads to ask
+
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.bind(("127.0.0.1", 0))
         bound.listen(256)
