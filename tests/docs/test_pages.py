@@ -121,8 +121,9 @@ def _all_commands(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("lang", ["zh", "ja"])
-def test_translations_have_the_same_commands(lang: str) -> None:
-    english, other = read_page(REPO / "README.md"), read_page(REPO / f"README.{lang}.md")
+@pytest.mark.parametrize("name", ["README", "docs/training"])
+def test_translations_have_the_same_commands(name: str, lang: str) -> None:
+    english, other = read_page(REPO / f"{name}.md"), read_page(REPO / f"{name}.{lang}.md")
     assert _all_commands(other) == _all_commands(english)
     assert [b.lang for b in other.blocks] == [b.lang for b in english.blocks]
 

@@ -16,10 +16,11 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from qmd import __version__
 from qmd.errors import NotFound, QmdError, UsageError
+from qmd.serve import channel, locks
 from qmd.serve.spot import Spot, State, find_spot, is_held, is_private, read_state
 
 if TYPE_CHECKING:
@@ -31,39 +32,25 @@ __all__ = ["Spot", "State", "find_spot", "run", "start", "stop"]
 log = logging.getLogger("qmd.serve")
 DRAIN_S = 10.0
 START_S = 30.0
-SOCKET_PATH_BYTES = 100
 LEAST_TOKEN = 16
 
 
 @contextlib.contextmanager
 def claimed(spot: Spot) -> Iterator[None]:
     """Hold the lock. Raises UsageError when another process has it."""
-    try:
-        import fcntl
-    except ImportError:
-        raise UsageError("`qmd serve` needs a system with Unix locks and sockets.") from None
-
     spot.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_private(spot.folder):
         raise UsageError(f"{spot.folder} can be entered by others. Run `chmod 700 {spot.folder}`.")
-    with _open_private(spot.lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with locks.open_private(spot.lock) as file:
+        if not locks.take(file):
             running = read_state(spot)
             where = f" (process {running.pid}, {running.url})" if running else ""
-            raise UsageError(
-                f"a daemon serves this index already{where}. `qmd serve stop` ends it."
-            ) from None
+            raise UsageError(f"a daemon serves this index already{where}. `qmd serve stop` ends it.")
         try:
             yield
         finally:
             for path in (spot.state, spot.socket):
                 path.unlink(missing_ok=True)
-
-
-def _open_private(path: Path) -> IO[str]:
-    return open(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8")
 
 
 def write_state(spot: Spot, state: State) -> None:
@@ -81,7 +68,7 @@ def read_token(path: Path) -> str:
             token = file.read(4096).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise NotFound(f"cannot read the token file {path}: {error}") from error
-    if mode & 0o077:
+    if os.name == "posix" and mode & 0o077:
         raise UsageError(f"others can read {path}. Run `chmod 600 {path}`.")
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token in {path} must be one word of {LEAST_TOKEN} or more ASCII characters.")
@@ -100,7 +87,8 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
         # the protocol is named so that asyncio knows it for TCP and sends without delay (Nagle costs 40 ms an answer)
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # on Windows it would let another program take the port over
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind(address)
@@ -124,21 +112,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def bind_private(path: Path) -> socket.socket:
-    """A Unix socket that only this user may use. Whatever lies there is stale: the caller holds the lock."""
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-        raise UsageError(f"{path} is too long for a socket. Set QMD_RUN_DIR to a shorter folder.")
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-    finally:
-        os.umask(before)
-    listening.listen(256)
-    return listening
 
 
 def address_of(bound: socket.socket, host: str) -> str:
@@ -170,19 +143,21 @@ def run(
     with (
         claimed(spot),
         contextlib.closing(bind(host, port, token=token)) as bound,
-        contextlib.closing(bind_private(spot.socket)) as private,
     ):
+        private = channel.listen(spot.socket)
         state = State(
             pid=os.getpid(),
             url=address_of(bound, host),
-            socket=str(spot.socket),
+            socket=private.address,
+            key=private.key,
             version=__version__,
             database=str(service.database),
             config_dir=str(service.places.config_dir),
             started=time.time(),
         )
         hosts = hosts_for(host, tuple(allowed_hosts))
-        asyncio.run(_serve(service, spot, state, bound, private, token, hosts, watch, announce))
+        with contextlib.closing(private.listening):
+            asyncio.run(_serve(service, spot, state, bound, private, token, hosts, watch, announce))
 
 
 async def _serve(
@@ -190,7 +165,7 @@ async def _serve(
     spot: Spot,
     state: State,
     bound: socket.socket,
-    private: socket.socket,
+    private: channel.Channel,
     token: str | None,
     hosts: Collection[str],
     watch: bool,
@@ -198,7 +173,7 @@ async def _serve(
 ) -> None:
     import uvicorn
 
-    from qmd.serve.http.app import create_app
+    from qmd.serve.http.app import create_app, create_calls
 
     class Quiet(uvicorn.Server):
         """Leaves the signals to us: two servers share them."""
@@ -223,7 +198,7 @@ async def _serve(
 
     servers = (
         (server(create_app(service, token=token, allowed_hosts=hosts)), bound),
-        (server(create_app(service, local=True)), private),
+        (server(create_calls(service, private.key or None, end=lambda: end())), private.listening),
     )
 
     def end() -> None:
@@ -233,7 +208,10 @@ async def _serve(
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+        try:
+            loop.add_signal_handler(number, end)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
     watcher = None
     if watch:
         from qmd.serve.watch import Watcher
@@ -272,6 +250,8 @@ class ModelDoor(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
+        if not channel.UNIX:
+            return  # the models are shared over a Unix socket alone
         from qmd.llm.share import ModelServer, socket_path
 
         while not self._ended.is_set():
@@ -326,14 +306,17 @@ def _warm(service: Service) -> None:
 def start(arguments: Sequence[str], spot: Spot) -> State:
     """Start `qmd ARGUMENTS` in the background and wait until it listens. Raises UsageError with its last words."""
     spot.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _open_private(spot.log) as output:
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    with locks.open_private(spot.log) as output:
         output.truncate(0)
         process = subprocess.Popen(
             [sys.executable, "-m", "qmd", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            **apart,
         )
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
@@ -353,11 +336,16 @@ def stop(spot: Spot, *, within_s: float = DRAIN_S + 5) -> State:
     state = read_state(spot)
     if state is None:
         raise NotFound("no daemon serves this index.")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(state.pid, signal.SIGTERM)
+    if state.key:  # no signal would let it finish what it has accepted
+        from qmd.serve.cli.remote import ask_to_end
+
+        ask_to_end(state)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not is_held(spot) and not _is_alive(state.pid):
+        if not is_held(spot) and (state.key or not _is_alive(state.pid)):
             return state
         time.sleep(0.02)
     raise UsageError(f"process {state.pid} has not ended within {within_s:.0f} s. Its log: {spot.log}")

@@ -31,6 +31,8 @@ class State:
     database: str
     config_dir: str
     started: float
+    key: str = ""
+    """What a request over `socket` must carry, where that is a port and not a file of this user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def is_private(folder: Path) -> bool:
         found = folder.lstat()
     except OSError:
         return False
+    if os.name != "posix":  # folders of a user's profile are the user's own on Windows; its modes say nothing
+        return stat.S_ISDIR(found.st_mode)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
@@ -99,13 +103,6 @@ def read_state(spot: Spot) -> State | None:
 
 def is_held(spot: Spot) -> bool:
     """Whether a living process holds the lock."""
-    import fcntl
+    from qmd.serve import locks
 
-    try:
-        with spot.lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return locks.is_held(spot.lock)

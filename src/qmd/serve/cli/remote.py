@@ -7,14 +7,14 @@ tenth of a second of its own. Where the daemon does not answer, the same call is
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import qmd.errors
 from qmd.errors import QmdError
+from qmd.serve import channel
 from qmd.serve.spot import State
 
 if TYPE_CHECKING:
@@ -127,14 +127,15 @@ class RemoteIndex:
         """The body of a good answer. Raises Unreachable, and the error that the daemon tells."""
         content = json.dumps({"args": args, "kwargs": kwargs}).encode()
         head = (
-            f"POST /call/{method} HTTP/1.0\r\nHost: qmd\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n"
+            f"POST /call/{method} HTTP/1.0\r\n{channel.head(self._state.socket, self._state.key)}"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         )
-        link = socket.socket(socket.AF_UNIX)
         try:
-            link.settimeout(WAIT_S)
+            link = channel.reach(self._state.socket, timeout_s=WAIT_S)
+        except OSError:
+            raise Unreachable from None
+        try:
             try:
-                link.connect(self._state.socket)
                 link.sendall(head.encode() + content)
             except OSError:
                 raise Unreachable from None
@@ -152,6 +153,16 @@ class RemoteIndex:
                 yield body
         finally:
             link.close()
+
+
+def ask_to_end(state: State) -> None:
+    """Ask a daemon to finish what it has accepted, and to end. One that does not answer is not there."""
+
+    def nothing_here() -> Index:
+        raise Unreachable
+
+    with suppress(Unreachable, OSError), RemoteIndex(state, nothing_here)._answer("end", (), {}):
+        pass
 
 
 def _events(body: IO[bytes]) -> Iterator[tuple[str, Any]]:

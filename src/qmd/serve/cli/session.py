@@ -44,7 +44,7 @@ class Session:
         """The index as its daemon has it, if one runs; else the index. `QMD_NO_DAEMON=1` leaves the daemon aside."""
         import os
 
-        if os.name != "posix" or os.environ.get("QMD_NO_DAEMON"):
+        if os.environ.get("QMD_NO_DAEMON"):
             return self.open()
         from qmd import __version__
         from qmd.config import find_places

@@ -56,12 +56,31 @@ def create_app(
     *,
     token: str | None = None,
     allowed_hosts: Collection[str] = LOOPBACK,
-    local: bool = False,
 ) -> Starlette:
-    """The whole HTTP side of a service. See `Guard` for `token`, `allowed_hosts` and `local`.
+    """The whole HTTP side of a service, for people, programs and agents. See `Guard` for `token` and `allowed_hosts`.
 
     The caller closes the service.
     """
+    app = _app(service, token=token, allowed_hosts=allowed_hosts, local=False)
+    if importlib.util.find_spec("qmd.serve.mcp") is not None:
+        from importlib import import_module
+
+        import_module("qmd.serve.mcp.http").mount(app, service)
+    return app
+
+
+def create_calls(service: Service, key: str | None, *, end: Callable[[], None]) -> Starlette:
+    """The same with `/call/...`, for the command line alone: over a socket that only its owner can reach, or, with a
+    `key`, over a port of this machine. `end` ends the daemon."""
+    from qmd.serve.http.calls import call
+
+    app = _app(service, token=key, allowed_hosts=("127.0.0.1",), local=key is None)
+    app.state.end = end
+    app.router.routes.append(Route("/call/{method}", call, methods=["POST"]))
+    return app
+
+
+def _app(service: Service, *, token: str | None, allowed_hosts: Collection[str], local: bool) -> Starlette:
     app = Starlette(
         routes=[Route(path, end, methods=[method]) for method, path, end in ROUTES],
         exception_handlers={QmdError: _failed, HTTPException: _refused},
@@ -71,14 +90,6 @@ def create_app(
         ],
     )
     app.state.service = service
-    if local:
-        from qmd.serve.http.calls import call
-
-        app.router.routes.append(Route("/call/{method}", call, methods=["POST"]))
-    elif importlib.util.find_spec("qmd.serve.mcp") is not None:
-        from importlib import import_module
-
-        import_module("qmd.serve.mcp.http").mount(app, service)
     return app
 
 

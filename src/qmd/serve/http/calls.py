@@ -31,10 +31,9 @@ async def call(request: Request) -> Response:
     args, kwargs = body.get("args", []), body.get("kwargs", {})
     if method == "ask":
         return EventStream(answer_events(service, args[0], kwargs))
-    if method == "status":
-        from qmd.serve.http.routes_state import service_record
-
-        return Response(json.dumps({"value": service_record(service)}), media_type=JSON)
+    if method == "end":
+        request.app.state.end()
+        return Response(json.dumps({"value": True}), media_type=JSON)
     if method not in METHODS:
         raise NotFound(f"no call is named {method!r}.")
 

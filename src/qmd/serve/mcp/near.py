@@ -33,7 +33,7 @@ class NearIndex:
         self._index = session.open()
         self._spot = find_spot(self._index.places, session.index)
         self._counted: tuple[object, Status] | None = None
-        self._alone = os.name != "posix" or bool(os.environ.get("QMD_NO_DAEMON"))
+        self._alone = bool(os.environ.get("QMD_NO_DAEMON"))
         self._used = time.monotonic()
 
     def _searcher(self) -> Index | RemoteIndex:

@@ -1,0 +1,60 @@
+"""A lock that a living process holds on a file, and that the system gives back when it dies, however it dies.
+
+`flock` where there is one; on Windows a locked byte far beyond the end of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+
+    msvcrt = None
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
+FAR = 1 << 30
+
+
+def take(file: IO[Any]) -> bool:
+    """Hold the lock for as long as the file is open. False when another process has it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            file.seek(FAR)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock of this file."""
+    try:
+        with path.open("r+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            elif take(file):
+                file.seek(FAR)
+                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+            else:
+                return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def open_private(path: Path) -> IO[str]:
+    """A file that only this user may read, made where it is not there. No link is followed, where that can be said."""
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(path, flags, 0o600), "r+", encoding="utf-8")
