@@ -59,7 +59,7 @@ class Concept:
     label: str
     chinese: str
     chinese_tags: list[str]
-    tags: list[str]
+    texts: list[str]
     names: list[str]
     pictures: list[Path]
     toned: dict[str, list[Path]] = field(default_factory=dict)
@@ -68,19 +68,19 @@ class Concept:
 def read_concepts(assets: Path, cache: Path) -> list[Concept]:
     """Every emoji that has a picture; OpenMoji's vector drawings are turned into 128-pixel pictures once."""
     data = assets / "emojibase-data"
-    english, chinese = (
+    english, british, chinese = (
         {
             row["hexcode"]: row
             for row in json.loads((data / language / "data.json").read_text(encoding="utf-8"))
         }
-        for language in ("en", "zh")
+        for language in ("en", "en-gb", "zh")
     )
     openmoji = read_rows(assets / "openmoji" / "data" / "openmoji.json")
     shortcodes = [
         json.loads((data / "en" / "shortcodes" / f"{source}.json").read_text(encoding="utf-8"))
         for source in ("emojibase", "github", "iamcal", "joypixels")
     ]
-    concepts = []
+    concepts, draw = [], random.Random(0)
     for code, row in english.items():
         if row.get("group") in LEFT_OUT_GROUPS:
             continue
@@ -88,12 +88,14 @@ def read_concepts(assets: Path, cache: Path) -> list[Concept]:
         if not pictures:
             continue
         more = openmoji.get(code, {}).get("openmoji_tags") or ""
+        tags = distinct([*row.get("tags", []), *more.split(","), *british.get(code, {}).get("tags", [])])
+        names = [name for name in names_of(code, shortcodes) if name != row["label"].lower()]
         concept = Concept(
             label=row["label"],
             chinese=chinese.get(code, {}).get("label", ""),
             chinese_tags=chinese.get(code, {}).get("tags", []),
-            tags=distinct([*row.get("tags", []), *more.split(",")]),
-            names=[name for name in names_of(code, shortcodes) if name != row["label"].lower()],
+            texts=texts_of(row["label"], tags, names, draw),
+            names=names,
             pictures=pictures,
         )
         for skin in row.get("skins", []):
@@ -112,7 +114,10 @@ def read_more(assets: Path, cache: Path) -> list[Concept]:
         pictures = find_pictures(assets, cache, code) if row["group"].startswith("extras") else []
         if pictures:
             tags = distinct(f"{row.get('tags') or ''},{row.get('openmoji_tags') or ''}".split(","))
-            found.append(Concept(row["annotation"], "", [], tags, [], pictures))
+            label = row["annotation"]
+            found.append(
+                Concept(label, "", [], distinct([label, ", ".join([label, *tags[:3]])]), [], pictures)
+            )
     return found
 
 
@@ -167,7 +172,7 @@ def training_rows(
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for concept in [*taught, *more]:
-        texts = texts_of(concept)
+        texts = concept.texts[:]
         if chinese and concept.chinese:
             texts += [concept.chinese, "、".join([concept.chinese, *concept.chinese_tags[:3]])]
         rows += [pair(text, picture) for picture in concept.pictures for text in texts]
@@ -190,14 +195,14 @@ def write_lines(file: Path, rows: list[dict[str, object]]) -> Path:
     return file
 
 
-def texts_of(concept: Concept) -> list[str]:
-    """The name, the name with some of its tags, other names: people search with any of them. The same in every run."""
-    draw, tags = random.Random(concept.label), concept.tags[:]
-    texts = [concept.label]
-    for _ in range(4):
-        draw.shuffle(tags)
-        texts.append(", ".join([concept.label, *tags[:3]]))
-    return distinct([*texts, *concept.names])
+def texts_of(label: str, tags: list[str], names: list[str], draw: random.Random) -> list[str]:
+    """The name, the name with some of its tags, some tags alone, other names: people search with any of them."""
+    texts = [label]
+    for number in range(7):
+        some = tags[:]
+        draw.shuffle(some)
+        texts.append(", ".join([label, *some[:3]] if number < 4 else some[:3]))
+    return distinct([*texts, *names])
 
 
 def tone_pairs(concept: Concept) -> list[dict[str, object]]:

@@ -114,7 +114,7 @@ class Searches:
 
     def _text_embedder(self, name: str) -> Embedder:
         """The configured embedder where it is that one, so that it is loaded once."""
-        if name == self.config.models.embedding:
+        if name == self.config.models.embedding and self.embedder.card.name == name:
             return self.embedder
         from qmd.llm import open_embedder
 

@@ -27,6 +27,7 @@ _WIKI = re.compile(r"!?\[\[(?P<target>[^\]|#\n]+)(?:#[^\]|\n]*)?(?:\|(?P<alt>[^\
 _HTML = re.compile(r"<(?:img|a)\b[^>]*>", re.I)
 _ATTRIBUTE = re.compile(r"\b(src|href|alt|title)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", re.I)
 _ORG = re.compile(r"\[\[(?:file:)?(?P<target>[^\]\n]+)\](?:\[(?P<alt>[^\]\n]*)\])?\]")
+_HEADING = re.compile(r"(?:#{1,6}|\*{1,6})\s+(.+?)\s*#*\s*$")
 _SIZE = re.compile(r"\d+(x\d+)?")
 
 
@@ -85,7 +86,7 @@ def _captions(
                 shown = _resolve(target, notes[note].path, paths, names)
                 if shown is None:
                     continue
-                heading = _heading(headings, line) or notes[note].title
+                heading = _heading_above(text, line) or _heading(headings, line) or notes[note].title
                 for caption in (*words, heading):
                     if caption and caption not in found[shown] and len(found[shown]) < MOST_CAPTIONS:
                         found[shown].append(caption)
@@ -124,6 +125,15 @@ def _resolve(
             return found
     named = names.get(posixpath.basename(wanted), ())
     return named[0] if len(named) == 1 else None
+
+
+def _heading_above(text: Sequence[str], line: int) -> str:
+    """The nearest heading above a line of Markdown or Org: a chunk may hold several."""
+    for above in range(line - 1, -1, -1):
+        found = _HEADING.match(text[above])
+        if found:
+            return found[1].strip()
+    return ""
 
 
 def _heading(headings: Sequence[tuple[int, int, tuple[str, ...]]], line: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd.errors import ModelError
-from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches
+from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches, token_budget
 from qmd.llm.feeds import feed_rows
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 SLAB_CHARACTERS = 1 << 20
 """Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
 texts."""
-TOKEN_BUDGET = 4096
-"""Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
 POOLED = "sentence_embedding"
 PREPARE_AFTER_TOKENS = 100_000
 """Documents' tokens after which preparing the model pays for itself."""
@@ -172,8 +170,9 @@ class OnnxEmbedder:
         if self._prepare and self._tokens_seen > PREPARE_AFTER_TOKENS:
             self.prepare()
         pooled = np.empty((len(rows), self.card.dim), dtype=np.float32)
-        most = self._session()[1].most_rows or MOST_ROWS
-        for batch in plan_batches(lengths, token_budget=TOKEN_BUDGET, max_rows=most):
+        session, signature, _ = self._session()
+        budget, most = token_budget(session.get_providers()), signature.most_rows or MOST_ROWS
+        for batch in plan_batches(lengths, token_budget=budget, max_rows=most):
             pooled[batch] = self._forward([rows[i] for i in batch])
         if len(rows) > len(texts):
             pooled = _average_windows(_unit_rows(pooled), np.array(owners), np.array(lengths), len(texts))

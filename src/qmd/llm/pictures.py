@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -49,15 +48,17 @@ def has_pillow() -> bool:
 def read_facts(data: bytes) -> PictureFacts:
     """The header of a picture; no pixel is decoded. Raises BadPicture, MissingExtra without Pillow."""
     with _refusing():
+        from PIL import Image
+
         opened = _open(data)
-        # EXIF is parsed after the size is known to be sound.
-        exif: Mapping[int, Any] = opened.getexif()
+        if opened.format == "PNG":
+            _open(data).verify()  # checksums of every part: a cut file shows
+        # The base class reads EXIF from the header alone; that of PNG would decode the picture first.
+        exif: Any = Image.Image.getexif(opened)
         turned = exif.get(0x0112) in (5, 6, 7, 8)
         width, height = opened.size[::-1] if turned else opened.size
         words = _words(exif.get(_DESCRIPTION)) or _words(opened.info.get("Description"))
-        taken = _date(exif.get_ifd(_EXIF).get(_TAKEN)) if hasattr(exif, "get_ifd") else None
-        if opened.format == "PNG":
-            opened.verify()  # checksums of every part: a cut file shows
+        taken = _date(exif.get_ifd(_EXIF).get(_TAKEN))
         return PictureFacts(str(opened.format), width, height, words, taken)
     raise AssertionError
 
@@ -105,9 +106,7 @@ def square_pixels(image: Any, size: int, mean: float, std: float) -> NDArray[np.
 def _open(source: str | Path | bytes) -> Any:
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the lower bound
-        opened = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    opened = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     width, height = opened.size
     if width * height > MOST_PIXELS:
         raise BadPicture(
@@ -122,8 +121,12 @@ class _refusing:
     def __enter__(self) -> None:
         if not has_pillow():
             raise MissingExtra("opening pictures", "images")
+        self._quiet = warnings.catch_warnings()
+        self._quiet.__enter__()
+        warnings.simplefilter("ignore")  # of odd tags, and of many pixels: our own bound is the lower one
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._quiet.__exit__(None, None, None)
         if error is None or isinstance(error, BadPicture | FileNotFoundError | PermissionError):
             return
         from PIL import Image, UnidentifiedImageError

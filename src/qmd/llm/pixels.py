@@ -30,7 +30,6 @@ def fitted_pixels(
         image = image.resize((size, size), Image.Resampling(resample))
     else:
         raise ValueError(f"fit {fit!r} is not made here")
-    values = np.asarray(image, dtype=np.float32) / 255.0
-    values -= np.asarray(mean, np.float32)
-    values /= np.asarray(std, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    scaled: NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(255)
+    channels = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(channels.transpose(2, 0, 1), dtype=np.float32)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99}
 """Least mean cosine to the source's vectors; the worst single text may lie this far below again."""
 CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")

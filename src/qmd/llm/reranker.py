@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qmd.errors import ModelError
-from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches
+from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches, token_budget
 from qmd.llm.catalog import QWEN3_RERANK, RERANK_INSTRUCTION
 from qmd.llm.decoder import CausalModel
 from qmd.llm.feeds import feed_rows
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from qmd.llm.prepare import Prepared
 
-TOKEN_BUDGET = 4096
 PREPARE_AFTER_TOKENS = 100_000
 """Tokens scored after which rewriting a cross-encoder for this machine pays for itself."""
 CACHED_PAIRS = 20_000
@@ -42,6 +41,7 @@ class PairReranker:
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
         self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
         self._signature = read_signature(session)
+        self._budget = token_budget(session.get_providers())
         self._tokenizer = tokenizer
         self._scored: OrderedDict[bytes, float] = OrderedDict()
 
@@ -82,9 +82,11 @@ class PairReranker:
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
         return self._batches([len(head) + len(row) for row in rows])
 
-    def _batches(self, lengths: Sequence[int], token_budget: int = TOKEN_BUDGET) -> list[list[int]]:
-        most = self._signature.most_rows or MOST_ROWS
-        return list(plan_batches(lengths, token_budget=token_budget, max_rows=most))
+    def _batches(self, lengths: Sequence[int], most_tokens: int | None = None) -> list[list[int]]:
+        budget = min(self._budget, most_tokens or self._budget)
+        return list(
+            plan_batches(lengths, token_budget=budget, max_rows=self._signature.most_rows or MOST_ROWS)
+        )
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
         """Ids before the text, of each text, after it, and how many of a text fit."""
@@ -189,12 +191,12 @@ class CausalReranker(PairReranker):
 
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
         """Most exports give the logits of every token of a vocabulary of 150,000: their size bounds a batch."""
-        budget = TOKEN_BUDGET
+        most = None
         width = self._signature.outputs[self._model.logits][-1]
         if self._model.gives_every_logit and isinstance(width, int):
-            budget = min(budget, LOGITS_BYTES // (4 * width))
+            most = LOGITS_BYTES // (4 * width)
         shared = 0 if self._model.shares_prefix else len(head)
-        return self._batches([shared + len(row) for row in rows], budget)
+        return self._batches([shared + len(row) for row in rows], most)
 
     def _forward(self, head: list[int], rows: list[list[int]]) -> Vectors:
         last = self._model.last_logits(head, rows, pad_id=self._tokenizer.pad_id)

@@ -21,12 +21,12 @@ COMPARED = 100
 _LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOTALL)
 
 
-def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | None]:
+def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocument, int | None, int | None]:
     """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or
     docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on
     the disk.
 
-    Raises NotFound, naming the nearest documents.
+    Raises NotFound, naming the nearest documents unless told not to look for them.
     """
     wanted = ref.strip()
     document = find(store, wanted)
@@ -38,7 +38,7 @@ def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | N
         if document is not None:
             return document, int(lines["start"]), int(lines["count"]) if lines["count"] else None
         wanted = lines["ref"]
-    raise NotFound(f"no document is called {ref!r}.{_near(store, wanted)}")
+    raise NotFound(f"no document is called {ref!r}.{_near(store, wanted) if near else ''}")
 
 
 def find(store: Store, ref: str) -> StoredDocument | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,8 @@ class NearIndex:
     def get(self, ref: str, **options: Any) -> DocumentText:
         return self._index.get(ref, **options)
 
-    def multi_get(self, pattern: str, **options: Any) -> list[DocumentText | NotShown]:
-        return self._index.multi_get(pattern, **options)
+    def each(self, pattern: str, **options: Any) -> Iterator[DocumentText | NotShown]:
+        return self._index.each(pattern, **options)
 
     @property
     def store(self) -> Store:

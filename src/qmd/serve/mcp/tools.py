@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
 from qmd.serve.cli.format_hits import hash_mark, image_line
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
+from qmd.serve.vault import linker
 
 if TYPE_CHECKING:
     from qmd.reports import DocumentText, Status
@@ -24,6 +25,8 @@ ANSWER_CHARS = 1_000_000
 """Most text in one answer of `multi_get`; what would go beyond it is named instead."""
 
 
+MOST_DOCUMENTS = 1_000
+"""As many documents does one answer of `multi_get` show or name."""
 IMAGE_BYTES = 5 << 20
 """Largest picture that `get` sends."""
 
@@ -85,8 +88,9 @@ def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     if searches:
         text = next((words for kind, words in searches if kind == "lex"), searches[0][1])
     call.progress(1, 1, "found")
-    vaults = _vaults(index, hits)
-    records = [_result(hit, vaults) for hit in hits]
+    named = {hit.collection for hit in hits}
+    link = linker(index.store.roots() if named else {}, named)
+    records = [_result(hit, link(hit.collection, hit.path)) for hit in hits]
     told = {"results": records, "degraded": list(hits.degraded), "untrusted": True}
     if hits.nothing_relevant:
         told["nothing_relevant"] = True
@@ -109,17 +113,7 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, ())}
 
 
-def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
-    """collection -> (its root, its vault), for the collections of the hits that lie in one."""
-    from qmd.serve.vault import find_vault
-
-    named = {hit.collection for hit in hits}
-    roots = index.store.roots() if named else {}
-    vaults = {name: find_vault(root) for name, root in roots.items() if name in named}
-    return {name: (Path(roots[name]), vault) for name, vault in vaults.items() if vault is not None}
-
-
-def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
+def _result(hit: Hit, link: str | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "docid": hash_mark(hit.docid),
         "file": f"{hit.collection}/{hit.path}",
@@ -136,13 +130,8 @@ def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]
         record["body"] = hit.body
     elif hit.snippet is not None:
         record["snippet"] = numbered(hit.snippet.removesuffix("\n"), hit.line)
-    if hit.collection in vaults:
-        from qmd.serve.vault import obsidian_link
-
-        root, vault = vaults[hit.collection]
-        link = obsidian_link(vault, root / hit.path)
-        if link is not None:
-            record["link"] = link
+    if link is not None:
+        record["link"] = link
     if hit.quote:
         record["quote"] = hit.quote
     if hit.stale:
@@ -222,14 +211,12 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     """Raises NotFound where nothing matches at all."""
     from qmd.reports import NotShown
 
-    found = index.multi_get(asked["pattern"], max_lines=asked["max_lines"], max_bytes=asked["max_bytes"])
-    if not found:
-        raise NotFound(f"no document matches {asked['pattern']!r}. `status` shows the collections.")
+    found = index.each(asked["pattern"], max_lines=asked["max_lines"], max_bytes=asked["max_bytes"])
     documents: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     content: list[dict[str, Any]] = []
     mark, size = new_mark(), 0
-    for item in found:
+    for item in islice(found, MOST_DOCUMENTS):
         call.check()
         if isinstance(item, NotShown):
             left_out.append(safe_tree({"file": item.file, "reason": item.reason}))
@@ -245,6 +232,8 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
         content += _document_blocks(
             record, mark, cut=cut, notice=not content, line_numbers=asked["line_numbers"]
         )
+    if not documents and not left_out:
+        raise NotFound(f"no document matches {asked['pattern']!r}. `status` shows the collections.")
     if left_out:
         named = "\n".join(f"Not shown: {row['file']}: {row['reason']}" for row in left_out)
         content.insert(0, text_block(named))
