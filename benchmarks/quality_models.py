@@ -51,7 +51,7 @@ def read_pairs(file: Path, count: int) -> dict[str, list[tuple[str, str]]]:
 
 
 def mixed(file: Path, keep: Path | None, count: int | None) -> list[dict[str, Any]]:
-    """nDCG@10 by kind of question, over the passages of all of them and as many others. `file`: a file of pairs
+    """nDCG@10 by kind of question, over the passages of all of them. `file`: a file of pairs
     (`query`, `positive`, `lang_q`, `lang_p`), not a BEIR folder."""
     lines = []
     pairs = read_pairs(file, count or 100)
