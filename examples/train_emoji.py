@@ -329,6 +329,7 @@ def main() -> None:
     parser.add_argument("--chinese", action="store_true", help="teach the Chinese names too")
     parser.add_argument("--export", type=Path, help="teach all concepts and write the files to this folder")
     parser.add_argument("--foreign", type=Path, help="questions that no picture answers, a line each")
+    parser.add_argument("--evidence", type=float, nargs=3, help="as an earlier run of --export printed it")
     given = parser.parse_args()
     cache = given.out / "openmoji-128"
     concepts, more = read_concepts(given.assets, cache), read_more(given.assets, cache)
@@ -348,7 +349,7 @@ def main() -> None:
         (given.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     if given.export:
         foreign = given.foreign.read_text(encoding="utf-8").splitlines() if given.foreign else []
-        evidence = fit_evidence(concepts, more, given.out, foreign)
+        evidence = given.evidence or fit_evidence(concepts, more, given.out, foreign)
         model, _ = teach(training_rows(concepts, more), given.out, given.out / "all", given.set)
         report = export_image_text(
             model, given.out / "all" / "model", given.export, name="qmd-pictograms", evidence=evidence,
