@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
@@ -14,6 +14,7 @@ from qmd.serve.cli.format_hits import hash_mark, image_line
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
 
 if TYPE_CHECKING:
+    from qmd.index import Index
     from qmd.reports import DocumentText, Status
     from qmd.search.answer import Answer as Written
     from qmd.serve.mcp.near import AnyIndex
@@ -192,7 +193,7 @@ def image_block(index: AnyIndex, document: DocumentText) -> dict[str, Any] | Non
     if document.path.rpartition(".")[2].lower() not in PICTURES:
         return None
     try:
-        data, kind = read_image(index, document.docid)
+        data, kind = read_image(cast("Index", index), document.docid)
     except (NotFound, AttributeError):  # gone since, or no picture after all
         return None
     if len(data) > IMAGE_BYTES:
