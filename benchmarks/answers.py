@@ -1,6 +1,6 @@
 """`qmd ask` on the sample vault: is the right source cited, how soon come the first words, how long is an answer.
 
-    python benchmarks/answers.py [--model SmolLM2-135M-Instruct] [--threads 2]
+    python benchmarks/answers.py [--model SmolLM2-135M-Instruct | --precision int8] [--threads 2] [--out FILE]
 
 Twenty questions whose answer stands in one known file. The index is made first (its time is not counted), the model is
 warm, every question is asked once; keys and values of sources are not yet stored.
@@ -9,15 +9,16 @@ warm, every question is asked once; keys and values of sources are not yet store
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-
 import qmd.index
+from qmd.llm import open_generator
 from qmd.search.answer import ask, open_writer
+from qmd.search.engine_writer import PACKAGED, EngineWriter
 
 VAULT = Path(__file__).parent.parent / "examples" / "vault"
 
@@ -54,12 +55,26 @@ def main() -> None:
     )
     parser.add_argument("--model", help="as for `qmd ask --model`; without it the default")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--precision", choices=["int8", "q4", "fp32"], help="the packaged model as this graph"
+    )
+    parser.add_argument("--plain", action="store_true", help="without drafting")
     parser.add_argument("--max-new-tokens", type=int, default=60)
+    parser.add_argument("--out", type=Path, help="append the figures, one JSON line")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.model:  # may run in torch, which otherwise takes all processors
+        import torch
+
+        torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder, qmd.index.open(Path(folder) / "index.sqlite") as index:
         index.add(VAULT, name="vault")
-        writer = open_writer(args.model)
+        if args.precision:
+            generator = open_generator(PACKAGED, precision=args.precision, threads=args.threads)
+            writer = EngineWriter(generator=generator)
+            if args.plain:
+                generator.drafter = None
+        else:
+            writer = open_writer(args.model)
         ask(index, "warm", writer=writer, max_new_tokens=2)
         writer.write([("user", "Say hello.")], max_new_tokens=4)
         right = said = first_source = 0
@@ -76,14 +91,24 @@ def main() -> None:
                 total.append(answer.timings_ms["total"])
             mark = "right" if file in cited else "WRONG"
             print(f"{mark}  {question}  cited {cited}\n       {answer.marked()[:300]!r}", flush=True)
-        n = len(QUESTIONS)
-        print(
-            f"right source cited {right}/{n}; by the answer itself {said}/{n}; right source first {first_source}/{n}"
-        )
-        print(f"first words: median {statistics.median(first):.0f} ms, worst {max(first):.0f} ms")
-        print(
-            f"at most {args.max_new_tokens} tokens: median {statistics.median(total):.0f} ms, worst {max(total):.0f} ms"
-        )
+        figures = {
+            "part": "answers",
+            "model": args.model or PACKAGED,
+            "runs_on": getattr(getattr(writer, "generator", None), "runs_on", "torch"),
+            "drafted": not args.plain and getattr(writer, "stats", None) is not None,
+            "threads": args.threads,
+            "questions": len(QUESTIONS),
+            "right_source_cited": right,
+            "right_source_by_the_answer": said,
+            "right_source_first": first_source,
+            "first_words_ms": [round(statistics.median(first)), round(max(first))],
+            "whole_answer_ms": [round(statistics.median(total)), round(max(total))],
+            "max_new_tokens": args.max_new_tokens,
+        }
+        print(" ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
+        if args.out:
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,100 +1,44 @@
 """Speculative decoding on real weights, beside its peers: same model object, prompts, dtype and threads.
 
-    python benchmarks/drafting.py [--model SmolLM2-135M-Instruct] [--repeats 5] [--parts identity ttft speed llama]
+    python benchmarks/drafting.py [--model SmolLM2-135M-Instruct] [--repeats 5] [--parts cost identity ttft speed]
 
-Peers: transformers greedy, `prompt_lookup_num_tokens` 3, 5 and 10, `assistant_model` (--assistant), llama.cpp on
-the same 4-bit weights (package xllamacpp, if installed). Methods alternate within each repeat;
-medians over repeats, with the spread; wall and CPU seconds. One JSON line per figure goes to --out.
+Peers: transformers greedy, `prompt_lookup_num_tokens` 3, 5 and 10, `assistant_model` (--assistant: a model, or
+`layers:6` for that many of the target's own layers). Methods alternate within each repeat; medians over repeats, with
+the spread; wall and CPU seconds. One JSON line per figure goes to --out. For llama.cpp and for what `qmd ask` does by
+default see drafting_engine.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from quoting import KINDS, Board, content, passages, requests, timed
+
 from qmd.draft import CostTable, KnowledgeCacheManager, SpeculativeDecoder, TorchTarget
-from qmd.draft.load import SMOLLM2, load_model, load_tokenizer, locate
+from qmd.draft.load import SMOLLM2, load_model, load_tokenizer
 from qmd.draft.proposers import SuffixProposer
 from qmd.draft.writer import repeats_from
-
-VAULT = Path(__file__).parent.parent / "examples" / "vault"
-
-KINDS = {
-    "quote": [
-        "Copy the first three sentences of the text, word for word.",
-        "Repeat the text exactly as it is written.",
-    ],
-    "summary": ["Summarise the text in three sentences."],
-    "open": [
-        "Write a short story about a lighthouse keeper.",
-        "Explain why the sky is blue.",
-        "Give me ideas for a birthday.",
-    ],
-}
-
-
-def passages(count: int, size: int) -> list[str]:
-    found = []
-    for path in sorted(VAULT.rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if text.isascii() or len(text.encode()) < 1.05 * len(text):
-            blocks = [b for b in text.split("\n\n") if len(b) > 120]
-            for i in range(0, len(blocks), 2):
-                found.append("\n\n".join(blocks[i : i + 2])[:size])
-    return found[:count]
 
 
 def prompts(tokenizer: Any, kind: str, count: int, size: int) -> list[list[int]]:
     made = []
-    texts = passages(count, size)
-    for i in range(count):
-        ask = KINDS[kind][i % len(KINDS[kind])]
-        content = f"{ask} Number {i + 1}." if kind == "open" else f"Text:\n{texts[i % len(texts)]}\n\n{ask}"
+    for request in requests(kind, count, size):
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": content(*request)}], add_generation_prompt=True, tokenize=False
         )
         made.append(tokenizer(text, add_special_tokens=False).input_ids)
     return made
-
-
-def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    out = run()
-    return out, time.perf_counter() - wall, time.process_time() - cpu
-
-
-class Board:
-    """Times by method; prints medians and ratios to the first method."""
-
-    def __init__(self, out: Path | None, about: dict[str, Any]) -> None:
-        self.out, self.about = out, about
-
-    def show(self, part: str, rows: dict[str, list[tuple[float, float]]], **more: Any) -> None:
-        base = statistics.median(w for w, _ in next(iter(rows.values())))
-        for name, values in rows.items():
-            wall = [w for w, _ in values]
-            figure = {
-                "part": part,
-                "method": name,
-                "wall_s": round(statistics.median(wall), 4),
-                "spread_s": [round(min(wall), 4), round(max(wall), 4)],
-                "cpu_s": round(statistics.median(c for _, c in values), 4),
-                "speedup": round(base / statistics.median(wall), 3),
-                "repeats": len(values),
-            } | {k: v[name] if isinstance(v, dict) else v for k, v in more.items()}
-            print(" ".join(f"{k}={v}" for k, v in figure.items()), flush=True)
-            if self.out:
-                with self.out.open("a") as file:
-                    file.write(json.dumps(figure | self.about) + "\n")
 
 
 def main() -> None:
@@ -111,7 +55,10 @@ def main() -> None:
     parser.add_argument("--identity", type=int, default=200, help="prompts of the identity check")
     parser.add_argument("--gamma", type=int, default=8)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--parts", nargs="+", default=["cost", "identity", "ttft", "speed", "llama"])
+    parser.add_argument("--parts", nargs="+", default=["cost", "identity", "ttft", "speed"])
+    parser.add_argument("--draft", type=Path, help="folder of a trained draft")
+    parser.add_argument("--reference", type=int, default=48, help="prompts that transformers writes as well")
+    parser.add_argument("--state", type=Path, help="where the identity check keeps what is done")
     parser.add_argument("--lookups", nargs="+", type=int, default=[3, 5, 10])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -147,31 +94,70 @@ def main() -> None:
     if "speed" in args.parts:
         for kind in args.kinds:
             speed(model, tokenizer, target, table, board, kind, args)
-    if "llama" in args.parts:
-        against_llama(model, tokenizer, target, table, board, args)
 
 
 def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, args: Any) -> None:
-    """Greedy text equal to plain decoding, token for token: with the suffix proposer adaptive and at full length."""
+    """Greedy text equal to plain decoding, token for token, with every proposer. With --state, a run that was
+    stopped goes on where it was."""
     each = args.identity // 3 + 1
     work = [p for kind in KINDS for p in prompts(tokenizer, kind, each, 400)][: args.identity]
-    plain = SpeculativeDecoder([], target, tokenizer)
-    methods = {
-        "suffix, adaptive": SpeculativeDecoder([SuffixProposer()], target, tokenizer, 8, cost=table),
-        "suffix, always 16": SpeculativeDecoder(
-            [SuffixProposer()], target, tokenizer, 16, cost=CostTable.flat()
-        ),
+    ways: dict[str, tuple[list[Any], int, CostTable]] = {
+        "suffix": ([SuffixProposer()], 8, table),
+        "suffix, always 16": ([SuffixProposer()], 16, CostTable.flat()),
     }
-    same = dict.fromkeys(methods, 0)
-    peer = 0
+    if args.draft:
+        neural = open_draft(args.draft, model, target)
+        ways["draft, always 4"] = ([neural], 4, CostTable.flat())
+        ways["suffix, then draft"] = ([SuffixProposer(), neural], 8, table)
+    plain = SpeculativeDecoder([], target, tokenizer)
+    decoders = {n: SpeculativeDecoder(p, target, tokenizer, g, cost=c) for n, (p, g, c) in ways.items()}
+    done: dict[str, Any] = {}
+    if args.state and args.state.exists():
+        done = {r["prompt"]: r for r in map(json.loads, args.state.read_text().splitlines())}
     for prompt in work:
-        expected = plain.generate(prompt, 16, temperature=0)
-        for name, decoder in methods.items():
-            same[name] += bool(torch.equal(decoder.generate(prompt, 16, temperature=0), expected))
-        peer += bool(torch.equal(greedy(model, tokenizer, prompt, 16), expected))
-    for name, count in same.items():
-        print(f"identity: {name}: {count} of {len(work)} equal plain decoding")
-    print(f"identity: plain decoding equals transformers greedy on {peer} of {len(work)}", flush=True)
+        key = hashlib.sha256(str((prompt, sorted(ways))).encode()).hexdigest()[:16]
+        if key in done:
+            continue
+        cache = target.new_cache()
+        target.forward(prompt[:-1], cache, last_only=True)  # once: what is compared is decoding
+        expected = plain.generate(prompt, 24, temperature=0, cache=cache)
+        row: dict[str, Any] = {"prompt": key, "equal": {}, "accepted": {}, "proposed": {}}
+        for name, decoder in decoders.items():
+            out = decoder.generate(prompt, 24, temperature=0, cache=cache)
+            row["equal"][name] = bool(torch.equal(out, expected))
+            row["accepted"][name], row["proposed"][name] = decoder.stats.accepted, decoder.stats.proposed
+        if len(done) < args.reference and not args.draft:
+            reference = greedy(model, tokenizer, prompt, 24)
+            row["equal"]["(transformers greedy)"] = bool(torch.equal(reference, expected))
+        done[key] = row
+        if args.state:
+            with args.state.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    for name in next(iter(done.values()))["equal"]:
+        rows = [r for r in done.values() if name in r["equal"]]
+        figure = {
+            "part": "identity",
+            "method": name,
+            "equal": sum(r["equal"][name] for r in rows),
+            "prompts": len(rows),
+            "accepted": sum(r["accepted"].get(name, 0) for r in rows),
+            "proposed": sum(r["proposed"].get(name, 0) for r in rows),
+        }
+        print(" ".join(f"{k}={v}" for k, v in figure.items()), flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                file.write(json.dumps(figure | {"model": args.model, "precision": target.precision}) + "\n")
+
+
+def open_draft(folder: Path, model: Any, target: TorchTarget) -> Any:
+    """The trained draft of a folder (`drafting_neural.py train --folder`), as a proposer."""
+    from qmd.draft import Qwen3DraftModel
+    from qmd.draft.neural import NeuralProposer
+    from qmd.draft.training import load_draft
+
+    best = max(folder.glob("best_draft_model_knowledge_epoch*.pth"), key=lambda p: p.stat().st_mtime_ns)
+    config = json.loads((folder / "config.json").read_text())
+    return NeuralProposer(load_draft(Qwen3DraftModel(config, model), best), target)
 
 
 def greedy(model: Any, tokenizer: Any, prompt: list[int], tokens: int, **more: Any) -> torch.Tensor:
@@ -208,6 +194,23 @@ def ttft(tokenizer: Any, target: TorchTarget, board: Board, args: Any) -> None:
         board.show(f"first token, {length}+24", rows)
 
 
+def assistant(model: Any, name: str) -> Any:
+    """A model by name, or the target with a few of its layers: SmolLM2 has no smaller sibling here."""
+    if not name.startswith("layers:"):
+        return load_model(name)
+    import copy
+
+    from qmd.draft import LayerSampler
+
+    chosen = LayerSampler(model.config.num_hidden_layers, int(name.removeprefix("layers:"))).sample()
+    small = copy.deepcopy(model)
+    small.model.layers = torch.nn.ModuleList(small.model.layers[i] for i in chosen)
+    small.config.num_hidden_layers = len(chosen)
+    for at, layer in enumerate(small.model.layers):
+        layer.self_attn.layer_idx = at
+    return small
+
+
 def speed(
     model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, board: Board, kind: str, args: Any
 ) -> None:
@@ -221,7 +224,7 @@ def speed(
     theirs: dict[str, dict[str, Any]] = {"transformers": {}}
     theirs |= {f"prompt_lookup_{n}": {"prompt_lookup_num_tokens": n} for n in args.lookups}
     if args.assistant:
-        theirs["assistant_model"] = {"assistant_model": load_model(args.assistant)}
+        theirs["assistant_model"] = {"assistant_model": assistant(model, args.assistant)}
     answers = [plain.generate(p, args.tokens, temperature=0)[0, len(p) :].tolist() for p in work]
     loops = sum(repeats_from(tokenizer.decode(a)) is not None for a in answers)
     stats: dict[str, str] = {}
@@ -257,56 +260,6 @@ def speed(
     board.show(
         f"decode, {kind}", rows, detail=stats, tokens=sum(map(len, answers)), looping=f"{loops}/{len(work)}"
     )
-
-
-def against_llama(
-    model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, board: Board, args: Any
-) -> None:
-    """Question to last word on quoting prompts, llama.cpp on the same file. Prompt included on both sides; for us also
-    with the passages' keys and values stored."""
-    try:
-        import xllamacpp
-    except ImportError:
-        print("llama: package xllamacpp is not installed; left out")
-        return
-    folder, gguf = locate(args.model)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(Path(folder) / str(gguf))
-    params.n_ctx, params.n_parallel = 2048, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
-    server = xllamacpp.Server(params)
-    work = prompts(tokenizer, "quote", 2 * args.prompts, 900)
-    fast = SpeculativeDecoder([SuffixProposer()], target, tokenizer, args.gamma, cost=table)
-    heads = target.config.num_attention_heads
-    manager = KnowledgeCacheManager(target.config.hidden_size, heads, 64 * heads)
-    for p in work:
-        manager.add(target, p[:-16])
-    counts: dict[str, int] = {}
-
-    def llama(prompt: list[int]) -> int:
-        body = {"prompt": prompt, "n_predict": args.tokens, "temperature": 0, "cache_prompt": False}
-        got: Any = server.handle_completions(body)
-        got = json.loads(got) if isinstance(got, str | bytes) else got
-        return int(
-            got["tokens_predicted"] if "tokens_predicted" in got else got["usage"]["completion_tokens"]
-        )
-
-    def ours(prompt: list[int], stored: bool) -> int:
-        cache = manager.start(target, prompt) if stored else None
-        return int(fast.generate(prompt, args.tokens, temperature=0, cache=cache).shape[1]) - len(prompt)
-
-    methods: dict[str, Callable[[list[int]], int]] = {
-        "llama.cpp Q4_1": llama,
-        "qmd": lambda p: ours(p, False),
-        "qmd, stored passages": lambda p: ours(p, True),
-    }
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for repeat in range(args.repeats):
-        for name in list(methods)[:: 1 if repeat % 2 == 0 else -1]:
-            total, w, c = timed(lambda n=name: sum(methods[n](p) for p in work))
-            rows.setdefault(name, []).append((w, c))
-            counts[name] = total
-    board.show(f"question to last word, {len(work)} quoting prompts", rows, tokens=counts)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Fit the logistic models of `qmd.search.calibrate`: what share of hits with such evidence is relevant?
 
     python benchmarks/fit_calibration.py FOLDER [FOLDER ...] --keep DIR [--queries N]
+    python benchmarks/fit_calibration.py FOLDER [FOLDER ...] --keep DIR --queries 200 --foreign TEST_FOLDER
 
 Folders are BEIR collections, none of them a test set. Each is asked N of its own questions and N of the other folders'
 in its language. Rows are first hits of each question, relevant or not; foreign questions give irrelevant ones. Prints
-coefficients fitted on all folders; AUROC and expected calibration error (ECE, 10 bins) are of folders left out.
+coefficients fitted on all folders, beside those that ship; AUROC and expected calibration error (ECE, 10 bins) of each
+folder, by a model fitted without it and by the one that ships. `--foreign`: how well a folder that nothing was fitted
+to is answered, and questions of the others refused.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 from quality import build, read_beir
 
 from qmd.config import Config
+from qmd.search import calibrate
 from qmd.search.scripts import foreign_share
 
 HITS = 10
@@ -72,7 +76,7 @@ def gather(folders: list[Path], keep: Path, count: int) -> list[dict]:
     cjk = {n: foreign_share(" ".join(s[1][q] for q in asked[n][:20]), ["en"]) > 0.5 for n, s in sets.items()}
     rows = []
     for name, (documents, queries, relevant) in sets.items():
-        index, ids = build(documents, keep / name, Config())
+        index, ids = build(documents, keep / name, Config(), embed=not cjk[name])
         others = [(o, q) for o in sets if o != name and cjk[o] == cjk[name] for q in asked[o]]
         random.Random(name).shuffle(others)
         questions = [(queries[q], relevant[q]) for q in asked[name]]
@@ -116,43 +120,72 @@ def features(mode: str, evidence: list, words: int) -> list[float]:
     }[mode]
 
 
+def table(rows: list[dict], mode: str, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(features (n, f), labels (n,), set of each row) of a mode; "hit": each of the first hits, "any": their best."""
+    x, y, owner = [], [], []
+    for row in rows:
+        if row["mode"] != mode or not row["x"]:
+            continue
+        hits = [features(mode, e, e[3]) for e in row["x"]]
+        if kind == "any":
+            x.append(np.max(hits[:5], axis=0))
+            y.append(int(not row["foreign"]))
+            owner.append(row["set"])
+        else:
+            x += hits
+            y += row["y"]
+            owner += [row["set"]] * len(hits)
+    return np.array(x), np.array(y), np.array(owner)
+
+
 def report(rows: list[dict]) -> None:
-    names = sorted({row["set"] for row in rows})
-    for mode in MODES:
-        of_mode = [row for row in rows if row["mode"] == mode and row["x"]]
-        for kind in ("hit", "any"):
-            x, y, weight, owner, foreign = [], [], [], [], []
-            for row in of_mode:
-                hits = [features(mode, e, e[3]) for e in row["x"]]
-                if kind == "any":
-                    shown = hits[:5]
-                    x.append(np.max(shown, axis=0))
-                    y.append(0 if row["foreign"] else 1)
-                    weight.append(1.0)
-                    owner.append(row["set"])
-                    foreign.append(row["foreign"])
-                else:
-                    x += hits
-                    y += row["y"]
-                    weight += [1.0] * len(hits)
-                    owner += [row["set"]] * len(hits)
-                    foreign += [row["foreign"]] * len(hits)
-            if not x:
+    """Coefficients of all sets; for each set AUROC and ECE of a model fitted without it, and of the one that ships."""
+    shipped = {"hit": calibrate._HIT, "any": calibrate._ANY}
+    for kind in ("hit", "any"):
+        for mode in MODES:
+            x, y, owner = table(rows, mode, kind)
+            if not len(x):
                 continue
-            x, y, weight = np.array(x), np.array(y), np.array(weight)
-            owner, foreign = np.array(owner), np.array(foreign)
-            w = fit(x, y, weight)
-            print(
-                f"{mode} {kind}: {np.round(w, 4).tolist()}  (constant first)  AUROC {auroc(predict(w, x), y):.3f}"
-            )
-            for name in names:
+            w = fit(x, y, np.ones(len(y)))
+            print(f"{mode} {kind}: {tuple(np.round(w, 3).tolist())}  ships: {shipped[kind][mode]}")
+            errors = []
+            for name in sorted(set(owner)):
                 left = owner == name
-                if left.any() and (~left).any():
-                    p = predict(fit(x[~left], y[~left], weight[~left]), x[left])
-                    print(
-                        f"    without {name:14} AUROC {auroc(p, y[left]):.3f}  ECE {ece(p, y[left]):.3f}"
-                        f"  says {p.mean():.2f}, is {y[left].mean():.2f}"
-                    )
+                if left.all():
+                    continue
+                p = predict(fit(x[~left], y[~left], np.ones((~left).sum())), x[left])
+                now = predict(np.array(shipped[kind][mode]), x[left])
+                errors.append((ece(p, y[left]), ece(now, y[left])))
+                print(
+                    f"    {name:12} left out: AUROC {auroc(p, y[left]):.3f} ECE {errors[-1][0]:.3f}"
+                    f"   ships: AUROC {auroc(now, y[left]):.3f} ECE {errors[-1][1]:.3f}"
+                    f"   says {p.mean():.2f}, is {y[left].mean():.2f}"
+                )
+            mean, worst = np.mean(errors, axis=0), np.max(errors, axis=0)
+            print(
+                f"    mean ECE {mean[0]:.3f} (ships {mean[1]:.3f}), worst {worst[0]:.3f} (ships {worst[1]:.3f})"
+            )
+
+
+def foreign(folder: Path, others: list[Path], keep: Path, count: int) -> None:
+    """Abstention with the figures that ship: `count` questions of `folder`, as many of the other folders."""
+    documents, queries, _ = read_beir(folder)
+    asked = sorted(queries)
+    random.Random(folder.name).shuffle(asked)
+    strange = [text for other in others for text in read_beir(other)[1].values()]
+    random.Random(folder.name).shuffle(strange)
+    index, _ = build(documents, keep / folder.name, Config())
+    questions = [(queries[q], 1) for q in asked[:count]] + [(text, 0) for text in strange[:count]]
+    for mode, door in (("keyword", index.search), ("vector", index.vsearch), ("hybrid", index.query)):
+        p = np.array([door(text, limit=HITS).any_relevant or 0.0 for text, _ in questions])
+        y = np.array([fits for _, fits in questions])
+        print(
+            f"{folder.name} {mode}: {y.sum()} that fit, {len(y) - y.sum()} foreign: AUROC {auroc(p, y):.4f}, "
+            f"ECE {ece(p, y):.3f}, answered {(p[y == 1] >= calibrate.NOTHING_BELOW).mean():.3f}, "
+            f"refused {(p[y == 0] < calibrate.NOTHING_BELOW).mean():.3f}",
+            flush=True,
+        )
+    index.close()
 
 
 def main() -> None:
@@ -163,7 +196,13 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="keep the indexes below this folder")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--rows", type=Path, help="keep what was gathered in this file, and use it again")
+    parser.add_argument(
+        "--foreign", type=Path, help="only abstention: ask this folder, and of the others' questions"
+    )
     options = parser.parse_args()
+    if options.foreign:
+        foreign(options.foreign, options.folders, options.keep, options.queries)
+        return
     if options.rows and options.rows.exists():
         rows = json.loads(options.rows.read_text())
     else:

@@ -91,11 +91,13 @@ def embed(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[str
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.files import find_packaged
 
-    sample = texts[:: max(1, len(texts) // chosen.documents)][: chosen.documents]
     files = find_packaged(CATALOG["all-MiniLM-L6-v2"])
     ours = OnnxEmbedder.open(files, threads=chosen.threads)
     record = ours.prepare() if ours._prepare else None
-    tokens = sum(min(n, 256) for n in ours.count_tokens(sample))
+    spread = texts[:: max(1, len(texts) // chosen.documents)][: chosen.documents]
+    sample = [cut(ours, text, 254) for text in spread]
+    tokens = sum(ours.count_tokens(sample))
+    assert max(ours.count_tokens(sample)) <= 256
     runs: dict[str, Callable[[], Any]] = {"qmd": lambda: ours.embed_documents(sample)}
     found = alternate(runs | peers(sample, chosen.threads), chosen.repeats)
     for figures in found.values():
@@ -119,6 +121,12 @@ def embed(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[str
             n: round(ndcg(chosen.corpus, rows, texts, e), 2) for n, e in (("qmd", ours), ("fp32", plain))
         }
     return result
+
+
+def cut(embedder: Any, text: str, tokens: int) -> str:
+    """The text's first tokens: the peers cut there, QMD would read on in another window and do more than they."""
+    encoding = embedder._tokenizer._tokenizer.encode(text, add_special_tokens=False)
+    return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]
 
 
 def vectors(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[str, Any]:

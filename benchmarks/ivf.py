@@ -3,181 +3,26 @@
 Every sub-command appends JSON lines (environment in each) to --output and prints a table. Examples:
   python benchmarks/ivf.py compare --nq 1 8 32 512 2048 --threads 1 --data random clustered
   python benchmarks/ivf.py nq --plot qps.svg        sweep of the number of queries
-  python benchmarks/ivf.py max-codes | budget | threshold | build | profile | env
+  python benchmarks/ivf.py at-recall --data clustered --peers hnsw --nq 2048
+  python benchmarks/ivf.py max-codes | budget | threshold | build | first-pass | profile | env
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
 import numpy as np
 import torch
+from ivf_contest import Contest, build_graph, environment, faiss, make_data, recall, set_threads, take_turns
 
 from qmd import ivf
-
-try:
-    import faiss
-except ImportError:
-    faiss = None  # type: ignore[assignment]
-
-
-def environment() -> dict[str, Any]:
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line),
-            cpu,
-        )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "faiss": getattr(faiss, "__version__", None),
-        "faiss_options": faiss.get_compile_options().strip() if faiss else None,
-    }
-
-
-def make_data(kind: str, n: int, nq: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) rows and (nq, d) queries; or the rows of a .npy file, the last nq of them as queries."""
-    if kind.endswith(".npy"):
-        x = np.load(kind).astype(np.float32)
-        return np.ascontiguousarray(x[: len(x) - nq][:n]), np.ascontiguousarray(x[len(x) - nq :])
-    g = torch.Generator().manual_seed(0)
-    if kind == "random":
-        return torch.randn(n, d, generator=g).numpy(), torch.randn(nq, d, generator=g).numpy()
-    centres = torch.randn(2000, d, generator=g)
-
-    def draw(m: int) -> np.ndarray:
-        picked: np.ndarray = (
-            centres[torch.randint(0, 2000, (m,), generator=g)] + 0.6 * torch.randn(m, d, generator=g)
-        ).numpy()
-        return picked
-
-    return draw(n), draw(nq)
-
-
-def take_turns(work: dict[str, Callable[[], Any]], repeat: int) -> dict[str, dict[str, float]]:
-    """Each contender once for warm-up, then `repeat` rounds of all. Seconds: wall median and spread, CPU
-    median."""
-    wall: dict[str, list[float]] = {name: [] for name in work}
-    cpu: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(repeat + 1):
-        for name, call in work.items():
-            c, w = time.process_time(), time.perf_counter()
-            call()
-            if turn:
-                wall[name].append(time.perf_counter() - w)
-                cpu[name].append(time.process_time() - c)
-    return {
-        name: {
-            "wall_s": statistics.median(wall[name]),
-            "wall_min_s": min(wall[name]),
-            "wall_max_s": max(wall[name]),
-            "cpu_s": statistics.median(cpu[name]),
-        }
-        for name in work
-    }
-
-
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(
-        np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
-    )
-
-
-class Contest:
-    """Indexes of one data set, all with Faiss's centroids, so every one reads the same lists."""
-
-    def __init__(self, o: argparse.Namespace, kind: str, peers: Sequence[str]) -> None:
-        self.o, self.kind = o, kind
-        self.x, self.q = make_data(kind, o.nb, max(o.nq), o.d)
-        self.d = self.x.shape[1]
-        sample = self.x[: o.train_n]
-        theirs = (
-            faiss.IndexIVFFlat(faiss.IndexFlatL2(self.d), self.d, o.nlist, faiss.METRIC_L2) if faiss else None
-        )
-        self.ours = ivf.IndexIVFFlat(d=self.d, nlist=o.nlist, nprobe=o.nprobe)
-        if theirs is not None:
-            quantizer = faiss.IndexFlatL2(self.d)
-            theirs = faiss.IndexIVFFlat(quantizer, self.d, o.nlist, faiss.METRIC_L2)
-            self._keep = [quantizer]
-            theirs.train(sample)
-            theirs.add(self.x)
-            theirs.nprobe = o.nprobe
-            self.ours.set_centroids(quantizer.reconstruct_n(0, o.nlist))
-        else:
-            self.ours.train(sample)
-        self.ours.add(self.x)
-        self.small = ivf.IndexRefineFlat(
-            ivf.IndexIVFScalarQuantizer(d=self.d, nlist=o.nlist, nprobe=o.nprobe), k_factor=2.0
-        )
-        self.small.index.centroids = self.ours.centroids
-        self.small.index._lists.codec.train(torch.from_numpy(sample))
-        self.small.index.is_trained = True
-        self.small.add(self.x)
-        self.search: dict[str, Callable[[np.ndarray], tuple[Any, Any]]] = {}
-        if theirs is not None:
-            self.search["faiss IVFFlat"] = lambda q: theirs.search(q, o.k)
-        self.search["qmd IVFFlat"] = lambda q: self.ours.search(q, o.k)
-        self.search["qmd SQ8,RFlat"] = lambda q: self.small.search(q, o.k)
-        if "pq" in peers and faiss:
-            pq = faiss.index_factory(self.d, f"IVF{o.nlist},PQ{self.d // 2}x4fs,RFlat")
-            pq.train(sample)
-            pq.add(self.x)
-            faiss.extract_index_ivf(pq).nprobe = o.nprobe
-            self.search["faiss PQx4fs,RFlat"] = lambda q: pq.search(q, o.k)
-        if "hnsw" in peers:
-            import hnswlib
-
-            graph = hnswlib.Index("l2", self.d)
-            graph.init_index(len(self.x), M=16, ef_construction=100)
-            graph.set_num_threads(max(o.threads))
-            graph.add_items(self.x)
-            graph.set_ef(128)
-
-            def ask(q: np.ndarray) -> tuple[Any, Any]:
-                ids, dist = graph.knn_query(q, o.k, num_threads=torch.get_num_threads())
-                return dist, ids
-
-            self.search["hnswlib"] = ask
-        if "torch-ivf" in peers:
-            from torch_ivf.index import IndexIVFFlat as TheirIVF
-
-            other = TheirIVF(d=self.d, nlist=o.nlist, nprobe=o.nprobe, metric="l2")
-            other.train(torch.from_numpy(sample))
-            other._centroids = self.ours.centroids.clone()
-            other.add(torch.from_numpy(self.x))
-            other.search_mode = "csr"
-            self.search["torch-ivf csr"] = lambda q: other.search(torch.from_numpy(q), o.k)
-
-    def truth(self, n: int) -> np.ndarray:
-        flat = ivf.IndexFlatL2(self.d)
-        flat.add(self.x)
-        ids: np.ndarray = flat.search(self.q[:n], self.o.k)[1]
-        return ids
-
-
-def set_threads(n: int) -> None:
-    torch.set_num_threads(n)
-    if faiss:
-        faiss.omp_set_num_threads(n)
 
 
 def emit(o: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -200,10 +45,8 @@ def compare(o: argparse.Namespace) -> None:
             set_threads(threads)
             for nq in o.nq:
                 q = contest.q[:nq]
-                times = take_turns(
-                    {n: (lambda f=f, q=q: f(q)) for n, f in contest.search.items()},
-                    o.repeat if nq <= 4096 else 3,
-                )
+                work = {n: (lambda f=f, q=q: f(q)) for n, f in contest.search.items()}
+                times = take_turns(work, o.repeat if nq <= 4096 else 1)
                 base = times.get("faiss IVFFlat", {}).get("wall_s")
                 for name, t in times.items():
                     ids = found[name]
@@ -306,6 +149,8 @@ def score_threshold(o: argparse.Namespace) -> None:
             "csr_s": t["csr"]["wall_s"], "auto": chosen, "best": best, "regret": t[chosen]["wall_s"] / t[best]["wall_s"],  # noqa: E501
         })  # fmt: skip
     emit(o, rows)
+    both = [{"index": m, "x": r["nq"], "qps": r["nq"] / r[f"{m}_s"]} for m in ("matrix", "csr") for r in rows]
+    plot(o, both, "queries in a batch")
 
 
 def build(o: argparse.Namespace) -> None:
@@ -362,19 +207,120 @@ def profile(o: argparse.Namespace) -> None:
     print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
 
 
+def at_recall(o: argparse.Namespace) -> None:
+    """Every contender's own dial, and the fastest setting of each that reaches --recall."""
+    rows = []
+    for kind in o.data:
+        contest = Contest(o, kind, ())
+        q, truth = contest.q, contest.truth(512)
+        set_threads(o.threads[0])
+        settings = _settings(contest, o, q)
+        found = {name: recall(np.asarray(ask()[1])[:512], truth) for name, (_, ask) in settings.items()}
+        family = {name: f for name, (f, _) in settings.items()}
+        near = {n: s for n, s in settings.items() if found[n] >= 0.5}
+        times = take_turns({n: ask for n, (_, ask) in near.items()}, o.repeat)
+        mine = []
+        for name, t in times.items():
+            row = {"bench": "at-recall", "data": kind, "threads": o.threads[0], "nq": len(q), "index": family[name],
+                   "setting": name, "x": found[name], "recall": found[name], "qps": len(q) / t["wall_s"]}  # fmt: skip
+            mine.append({**row, **t})
+        for f in dict.fromkeys(family.values()):
+            enough = [r for r in mine if r["index"] == f and r["recall"] >= o.recall]
+            if enough:
+                best = max(enough, key=lambda r: r["qps"])
+                mine.append({**best, "bench": "best-at-recall", "least": o.recall})
+        rows += mine
+        emit(o, mine)
+    dial = sorted((r for r in rows if r["bench"] == "at-recall"), key=lambda r: r["recall"])
+    plot(o, dial, "recall against exact search")
+
+
+def _settings(
+    contest: Contest, o: argparse.Namespace, q: np.ndarray
+) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """name -> (family, search)"""
+    out: dict[str, tuple[str, Callable[[], Any]]] = {}
+    for p in (1, 2, 4, 8, 32):
+        params = ivf.SearchParams(nprobe=p)
+        out[f"qmd IVFFlat nprobe {p}"] = "qmd IVFFlat", lambda s=params: contest.ours.search(q, o.k, s)
+        out[f"qmd SQ8,RFlat nprobe {p}"] = "qmd SQ8,RFlat", lambda s=params: contest.small.search(q, o.k, s)
+    if faiss:
+        pq = faiss.index_factory(contest.d, f"IVF{o.nlist},PQ{contest.d // 2}x4fs,RFlat")
+        pq.train(contest.x[: o.train_n])
+        pq.add(contest.x)
+
+        def ask(nprobe: int, factor: int) -> Any:
+            inner = faiss.SearchParametersIVF(nprobe=nprobe)
+            wanted = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+            return pq.search(q, o.k, params=wanted)
+
+        for p in (1, 2, 4, 8, 32):
+            for factor in (1, 2, 4):
+                name = f"faiss PQ{contest.d // 2}x4fs,RFlat nprobe {p} k_factor {factor}"
+                out[name] = "faiss PQx4fs,RFlat", lambda p=p, f=factor: ask(p, f)
+    if "hnsw" in o.peers:
+        graph = build_graph(contest.x)
+
+        def walk(ef: int) -> Any:
+            graph.set_ef(ef)
+            ids, dist = graph.knn_query(q, o.k, num_threads=torch.get_num_threads())
+            return dist, ids
+
+        for ef in (20, 40, 80, 160):
+            out[f"hnswlib ef {ef}"] = "hnswlib", lambda ef=ef: walk(ef)
+    return out
+
+
+def first_pass(o: argparse.Namespace) -> None:
+    """Ways for torch to score 1,024 rows of 4-bit codes, beside the product of whole rows."""
+    set_threads(o.threads[0])
+    rows, d = 1024, o.d
+    lists = [torch.randn(rows, d) for _ in range(64)]
+    codes = torch.randint(0, 256, (rows, d // 4), dtype=torch.uint8)  # d / 2 codes of 4 bits
+    book, start = torch.randn(d // 4 * 256, 4), torch.arange(0, d // 4 * 256, 256, dtype=torch.int32)
+    out = []
+    for nq in (1, 8, 32, 128, 512):
+        q, table, turn = torch.randn(nq, d), torch.randn(d // 4 * 256, nq), iter(range(1 << 30))
+
+        def decode() -> torch.Tensor:
+            return book.index_select(0, (codes.to(torch.int32) + start).view(-1)).view(rows, d)
+
+        times = take_turns(
+            {
+                "whole rows": lambda q=q, turn=turn: torch.mm(lists[next(turn) % 64], q.T),
+                "decode, then product": lambda q=q: torch.mm(decode(), q.T),
+                "tables by embedding_bag": lambda table=table: torch.nn.functional.embedding_bag(
+                    codes.to(torch.int32) + start, table, mode="sum"
+                ),
+            },
+            max(o.repeat, 30),
+        )
+        out += [{"bench": "first-pass", "nq": nq, "way": name, **t} for name, t in times.items()]
+    emit(o, out)
+
+
+def dump_environment(o: argparse.Namespace) -> None:
+    """Prints the environment; with --env FILE also writes it there."""
+    text = json.dumps(environment(), indent=2)
+    if o.env:
+        Path(o.env).write_text(text + "\n")
+    print(text)
+
+
 def plot(o: argparse.Namespace, rows: list[dict[str, Any]], label: str) -> None:
     if not o.plot:
         return
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "qmd"})
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name in dict.fromkeys(r["index"] for r in rows):
         mine = [r for r in rows if r["index"] == name]
         axes.plot([r["x"] for r in mine], [r["qps"] for r in mine], marker="o", label=name)
-    if min(r["x"] for r in rows) > 0:
+    if min(r["x"] for r in rows) >= 1:
         axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(label)
@@ -388,8 +334,8 @@ def plot(o: argparse.Namespace, rows: list[dict[str, Any]], label: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[argparse.Namespace], None]] = {
         "compare": compare, "nq": sweep_nq, "max-codes": sweep_max_codes, "budget": sweep_budget,
-        "threshold": score_threshold, "build": build, "profile": profile,
-        "env": lambda o: print(json.dumps(environment(), indent=2)),
+        "at-recall": at_recall, "first-pass": first_pass, "threshold": score_threshold, "build": build,
+        "profile": profile, "env": dump_environment,
     }  # fmt: skip
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("command", choices=commands)
@@ -404,7 +350,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--threads", type=int, nargs="+", default=[1])
     p.add_argument("--repeat", type=int, default=5)
     p.add_argument("--peers", nargs="*", default=[], choices=["pq", "hnsw", "torch-ivf"])
+    p.add_argument("--recall", type=float, default=0.78, help="what at-recall must reach")
     p.add_argument("--output", default="ivf-benchmarks.jsonl")
+    p.add_argument("--env", default=None, help="a .json file for `env`")
     p.add_argument("--plot", default=None, help="an .svg file")
     o = p.parse_args(argv)
     commands[o.command](o)

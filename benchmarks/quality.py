@@ -1,13 +1,12 @@
-"""Retrieval quality on a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv): keyword, vector and hybrid
-search.
+"""Retrieval quality on BEIR folders (corpus.jsonl, queries.jsonl, qrels.tsv).
 
     python benchmarks/quality.py FOLDER [FOLDER ...] [--queries N] [--losses N] [--json FILE] [--keep DIR]
+    python benchmarks/quality.py ablation|typos|mixed|expansion FOLDER [FOLDER ...] [--queries N] [--keep DIR]
 
-Every document is written as a Markdown file, indexed and searched through the public Python API with the
-default
-configuration. Prints nDCG@10, Recall@100, MRR@10 (binary relevance) and the median time of a query;
-`--losses` lists
-the queries where hybrid loses most against keyword.
+Every document is written as a Markdown file, indexed and searched through the public Python API with the default
+configuration. Prints nDCG@10, Recall@100, MRR@10 (binary relevance) and the median time of a query; `--losses` lists
+the queries where hybrid loses most against keyword. The studies are in `quality_studies.py` (each stage on and off,
+misspelt questions) and `quality_models.py` (questions in two languages; a language model that expands).
 """
 
 from __future__ import annotations
@@ -20,12 +19,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import qmd
-from qmd.config import Config, Search
+from qmd.config import Config, Ingest, Search
+from qmd.search.scripts import foreign_share
 
 MODES = ("bm25s", "keyword", "vector", "hybrid")
+STUDIES = ("ablation", "typos", "mixed", "expansion")
 
 
 def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, set[str]]]:
@@ -45,7 +49,7 @@ def read_beir(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str], 
 
 
 def build(
-    documents: dict[str, dict[str, str]], place: Path, config: Config
+    documents: dict[str, dict[str, str]], place: Path, config: Config, *, embed: bool = True
 ) -> tuple[qmd.Index, dict[str, str]]:
     """An index over the documents written as files, and path -> document id."""
     files = place / "documents"
@@ -61,10 +65,43 @@ def build(
             (files / name).write_text(text, encoding="utf-8")
     index = qmd.open(place / "index.sqlite", config=config)
     index.add(
-        files, progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr)
+        files,
+        embed=embed,
+        progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr),
     )
     print(file=sys.stderr)
     return index, ids
+
+
+@contextmanager
+def open_set(
+    folder: Path, keep: Path | None, count: int | None = None, config: Config | None = None
+) -> Iterator[
+    tuple[qmd.Index, dict[str, str], dict[str, str], dict[str, set[str]], dict[str, dict[str, str]]]
+]:
+    """(index, path -> document id, the first `count` queries, what is relevant, documents) of a folder."""
+    documents, queries, relevant = read_beir(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        queries = dict(list(queries.items())[:count])
+        place = keep / folder.name if keep else Path(scratch)
+        # Questions in scripts that the default model does not read never look at a vector.
+        embed = any(foreign_share(text, ["en"]) <= 0.5 for text in queries.values())
+        index, ids = build(documents, place, config or Config(), embed=embed)
+        print(f"{folder.name}: {len(documents)} documents, {len(queries)} queries", flush=True)
+        try:
+            yield index, ids, queries, relevant, documents
+        finally:
+            index.close()
+
+
+def found_ids(hits: Any, ids: dict[str, str]) -> list[str]:
+    """Document ids, best first. Near-copies are named in the hit that stands for them."""
+    paths = [
+        path
+        for hit in hits
+        for path in (hit.path, *(f.split("/", 3)[3].rsplit(":", 1)[0] for f in hit.duplicates))
+    ]
+    return list(dict.fromkeys(ids[path] for path in paths))
 
 
 def measure(ranked: list[str], relevant: set[str]) -> dict[str, float]:
@@ -89,13 +126,7 @@ def run(
         begin = time.perf_counter()
         hits = ask(text, limit=100)
         times.append((time.perf_counter() - begin) * 1000)
-        # Near-copies are named in the hit that stands for them.
-        found = [
-            ids[path]
-            for hit in hits
-            for path in (hit.path, *(f.split("/", 3)[3].rsplit(":", 1)[0] for f in hit.duplicates))
-        ]
-        out[query] = measure(list(dict.fromkeys(found)), relevant[query])
+        out[query] = measure(found_ids(hits, ids), relevant[query])
     return out, statistics.median(times)
 
 
@@ -142,7 +173,37 @@ def significance(a: list[float], b: list[float], rounds: int = 10_000) -> float:
     return float((np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12).mean())
 
 
+def study(name: str, arguments: list[str]) -> None:
+    """Run one study on each folder; its lines are appended to results/quality_studies.jsonl."""
+    from environment import append_result
+
+    parser = argparse.ArgumentParser(prog=f"quality.py {name}")
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--queries", type=int, help="only the first N queries")
+    parser.add_argument("--keep", type=Path, help="keep the indexes below this folder and use them again")
+    parser.add_argument("--only", default="", help="ablation: rows with this in their name, and the first")
+    parser.add_argument("--model", help="expansion: the model to ask")
+    options = parser.parse_args(arguments)
+    import quality_models
+    import quality_studies
+
+    for folder in options.folders:
+        match name:
+            case "ablation":
+                found: Any = quality_studies.ablate(folder, options.keep, options.queries, options.only)
+            case "typos":
+                found = quality_studies.misspelt(folder, options.keep, options.queries)
+            case "mixed":
+                found = quality_models.mixed(folder, options.keep, options.queries)
+            case _:
+                found = quality_models.expansion(folder, options.keep, options.queries, options.model)
+        append_result("quality_studies", {"study": name, "found": found})
+
+
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in STUDIES:
+        study(sys.argv[1], sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -154,20 +215,24 @@ def main() -> None:
     parser.add_argument("--keyword-weight", type=float, default=Search().keyword_weight)
     parser.add_argument("--vector-weight", type=float, default=Search().vector_weight)
     parser.add_argument("--rrf-k", type=int, default=Search().rrf_k)
+    parser.add_argument("--chunk-tokens", type=int, default=Ingest().chunk_tokens)
+    parser.add_argument("--chunk-overlap", type=float, default=Ingest().chunk_overlap)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
     config = Config(
         search=Search(
             keyword_weight=options.keyword_weight, vector_weight=options.vector_weight, rrf_k=options.rrf_k
-        )
+        ),
+        ingest=Ingest(chunk_tokens=options.chunk_tokens, chunk_overlap=options.chunk_overlap),
     )
     for folder in options.folders:
-        documents, queries, relevant = read_beir(folder)
-        queries = dict(list(queries.items())[: options.queries])
-        with tempfile.TemporaryDirectory() as scratch:
-            place = options.keep / folder.name if options.keep else Path(scratch)
-            index, ids = build(documents, place, config)
-            print(f"{folder.name}: {len(documents)} documents, {len(queries)} queries")
+        with open_set(folder, options.keep, options.queries, config) as (
+            index,
+            ids,
+            queries,
+            relevant,
+            documents,
+        ):
             results = {}
             for mode in options.modes:
                 if mode == "bm25s":
@@ -200,7 +265,6 @@ def main() -> None:
                 lost = {q: results["hybrid"][q]["ndcg10"] - results["keyword"][q]["ndcg10"] for q in queries}
                 for query in sorted(lost, key=lost.__getitem__)[: options.losses]:
                     print(f"    {100 * lost[query]:+6.1f}  {query}  {queries[query][:90]}")
-            index.close()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 import qmd
-from qmd.search.dense import Scan, numkong, quantise
+from qmd.search.dense import Scan, numkong
+from qmd.store.matrix import quantise
 
 SHORT = ["w40 w900", "w300", "w5000 w120", "w77 w2500 w800", "w15000"]
 LONG = ["w1 w3 w10 w40 w90 w200 w700 w1500 w3000 w9", "w2 w5 w7 w30 w55 w110 w400 w1000 w2200 w6000"]

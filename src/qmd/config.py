@@ -25,8 +25,11 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Memory(Section, frozen=True):
+    """searches: keep which hit of a search was opened, beside the index, for `qmd train --from-index`."""
+
     backend: Literal["builtin"] = "builtin"
     citations: Literal["auto", "on", "off"] = "auto"
+    searches: bool = False
 
 
 class Models(Section, frozen=True):
@@ -148,6 +151,11 @@ def load_config_of(places: Places) -> Config:
                     "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
                     f"`--config-dir {places.project}`."
                 )
+        if config.memory.searches:
+            raise ConfigError(
+                f"{path}: memory.searches would keep what you look for. Set it in ~/.config/qmd/config.yaml, "
+                f"or trust this file with `--config-dir {places.project}`."
+            )
         if config.ingest.follow_symlinks:
             raise ConfigError(
                 f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,11 @@ from qmd.errors import NotFound, QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
-from qmd.search.query import read_date
+from qmd.search.query import parse_request, read_date
 from qmd.search.request import Door
 from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
+from qmd.store.opened import OpenedSearches
 from qmd.store.store import Store
 from qmd.types import Filter, Hits
 
@@ -52,18 +55,49 @@ class Searches:
         self._embedder = embedder
         self._reranker = reranker
         self._expander: Generator | None = None
+        self._opening = threading.Lock()
         self._image_text: ImageTextModel | None = None
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
+        self._opened = OpenedSearches(store.path.with_suffix(".searches"))
 
     @property
     def embedder(self) -> Embedder:
         """The embedding model, opened when first asked for. Raises ModelError, NotFound."""
         if self._embedder is None:
+            with self._opening:
+                if self._embedder is None:
+                    from qmd.llm import open_embedder
+
+                    self._embedder = open_embedder(self.config.models.embedding)
+        return self._embedder
+
+    def warm(self) -> None:
+        """Open what a search by meaning needs, so that the first one does not wait: the model in this thread, the
+        matrix of vectors in another. A search that begins meanwhile waits for what it needs only. Does nothing where
+        there are no vectors. Raises ModelError, NotFound."""
+        with self._opening:
+            if self._embedder is not None or not self.store.has_vectors:
+                return
             from qmd.llm import open_embedder
 
-            self._embedder = open_embedder(self.config.models.embedding)
-        return self._embedder
+            embedder = open_embedder(self.config.models.embedding)
+            if self.store.vectors.has(embedder.fingerprint):
+                threading.Thread(target=self._warm_matrix, args=(embedder.fingerprint,), daemon=True).start()
+            embedder.embed_query("warm")
+            self._embedder = embedder
+
+    def _warm_matrix(self, fingerprint: str) -> None:
+        with suppress(QmdError):  # the first search tells it
+            from qmd.search import dense, inverted  # noqa: F401  loaded here, and not while somebody waits
+
+            self.store.vectors.matrix(fingerprint)
+
+    def let_go(self) -> None:
+        """Give the memory of models and vectors back; the next search opens them again."""
+        with self._opening:
+            self._embedder = self._reranker = self._expander = None
+            self.store.vectors.let_go()
 
     @property
     def image_text(self) -> ImageTextModel:
@@ -104,6 +138,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -128,6 +165,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -154,6 +194,9 @@ class Searches:
         collections: Sequence[str] = (),
         path: str | None = None,
         tags: Sequence[str] = (),
+        title: str | None = None,
+        type: str | None = None,
+        lang: str | None = None,
         after: str | None = None,
         before: str | None = None,
         min_score: float | None = None,
@@ -304,6 +347,13 @@ class Searches:
 
     # ---- shared by the above
     def _search(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
+        hits = self._found(mode, query, given)
+        if self.config.memory.searches:
+            self._opened.showed(parse_request(query).plain, [hit.docid for hit in hits])
+        return hits
+
+    def _found(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
+        """What a search gives; no memory of it is kept."""
         request = self._request(mode, query, given)
         hits = run_search(self.store, request, self._models(), costs=self._costs, cache=self._cache)
         if given.get("reread") and any(hit.stale for hit in hits):
@@ -344,6 +394,9 @@ class Searches:
                 collections=tuple(collections) or self._included(),
                 path=given.get("path"),
                 tags=tuple(given.get("tags") or ()),
+                title=given.get("title"),
+                type=given.get("type"),
+                lang=given.get("lang"),
                 after=_date(given.get("after")),
                 before=_date(given.get("before")),
             ),

@@ -449,6 +449,8 @@ def test_int8_shadows_change_no_answer(metric, kind, monkeypatch):
     from qmd.ivf import scan
 
     monkeypatch.setattr(scan, "unsettled", lambda *a, f=scan.unsettled: asked.append(f(*a)) or asked[-1])
+    singly = []
+    monkeypatch.setattr(scan, "read_each", lambda *a, f=scan.read_each: singly.append(f(*a)) or singly[-1])
 
     def both(queries, **how):
         answers = []
@@ -458,15 +460,17 @@ def test_int8_shadows_change_no_answer(metric, kind, monkeypatch):
         assert torch.equal(answers[0][1], answers[1][1])
 
     def check():
-        for n in (1, 3, 60):
+        for n in (1, 3, 35, 60):
             both(q[:n])
             both(q[:n], max_codes=500)
             both(q[:n], filter=torch.arange(0, 4000, 3), exact_below=0)
 
     check()
     assert asked
+    assert singly
     if kind == "wild":
         assert any(a.numel() for a in asked)
+        assert any(again for _, again in singly)
     codes = index._lists.shadows()
     rows = torch.cat([index._lists.table().views[r][0] for r in range(16)])
     back = torch.cat([c.float() * s.float()[:, None] for c, s in codes.views])

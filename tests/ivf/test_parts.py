@@ -36,6 +36,9 @@ ALL = [
     "IVF16,SQfp16",
     "IVF16,SQbf16",
     "IVF16,SQ8,RFlat",
+    "IVF16,PQ16x4",
+    "IVF16,PQ16",
+    "IVF16,PQ16x4fs,RFlat",
     "IDMap,Flat",
     "IDMap,IVF16,SQ8",
 ]
@@ -49,10 +52,62 @@ def test_factory_indexes_find_what_flat_finds(text, metric, mode):
     want = filled("Flat", x, metric).search(q, 10)[1]
     got = filled(text, x, metric).search(q, 10, SearchParams(search_mode=mode))[1]
     recall = (got[:, :, None] == want[:, None]).any(-1).double().mean()
-    assert recall >= (1.0 if "Flat" in text else 0.93)
+    least = {"IVF16,PQ16x4": 0.4, "IVF16,PQ16": 0.75, "IVF16,PQ16x4fs,RFlat": 0.85}
+    assert recall >= least.get(text, 1.0 if "Flat" in text else 0.93)
 
 
-@pytest.mark.parametrize("text", ["PQ8", "IVF4,PQ8", "HNSW32", "IVF,Flat"])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("nbits", [4, 8])
+@pytest.mark.parametrize("by_residual", [False, True])
+def test_product_distances_are_those_to_the_decoded_rows(metric, nbits, by_residual):
+    x, q = data(3000, 32, 1), data(45, 32, 2)
+    index = ivf.IndexIVFPQ(d=32, nlist=8, M=16, nbits=nbits, nprobe=8, metric=metric, by_residual=by_residual)
+    index.train(x)
+    index.add(x)
+    stored = index.reconstruct_n()
+    assert (stored - x).square().mean() < (0.12 if nbits == 4 else 0.01)
+    assert index._lists.slabs[0].rows.shape[1] == 16 * nbits // 8
+    flat = ivf.IndexFlat(32, metric)
+    flat.add(stored)
+    want = flat.search(q, 10)
+    for n in (1, 7, 45):  # one by one, few, many
+        for mode in ("csr", "matrix"):
+            d, i = index.search(q[:n], 10, SearchParams(search_mode=mode))
+            torch.testing.assert_close(d, want[0][:n], rtol=1e-4, atol=1e-4)
+            assert (i == want[1][:n]).double().mean() > 0.97
+
+
+def test_product_codes_keep_what_faiss_keeps():
+    """As near to the rows as Faiss's codes of the same size, with the same words."""
+    faiss = pytest.importorskip("faiss")
+    x = data(8000, 32, 1)
+    theirs = faiss.IndexPQ(32, 16, 4)
+    theirs.train(x.numpy())
+    theirs_off = float(np.square(theirs.sa_decode(theirs.sa_encode(x.numpy())) - x.numpy()).mean())
+    index = ivf.IndexIVFPQ(ivf.IndexFlatL2(32), 32, 4, 16, 4, by_residual=False)
+    assert (index.M, index.nbits, index.metric) == (16, 4, "l2")
+    index.train(x)
+    index.add(x)
+    assert float((index.reconstruct_n() - x).square().mean()) < 1.05 * theirs_off
+
+
+@pytest.mark.parametrize(("m", "nbits"), [(5, 8), (32, 5), (0, 8), (1, 4)])
+def test_product_codes_that_cannot_be_are_refused(m, nbits):
+    with pytest.raises(ValueError, match=r"M is|nbits is"):
+        ivf.IndexIVFPQ(d=32, nlist=4, M=m, nbits=nbits)
+
+
+def test_refine_of_data_far_off_centre_is_exact():
+    g = torch.Generator().manual_seed(5)
+    x = 100 + 0.01 * torch.randn(3000, 32, generator=g)
+    index, flat = filled("IVF16,SQ8,RFlat", x), filled("Flat", x)
+    for n in (5, 300):
+        a, b = index.search(x[:n], 4), flat.search(x[:n], 4)
+        assert torch.equal(a[1], b[1])
+        torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["PQ8", "IVF4,PQ8x5", "HNSW32", "IVF,Flat"])
 def test_factory_names_what_it_does_not_know(text):
     with pytest.raises(ValueError, match="not known"):
         ivf.index_factory(8, text)

@@ -20,7 +20,7 @@ Build = Callable[[str], tuple[Path, Any]]
 TEXTS = ["how to change file permissions", "bread", "the weather of the river and the bridge"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-r", "modernbert", "jina-bert"])
+@pytest.mark.parametrize("kind", ["bert", "bert-one-row", "xlm-r", "modernbert", "jina-bert"])
 def test_pooled_vectors_equal_transformers(kind: str, tiny_model: Build) -> None:
     folder, model = tiny_model(kind)
     embedder = open_embedder(str(folder))
@@ -30,6 +30,37 @@ def test_pooled_vectors_equal_transformers(kind: str, tiny_model: Build) -> None
         with torch.no_grad():
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
         wanted = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
+        np.testing.assert_allclose(vector, wanted, atol=1e-4)
+
+
+def test_a_decoder_that_embeds_starts_without_a_cache_and_is_read_at_its_last_token(
+    tiny_model: Build,
+) -> None:
+    """Qwen3-Embedding as the hub has it: hidden states, and keys and values that nobody goes on with."""
+    folder, model = tiny_model("qwen3-embedding")
+    embedder: Any = open_embedder(str(folder))
+    assert "past_key_values.0.key" in embedder._session()[1].inputs
+    got = embedder.embed_documents([*TEXTS, ""])
+    assert np.isfinite(got).all()
+    for text, vector in zip(TEXTS, got, strict=False):
+        ids = torch.tensor([embedder._tokenizer._tokenizer.encode(text).ids])
+        with torch.no_grad():
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, -1]
+        np.testing.assert_allclose(vector, torch.nn.functional.normalize(hidden, dim=0).numpy(), atol=1e-4)
+
+
+def test_a_graph_that_pools_by_itself_is_taken_at_its_word(tiny_model: Build) -> None:
+    folder, model = tiny_model("bert-pooled")
+    embedder: Any = open_embedder(str(folder))
+    record = embedder.prepare()
+    assert record is not None
+    assert record.products == "source"  # no rewritten form gives these vectors: the source stays in use
+    got = embedder.embed_documents(TEXTS)
+    for text, vector in zip(TEXTS, got, strict=True):
+        ids = torch.tensor([embedder._tokenizer._tokenizer.encode(text).ids])
+        with torch.no_grad():
+            first = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, 0]
+        wanted = torch.nn.functional.normalize(3 - first.flip(0), dim=0).numpy()
         np.testing.assert_allclose(vector, wanted, atol=1e-4)
 
 
@@ -102,8 +133,9 @@ def test_a_causal_model_given_as_reranker_judges_by_yes_and_no(kind: str, tiny_m
         assert score == pytest.approx(float(torch.softmax(pair, 0)[1]), abs=1e-4)
 
 
-def test_qwen3_as_classifier_uses_the_template_and_equals_transformers(tiny_model: Build) -> None:
-    folder, model = tiny_model("qwen3-seq-cls")
+@pytest.mark.parametrize("kind", ["qwen3-seq-cls", "qwen3-seq-cls-last-column"])
+def test_qwen3_as_classifier_uses_the_template_and_equals_transformers(kind: str, tiny_model: Build) -> None:
+    folder, model = tiny_model(kind)
     reranker = open_reranker(str(folder))
     assert isinstance(reranker, ClassifierReranker)
     scores = reranker.score("file permissions", TEXTS)
@@ -113,6 +145,59 @@ def test_qwen3_as_classifier_uses_the_template_and_equals_transformers(tiny_mode
         with torch.no_grad():
             logit = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, 0]
         assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-4)
+
+
+def test_the_shared_head_runs_once_and_logits_bound_a_batch(
+    tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny_model("qwen3-causal")[0])
+    whole: Any = open_reranker(folder)
+    texts = [f"{text} {number}" for number in range(4) for text in TEXTS]
+    wanted = whole.score("file permissions", texts)
+    width = whole._signature.outputs["logits"][-1]
+    monkeypatch.setattr("qmd.llm.reranker.LOGITS_BYTES", 4 * width * 60)
+    parts: Any = open_reranker(folder)
+    shapes: list[tuple[int, int]] = []
+    step = parts._model.step
+
+    def noted(ids: Any, *rest: Any) -> Any:
+        shapes.append(ids.shape)
+        return step(ids, *rest)
+
+    parts._model.step = noted
+    np.testing.assert_allclose(parts.score("file permissions", texts), wanted, atol=1e-4)
+    head, *batches = shapes
+    assert head[0] == 1
+    assert len(batches) > 2
+    assert all(rows == 1 or rows * tokens <= 60 for rows, tokens in batches)
+    assert sum(rows for rows, _ in batches) == len(texts)
+    shapes.clear()
+    parts.score("file permissions", ["another text"])
+    assert len(shapes) == 1  # the head is still held
+
+
+@pytest.mark.parametrize("kind", ["bert-seq-cls", "qwen3-causal", "qwen3-seq-cls"])
+def test_any_text_gets_a_probability(kind: str, tiny_model: Build) -> None:
+    reranker = open_reranker(str(tiny_model(kind)[0]))
+    strange = ["", " ", "\x00\x01\xff", "😀" * 300, "\udc80broken", "x" * 20_000, "中文 " * 100]
+    for query in ("bread", "", "😀", "\udc80"):
+        scores = reranker.score(query, strange)
+        assert scores.shape == (len(strange),)
+        assert ((scores >= 0) & (scores <= 1)).all()
+    assert reranker.score("bread", []).shape == (0,)
+    with pytest.raises(ModelError, match="the query alone fills"):
+        reranker.score("bread " * 20_000, ["x"])
+
+
+def test_any_prompt_can_be_written_from(tiny_model: Build) -> None:
+    generator = open_generator(str(tiny_model("qwen3-causal")[0]))
+    for prompt in ("", "\x00\x01", "😀" * 40, "\udc80"):
+        assert "".join(generator.generate(prompt, max_new_tokens=4)) is not None
+    with pytest.raises(UsageError, match="Shorten the prompt"):
+        generator.generate("bread " * 20_000)
+    for wrong in ({"top_p": 0.0}, {"temperature": -1.0}):
+        with pytest.raises(UsageError, match="must lie"):
+            generator.generate("x", **wrong)  # type: ignore[arg-type]
 
 
 def test_scored_pairs_are_not_run_again(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +253,8 @@ def test_wrong_kind_of_model_is_refused_with_the_remedy(tiny_model: Build) -> No
         open_embedder(str(tiny_model("qwen3-causal")[0]))
     with pytest.raises(ModelError, match="gives vectors; as generation"):
         open_generator(str(tiny_model("bert")[0]))
+    with pytest.raises(ModelError, match="as reranker a model is needed that scores pairs or writes text"):
+        open_reranker(str(tiny_model("bert")[0]))
 
 
 def test_llm_reranker_as_the_specification_writes_it(tiny_model: Build) -> None:

@@ -111,6 +111,23 @@ def test_quantised_graphs_stay_near(precision: Any, least: float) -> None:
     assert got @ wanted / np.linalg.norm(got) / np.linalg.norm(wanted) > least
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_in_int8_a_row_has_the_same_bits_whatever_rows_stand_beside_it(kind: str) -> None:
+    """What makes drafting exact: logits of tokens fed together are those of tokens fed one by one."""
+    _, shape, weights = build(kind)
+    decoding = CausalModel(open_session(write_causal(shape, weights, precision="int8"), threads=1)).decoding()
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, 96, 60)]
+    decoding.feed(tokens[:40])
+    single = np.stack([decoding.feed([token]) for token in tokens[40:57]])
+    for rows in (2, 3, 5, 8, 17):
+        decoding.rewind(40)
+        np.testing.assert_array_equal(decoding.feed_each(tokens[40 : 40 + rows]), single[:rows])
+    decoding.rewind(0)
+    first = decoding.feed([tokens[0]])
+    decoding.rewind(0)
+    np.testing.assert_array_equal(decoding.feed_each(tokens[:3])[0], first)
+
+
 def test_blocks_hold_what_they_can() -> None:
     matrix = np.random.default_rng(0).normal(size=(8, 96)).astype(np.float32)
     eight = quantise_rows(matrix, 8)
@@ -262,7 +279,7 @@ def test_the_faster_way_is_measured_once(cache: None, monkeypatch: pytest.Monkey
     from qmd.llm import fastest
 
     asked: list[str] = []
-    speeds = {"llama.cpp": 10.0, "int8": 20.0}
+    times = {"llama.cpp": 2.0, "int8": 1.0}
 
     class Fake:
         def __init__(self, way: str) -> None:
@@ -274,17 +291,17 @@ def test_the_faster_way_is_measured_once(cache: None, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(fastest, "_open", opened)
     monkeypatch.setattr(fastest, "find_spec", lambda name: True)
-    monkeypatch.setattr(fastest, "decode_speed", lambda generator: speeds[generator.way])
+    monkeypatch.setattr(fastest, "answer_time", lambda generator: times[generator.way])
     path = smollm2_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf"
     first: Any = fastest.open_gguf(path)
     assert first.way == "int8"
     assert asked == ["llama.cpp", "int8", "int8"]
-    speeds["llama.cpp"] = 99.0
+    times["llama.cpp"] = 0.1
     second: Any = fastest.open_gguf(path)
     assert second.way == "int8"  # kept for this machine
     measured = fastest.read_measured(path)
     assert measured is not None
-    assert measured.tokens_per_s == {"llama.cpp": 10.0, "int8": 20.0}
+    assert measured.answer_s == {"llama.cpp": 2.0, "int8": 1.0}
 
 
 @real
@@ -313,3 +330,24 @@ def test_an_exported_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.Monke
 def tiny_graph() -> bytes:
     _, shape, weights = build("llama")
     return write_causal(shape, weights, precision="fp32")
+
+
+def test_an_answer_is_timed_from_the_question_to_the_last_word() -> None:
+    from qmd.llm import fastest
+
+    class Slow:
+        """Reads for 3 seconds, then a piece every half second; stops after 9 of 32."""
+
+        now = 0.0
+        prompts: list[str] = []  # noqa: RUF012
+
+        def generate(self, prompt: str, *, max_new_tokens: int) -> Any:
+            self.prompts.append(prompt)
+            self.now += 3.0
+            for _ in range(9):
+                yield "word"
+                self.now += 0.5
+
+    slow: Any = Slow()
+    assert fastest.answer_time(slow, clock=lambda: slow.now) == 3.0 + 0.5 * (fastest.MEASURED_TOKENS - 1)
+    assert slow.prompts[0][:30] != slow.prompts[1][:30]

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,13 @@ CARD = ModelCard("tiny/model", "embedding", variants=(ModelVariant("fp32", ("onn
 
 
 class Hub(ThreadingHTTPServer):
-    """`files` of every repository; `broken_after` cuts bodies off after so many bytes, once."""
+    """`files` of every repository at `head`, and at the commits, branches and tags of `history`; `broken_after` cuts
+    bodies off after so many bytes, once."""
 
     daemon_threads = True
     files: dict[str, bytes]
+    head: str = COMMIT
+    history: dict[str, tuple[str, dict[str, bytes]]]
     asked: list[tuple[str, str, str | None]]
     stalled: threading.Event
     go_on: threading.Event
@@ -52,13 +56,27 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def _missing(self, code: str, commit: str = "") -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _answer(self, *, body: bool) -> None:
         hub = self.server
         assert isinstance(hub, Hub)
         hub.asked.append((self.command, self.path, self.headers.get("Range")))
+        known = {"main": (hub.head, hub.files), hub.head: (hub.head, hub.files)} | hub.history
         if self.path.startswith("/api/models/tiny/model") and hub.lists:
-            names = [{"rfilename": name} for name in hub.files]
-            raw = json.dumps({"id": "tiny/model", "sha": COMMIT, "siblings": names}).encode()
+            wanted = self.path.partition("/revision/")[2].partition("?")[0] or "main"
+            if wanted not in known:
+                self._missing("RevisionNotFound")
+                return
+            commit, files = known[wanted]
+            names = [{"rfilename": name} for name in files]
+            raw = json.dumps({"id": "tiny/model", "sha": commit, "siblings": names}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(raw)))
@@ -66,28 +84,23 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(raw)
             return
         if self.path.startswith("/api/models/tiny/model"):  # a plain mirror knows files, not lists
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._missing("")
             return
-        name = self.path.partition("/resolve/")[2].partition("/")[2]
+        wanted, _, name = self.path.partition("/resolve/")[2].partition("/")
         if not self.path.startswith("/tiny/model/"):
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._missing("RepoNotFound")
             return
-        data = hub.files.get(name)
+        if wanted not in known:
+            self._missing("RevisionNotFound")
+            return
+        commit, files = known[wanted]
+        data = files.get(name)
         if data is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._missing("EntryNotFound", commit)
             return
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("Content-Length", str(len(data) - start))
         if start:
@@ -114,7 +127,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Ite
 
     folder, _ = tiny_model("bert")
     server = Hub(("127.0.0.1", 0), Answers)
-    server.asked = []
+    server.asked, server.history = [], {}
     server.stalled, server.go_on = threading.Event(), threading.Event()
     server.files = {
         "onnx/model.onnx": (folder / "model.onnx").read_bytes(),
@@ -156,6 +169,96 @@ def test_once_downloaded_no_network_is_needed(hub: Hub) -> None:
     again = find_on_hub(CARD, CARD.variants[0], download=False)
     assert again == first
     assert hub.asked == []
+
+
+def move(hub: Hub, commit: str) -> None:
+    """The repository's main branch goes on: another graph under the same name."""
+    import onnx
+
+    model = onnx.load_from_string(hub.files["onnx/model.onnx"])
+    model.doc_string = commit
+    hub.history |= {hub.head: (hub.head, dict(hub.files)), "v1": (hub.head, dict(hub.files))}
+    hub.files = hub.files | {"onnx/model.onnx": model.SerializeToString()}
+    hub.head = commit
+
+
+def test_the_first_commit_is_used_ever_after_until_another_is_asked_for(hub: Hub) -> None:
+    first = find_files(find_card("tiny/model"))[0]
+    move(hub, "b" * 40)
+    hub.history["v2"] = (hub.head, hub.files)
+    assert find_files(find_card("tiny/model"))[0] == first
+    # another file of the model, fetched later, comes from the first commit too
+    hub.history[COMMIT][1]["onnx/model_fp16.onnx"] = hub.files["onnx/model.onnx"]
+    later = find_on_hub(CARD, ModelVariant("fp16", ("onnx/model_fp16.onnx",)))
+    assert COMMIT in str(later.graph)
+    assert all("b" * 40 not in path and "/main/" not in path for _, path, _ in hub.asked if "fp16" in path)
+
+    moved = find_files(find_card("tiny/model"), revision="v2")[0]
+    assert moved.sha256 != first.sha256
+    assert read_lock()["tiny/model"]["commit"] == "b" * 40
+    hub.asked.clear()
+    assert find_files(find_card("tiny/model"))[0] == moved  # the pin that was asked for stays
+    assert find_files(find_card("tiny/model"), revision=COMMIT)[0].sha256 == first.sha256
+    with pytest.raises(ModelError, match=r"revision nowhere.*--revision main"):
+        find_files(find_card("tiny/model"), revision="nowhere")
+    assert read_lock()["tiny/model"]["commit"] == COMMIT
+
+
+def test_a_name_and_a_card_may_say_the_commit(hub: Hub) -> None:
+    move(hub, "b" * 40)
+    old = find_files(find_card("tiny/model@v1"))[0]
+    new = find_files(find_card("tiny/model"))[0]
+    assert (old.sha256 == new.sha256, COMMIT in str(old.graph), "b" * 40 in str(new.graph)) == (
+        False,
+        True,
+        True,
+    )
+    assert {key: entry["commit"] for key, entry in read_lock().items()} == {
+        "tiny/model@v1": COMMIT, "tiny/model": "b" * 40,
+    }  # fmt: skip
+    assert open_embedder("tiny/model@v1").fingerprint != open_embedder("tiny/model").fingerprint
+    assert remove_cached(["tiny/model"]) == ["tiny/model"]
+    assert read_lock() == {}
+    pinned = replace(CARD, revision=COMMIT)
+    assert find_files(pinned)[0].sha256 == old.sha256
+    assert read_lock()["tiny/model"]["commit"] == COMMIT
+    hub.lists = False  # a mirror without lists keeps to the commit all the same
+    remove_cached(["tiny/model"])
+    assert find_files(pinned)[0].sha256 == old.sha256
+    with pytest.raises(ModelError, match="comes in a package"):
+        find_card("all-MiniLM-L6-v2@v1")
+    assert find_card("BAAI/bge-m3@main").repo == "Xenova/bge-m3@main"
+    commits = [card.revision for card in CATALOG.values() if card.revision]
+    assert len(commits) >= 6
+    assert all(len(commit) == 40 and int(commit, 16) for commit in commits)
+
+
+def test_external_weights_load_from_the_cache_and_count_in_the_fingerprint(hub: Hub, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load_from_string(hub.files["onnx/model.onnx"])
+    onnx.save(
+        model,
+        str(tmp_path / "model.onnx"),
+        save_as_external_data=True,
+        location="model.onnx_data",
+        size_threshold=64,
+    )
+    hub.files |= {f"onnx/{n}": (tmp_path / n).read_bytes() for n in ("model.onnx", "model.onnx_data")}
+    hub.files["onnx/model.onnx"] = (tmp_path / "model.onnx").read_bytes()
+    embedder: Any = open_embedder("tiny/model")
+    first = embedder.embed_query("bread")
+    assert embedder.prepare() is None  # weights beside the graph are left where they are
+    weights = bytearray(hub.files["onnx/model.onnx_data"])
+    weights[:400] = bytes(400)
+    move(hub, "c" * 40)
+    hub.files |= {
+        "onnx/model.onnx": hub.history["v1"][1]["onnx/model.onnx"],
+        "onnx/model.onnx_data": bytes(weights),
+    }
+    other = open_embedder("tiny/model@main")
+    assert other.fingerprint.split(":")[-1] != embedder.fingerprint.split(":")[-1]
+    assert first.shape == (32,)
 
 
 def test_a_changed_or_truncated_file_is_refused_and_the_remedy_works(hub: Hub) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qmd.errors import ModelError
 from qmd.llm import open_embedder
-from qmd.llm.batches import pad_rows, plan_batches
+from qmd.llm.batches import BUSY_TOKENS, pad_rows, plan_batches
 from qmd.llm.catalog import CATALOG
 from qmd.llm.providers import available_devices, place_model
 
@@ -58,6 +58,8 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
     for batch in batches:
         assert len(batch) <= rows
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+        sizes = {lengths[i] for i in batch}
+        assert len(sizes) == 1 or max(sizes) < BUSY_TOKENS
 
 
 def test_rows_are_padded_right_or_left() -> None:

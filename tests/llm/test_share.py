@@ -13,15 +13,8 @@ import pytest
 
 from qmd.errors import ModelError, NotFound, UsageError
 from qmd.llm.engine import LLMEngine
-from qmd.llm.share import (
-    PROTOCOL_VERSION,
-    Connection,
-    ModelServer,
-    Request,
-    SharedReranker,
-    connect,
-    socket_path,
-)
+from qmd.llm.share import PROTOCOL_VERSION, ModelServer, Request, socket_path
+from qmd.llm.shared import Connection, SharedGenerator, SharedReranker, connect
 
 
 @pytest.fixture
@@ -63,8 +56,10 @@ def test_the_server_survives_bad_requests_and_leaves_when_idle(place: Path) -> N
     connection = None
     while connection is None:
         connection = connect(start=False)
-    reply = server.answer(Request(version=PROTOCOL_VERSION + 1, op="hello"))
+    (reply,) = server.answers(Request(version=PROTOCOL_VERSION + 1, op="hello"))
     assert "protocol" in reply.error
+    with pytest.raises(UsageError, match="no model is for 'oracle'"):
+        connection.ask("hello", model="all-MiniLM-L6-v2", role="oracle")
     with pytest.raises((ModelError, NotFound), match="no model is named"):
         connection.ask("hello", model="no-such-model")
     with pytest.raises(UsageError):
@@ -99,6 +94,35 @@ def test_a_reranker_is_shared_and_idle_models_are_unloaded(place: Path, tiny_mod
             break
         time.sleep(0.2)
     assert connection.ask("status").info["models"] == []
+    connection.ask("stop")
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_generator_is_shared_streams_and_can_be_left(place: Path, tiny_model: Any) -> None:
+    folder = str(tiny_model("qwen3-causal")[0])
+    server = ModelServer(socket_path(), idle_s=30.0)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    while connect(start=False) is None:
+        time.sleep(0.02)
+    here, shared = LLMEngine().generator(folder), LLMEngine("auto").generator(folder)
+    assert isinstance(shared, SharedGenerator)
+    assert shared.fingerprint == here.fingerprint
+    options: Any = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    pieces = list(shared.generate("bread", **options))
+    assert pieces == list(here.generate("bread", **options))
+    assert len(pieces) > 2
+    talk = [("system", "be brief"), ("user", "bread")]
+    assert list(shared.generate_chat(talk, **options)) == list(here.generate_chat(talk, **options))
+    stream = shared.generate("bread", max_new_tokens=60)
+    assert next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    assert list(shared.generate("bread", **options)) == pieces  # the one that was left holds up nobody
+    with pytest.raises(UsageError, match="must lie"):
+        list(shared.generate("bread", top_p=0.0))
+    connection = connect(start=False)
+    assert connection is not None
     connection.ask("stop")
     thread.join(20)
     assert not thread.is_alive()

@@ -42,7 +42,7 @@ def build_model(kind: str, vocab: int) -> Any:
 
     torch.manual_seed(7)
     small = {"vocab_size": vocab, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    if kind == "bert":
+    if kind in ("bert", "bert-one-row", "bert-pooled"):
         model = t.BertModel(t.BertConfig(**small, intermediate_size=64), add_pooling_layer=False)
     elif kind == "xlm-r":
         config = t.XLMRobertaConfig(
@@ -63,11 +63,10 @@ def build_model(kind: str, vocab: int) -> Any:
             **small, intermediate_size=64, num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=4,
             bos_token_id=None, num_labels=1, use_cache=True,
         )  # fmt: skip
-        model = (
-            t.Qwen3ForSequenceClassification(config)
-            if kind == "qwen3-seq-cls"
-            else t.Qwen3ForCausalLM(config)
-        )
+        if kind.startswith("qwen3-seq-cls"):
+            model = t.Qwen3ForSequenceClassification(config)
+        else:
+            model = t.Qwen3Model(config) if kind == "qwen3-embedding" else t.Qwen3ForCausalLM(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     if hasattr(model, "set_attn_implementation"):
@@ -133,8 +132,13 @@ def export(kind: str, folder: Path) -> Any:
     ids = torch.randint(6, vocab, (2, 5))
     mask = torch.ones_like(ids)
     mask[1, 3:] = 0  # with nothing masked, transformers leaves the mask out of the traced graph
+    if kind == "bert-one-row":
+        ids, mask = ids[1:], mask[1:]
     axes: dict[str, dict[int, str]] = {"input_ids": {0: "B", 1: "T"}, "attention_mask": {0: "B", 1: "S"}}
-    if kind == "qwen3-causal":
+    first = "last_hidden_state"
+    if kind.endswith(("seq-cls", "last-column", "causal", "no-cache")):
+        first = "logits"
+    if kind in ("qwen3-causal", "qwen3-embedding"):
         wrapper: Any = _WithCache(model)
         past = [torch.randn(2, 1, 3, 16) for _ in range(4)]
         mask = torch.ones(2, 8, dtype=torch.long)
@@ -142,19 +146,24 @@ def export(kind: str, folder: Path) -> Any:
         args: tuple[Any, ...] = (ids, mask, positions, *past)
         names = [f"{n}.{p}" for n in range(2) for p in ("key", "value")]
         inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)]
-        outputs = ["logits", *(f"present.{n}" for n in names)]
-        axes |= {"position_ids": {0: "B", 1: "T"}, "logits": {0: "B", 1: "T"}}
+        outputs = [first, *(f"present.{n}" for n in names)]
+        axes |= {"position_ids": {0: "B", 1: "T"}, first: {0: "B", 1: "T"}}
         axes |= {f"past_key_values.{n}": {0: "B", 2: "P"} for n in names}
         axes |= {f"present.{n}": {0: "B", 2: "S"} for n in names}
+        if kind == "qwen3-embedding":
+            (folder / "1_Pooling").mkdir()
+            (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
     else:
-        wrapper, args = _Plain(model), (ids, mask)
+        wrapper, args = _Plain(model, kind), (ids, mask)
         inputs = ["input_ids", "attention_mask"]
         if kind == "bert-seq-cls":
             inputs, args = [*inputs, "token_type_ids"], (ids, mask, torch.zeros_like(ids))
             axes["token_type_ids"] = {0: "B", 1: "T"}
-        outputs = ["logits"] if kind.endswith(("seq-cls", "causal", "no-cache")) else ["last_hidden_state"]
-        axes[outputs[0]] = {0: "B"} if kind.endswith("seq-cls") else {0: "B", 1: "T"}
-        axes["attention_mask"] = {0: "B", 1: "T"}
+        outputs = [first, "sentence_embedding"] if kind == "bert-pooled" else [first]
+        axes[first] = {0: "B"} if kind.endswith(("seq-cls", "last-column")) else {0: "B", 1: "T"}
+        axes |= {"attention_mask": {0: "B", 1: "T"}, "sentence_embedding": {0: "B"}}
+        if kind == "bert-one-row":
+            axes = {name: {1: "T"} for name in axes}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -197,7 +206,9 @@ def kind_of(model: Any) -> str:
     return type(model).__name__
 
 
-def _Plain(model: Any) -> Any:
+def _Plain(model: Any, kind: str) -> Any:
+    """ids and mask to the first output; `last-column`: a classifier's head on the last column, wherever the text ends;
+    `bert-pooled`: hidden states, and a vector that no pooling of them gives."""
     import torch
 
     class Plain(torch.nn.Module):
@@ -209,7 +220,11 @@ def _Plain(model: Any) -> Any:
             extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             if hasattr(model.config, "use_cache") and kind_of(model) != "JinaBert":
                 extra["use_cache"] = False
-            return self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
+            if kind.endswith("last-column"):
+                hidden = self.model.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
+                return self.model.score(hidden[:, -1])
+            found = self.model(input_ids=input_ids, attention_mask=attention_mask, **extra)[0]
+            return (found, 3 - found[:, 0].flip(-1)) if kind == "bert-pooled" else found
 
     return Plain()
 
@@ -233,6 +248,6 @@ def _WithCache(model: Any) -> Any:
             )  # fmt: skip
             held = out.past_key_values
             flat = [part for layer in held.layers for part in (layer.keys, layer.values)]
-            return (out.logits, *flat)
+            return (out[0], *flat)
 
     return WithCache()

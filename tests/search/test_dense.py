@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from qmd.search import dense
 from qmd.search.dense import Scan
+from qmd.store.matrix import quantise
 
 METHODS = ["exact"] + (["int8"] if dense.numkong is not None else [])
 
@@ -68,7 +69,7 @@ def test_any_size_and_any_filter(n, k, data):
 @pytest.mark.skipif(dense.numkong is None, reason="numkong is not installed")
 def test_large_matrices_are_prescanned(monkeypatch):
     rows, ids = unit(2000, 64), np.arange(2000, dtype=np.int64)
-    codes = dense.quantise(rows)
+    codes = quantise(rows)
     zeros = (
         np.zeros_like(codes[0]),
         np.ones_like(codes[1]),

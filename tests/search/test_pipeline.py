@@ -383,3 +383,28 @@ def test_the_cache_serves_several_threads(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_neighbours_of_the_best_document_count_for_long_questions_alone(build, monkeypatch):
+    from qmd.search import expand
+
+    dough = "salt oil warm oven crust crumb"
+    question = "how long must bread dough rest before baking at home"
+    index = build(
+        {
+            "best.md": f"{question}: yeast flour {dough}",
+            "twin.md": f"yeast flour bread {dough} resting",
+            "near.md": f"bread, and the levain meal {dough}",
+            "far.md": "bread, and an engine with piston valve wheel gear brake",
+        },
+        embedder=WordsEmbedder({"levain": "yeast", "meal": "flour"}),
+    )
+
+    def lead(asked: str, documents: int) -> float:
+        monkeypatch.setattr(expand, "NEIGHBOUR_DOCUMENTS", documents)
+        scores = {hit.path: hit.explain["scores"]["fused"] for hit in index.query(asked, explain=True)}
+        return scores["near.md"] - scores["far.md"]
+
+    assert lead(question, 1) > lead(question, 0) + 0.01
+    short = "bread dough rest"
+    assert lead(short, 1) == lead(short, 0)

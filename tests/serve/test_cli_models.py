@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import qmd.index
 from qmd.config import load_config, set_model
-from qmd.errors import ConfigError, ModelMismatch
+from qmd.errors import ConfigError, ModelMismatch, UsageError
 from qmd.serve.cli.app import root
 from qmd.types import ModelCard
 
@@ -153,3 +153,47 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     assert gpu.own_bytes == 321 << 20
     program.write_text("#!/bin/sh\nexit 9\n")
     assert gpus() == ()
+
+
+def test_an_adapted_model_is_taken_into_use_without_reading_a_text(place: Path) -> None:
+    from qmd.llm import open_embedder
+    from qmd.llm.adapted import write_adapter
+
+    base = open_embedder("all-MiniLM-L6-v2")
+    matrix = np.eye(base.dim, dtype=np.float32)
+    matrix[0, 0] = 3.0
+    write_adapter(place / "adapted", matrix, base="all-MiniLM-L6-v2", base_fingerprint=base.fingerprint)
+    with qmd.index.open() as index:
+        [before] = index.store.vectors.models()
+    result = CliRunner().invoke(root, ["models", "use", str(place / "adapted")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert ", adapted" in result.output
+    assert load_config(place / "config.yaml").models.embedding == str((place / "adapted").absolute())
+    with qmd.index.open() as index:
+        [after] = index.store.vectors.models()
+        assert after.fingerprint == index.embedder.fingerprint != before.fingerprint
+        assert index.status().pending == 0
+        assert index.vsearch("a new passport")[0].path == "two.md"
+
+
+def test_an_adapter_needs_no_export(tmp_path: Path) -> None:
+    from qmd.llm.adapted import write_adapter
+
+    write_adapter(tmp_path / "adapted", np.eye(4, dtype=np.float32), base="x", base_fingerprint="y")
+    result = CliRunner().invoke(root, ["models", "export", str(tmp_path / "adapted"), str(tmp_path / "out")])
+    assert isinstance(result.exception, UsageError)
+    assert "qmd models use" in str(result.exception)
+
+
+def test_a_trained_model_is_exported_by_command_and_used(place: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from qmd.vembed.model.tiny import make_tiny_model
+
+    make_tiny_model("text", place / "tiny")
+    words = ["models", "export", str(place / "tiny"), str(place / "onnx")]
+    result = CliRunner().invoke(root, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert (place / "onnx" / "model_int8.onnx").is_file()
+    assert f"qmd models use {place / 'onnx'}" in result.output
+    q4 = CliRunner().invoke(root, [*words, "--precision", "q4"])
+    assert isinstance(q4.exception, UsageError)

@@ -94,7 +94,7 @@ def test_machine_formats_keep_the_text_as_it_is(fake: Any, qmd: Any) -> None:
 
 def test_every_flag_reaches_the_door_under_its_own_name(fake: Any, qmd: Any) -> None:
     flags = "-n 3 -c notes -c archive --min-score 0.3 --path a/*.md --tag x --tag y --after 2024-01-01"
-    flags += " --before 2024-02-01 --all --full --explain --type markdown --lang en"
+    flags += " --before 2024-02-01 --all --full --explain --type markdown --lang en --title plan"
     for way in ("search", "vsearch", "query"):
         qmd(way, "two", "words", *flags.split())
         assert fake.asked(way) == {
@@ -103,15 +103,16 @@ def test_every_flag_reaches_the_door_under_its_own_name(fake: Any, qmd: Any) -> 
             "min_score": 0.3,
             "path": "a/*.md",
             "tags": ("x", "y"),
+            "title": "plan",
+            "type": "markdown",
+            "lang": "en",
             "after": "2024-01-01",
             "before": "2024-02-01",
             "all": True,
             "full": True,
             "explain": True,
         }
-        assert [args for name, args, _ in fake.calls if name == way][-1] == (
-            'two words type:"markdown" lang:"en"',
-        )
+        assert [args for name, args, _ in fake.calls if name == way][-1] == ("two words",)
 
 
 def test_what_was_not_said_is_left_to_the_door(fake: Any, qmd: Any) -> None:

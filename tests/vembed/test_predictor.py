@@ -144,3 +144,20 @@ def test_wrong_words_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "run.yaml").write_text("lr: 1e-4\n")
     assert main([str(tmp_path / "run.yaml")]) == 2
     assert "unknown key 'lr'" in capsys.readouterr().err
+
+
+def test_skip_bad_leaves_out_and_counts(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from qmd.serve.cli.app import root
+
+    bad = pairs_of("t2t").parent / "bad.jsonl"
+    bad.write_text(pairs_of("t2t").read_text() + '{"query": "no positive"}\nnot json\n')
+    path = write_config(
+        tmp_path / "run.yaml", configure("text", "t2t", data_path=bad, epochs=1, warmup_ratio=0)
+    )
+    refused = CliRunner().invoke(root, ["train", str(path)])
+    assert "bad.jsonl, line 17: positive is missing or empty" in str(refused.exception)
+    result = CliRunner().invoke(root, ["train", str(path), "--skip-bad"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "2 lines were left out, first: " in result.output

@@ -99,6 +99,8 @@ def test_keeps_the_best_checkpoint_not_the_last(
     history = json.loads((Path(config.output_dir) / "curve.json").read_text())
     seen = [row["eval_recall@1"] for row in history if "eval_recall@1" in row]
     assert len(seen) == 6
+    for plot in ("curve.svg", "evaluation.svg"):
+        assert (Path(config.output_dir) / plot).read_text().startswith("<svg")
     assert report.metrics["recall@1"] == pytest.approx(max(seen))
 
 

@@ -10,6 +10,7 @@ from qmd.errors import MissingExtra
 if TYPE_CHECKING:
     from qmd.draft.cost import CostTable
     from qmd.draft.decoder import SpeculativeDecoder
+    from qmd.draft.engine import EngineDrafter
     from qmd.draft.knowledge import KnowledgeCacheManager
     from qmd.draft.load import Qwen3Loader
     from qmd.draft.model import LayerSampler, Qwen3DraftModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CostTable": "cost",
+    "EngineDrafter": "engine",
     "KnowledgeCacheManager": "knowledge",
     "LayerSampler": "model",
     "OnnxTarget": "onnx_target",
@@ -30,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "CostTable",
+    "EngineDrafter",
     "KnowledgeCacheManager",
     "LayerSampler",
     "OnnxTarget",

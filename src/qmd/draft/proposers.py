@@ -1,17 +1,21 @@
-"""Where proposals come from: one small protocol, and the suffix index over known text. The neural draft is `neural`."""
+"""Where proposals come from: one small protocol, and the suffix index over known text. The neural draft is `neural`.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from qmd.draft.sampling import Sampling
-from qmd.draft.target import Cache
+    from qmd.draft.sampling import Sampling
+    from qmd.draft.target import Cache
 
 Origin = Literal["passage", "answer", "self", "draft", "other"]
 
@@ -127,6 +131,10 @@ class SuffixProposer:
         self._extend(tokens)
 
     def propose(self, situation: Situation, limit: int) -> Proposal:
+        return self.copy(limit)
+
+    def copy(self, limit: int) -> Proposal:
+        """Up to `limit` tokens, as they followed before."""
         text = self._text
         if limit < 1 or len(text) < 2:
             return NOTHING

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmd.draft.decoder import SpeculativeDecoder, Stats
+from qmd.draft.decoder import SpeculativeDecoder
 from qmd.draft.knowledge import KnowledgeCacheManager
 from qmd.draft.linear import Precision
 from qmd.draft.load import SMOLLM2, load_model, load_tokenizer
 from qmd.draft.onnx_target import OnnxTarget
 from qmd.draft.proposers import SuffixProposer
+from qmd.draft.stats import Stats
 from qmd.draft.torch_target import TorchTarget, as_target
 from qmd.llm.repetition import repeats_from
 

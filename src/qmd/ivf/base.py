@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from qmd.errors import IndexNotTrained
-from qmd.ivf.codec import Codec, QType
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, Metric, as_ids, as_rows, give_back, parse_metric
 from qmd.ivf.operators import is_in, search_sorted
-from qmd.ivf.params import SearchParams, as_selector
+from qmd.ivf.params import IDSelector, IDSelectorAnd, SearchParams, as_selector
+from qmd.ivf.product import AnyCodec
 from qmd.ivf.scan import rows_at
 
 _OFF_CENTRE = 4.0  # centre L2 data when ||mean||^2 is this many times the variance
@@ -31,21 +31,20 @@ class Index:
 
     def __init__(
         self,
-        d: int,
+        codec: AnyCodec,
         metric: object,
         nlist: int,
-        qtype: QType,
         device: torch.device | str | None,
         *,
         by_residual: bool,
     ) -> None:
-        if d < 1:
-            raise ValueError(f"d is {d}; expected at least 1.")
+        if codec.d < 1:
+            raise ValueError(f"d is {codec.d}; expected at least 1.")
         if nlist < 1:
             raise ValueError(f"nlist is {nlist}; expected at least 1.")
-        self.d, self.metric = int(d), parse_metric(metric)
+        self.d, self.metric = codec.d, parse_metric(metric)
         self.device = torch.device(device or "cpu")
-        self._lists = Lists(nlist, Codec(qtype, self.d), self.device)
+        self._lists = Lists(nlist, codec, self.device)
         self._next_id = 0
         self._offset: Tensor | None = None
         self._by_residual = by_residual
@@ -85,13 +84,12 @@ class Index:
         mine, theirs = self._lists.codec, other._lists.codec
         if self.ntotal:
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before adopt.")
-        if (self.d, self.metric, self._lists.nlist, mine.qtype, self._by_residual) != (
-            other.d, other.metric, other._lists.nlist, theirs.qtype, other._by_residual,
+        if (self.d, self.metric, self._lists.nlist, mine.qtype, mine.width, self._by_residual) != (
+            other.d, other.metric, other._lists.nlist, theirs.qtype, theirs.width, other._by_residual,
         ):  # fmt: skip
-            raise ValueError("the other index has another d, metric, nlist, qtype or by_residual.")
+            raise ValueError("the other index has another d, metric, nlist, code or by_residual.")
         self._offset = None if other._offset is None else other._offset.to(self.device)
-        mine.low, mine.step = theirs.low, theirs.step
-        mine.to(self.device)
+        mine.relearn(theirs.learned(), self.device)
         self.is_trained = other.is_trained
 
     def _learn_offset(self, x: Tensor) -> None:
@@ -350,17 +348,15 @@ class Index:
             raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before search.")
         qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
         params = params or SearchParams()
-        selector = params.selector
-        extra = as_selector(filter)
-        if extra is not None and selector is not None:
-            from qmd.ivf.params import IDSelectorAnd
-
-            selector = IDSelectorAnd(selector, extra)
-        scores, address = self._search(qs, int(k), params, selector if selector is not None else extra)
-        ids = address
-        if self._lists.slabs:
-            held = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
-            ids = held.masked_fill_(address < 0, -1)
+        scores, address = self._search(qs, int(k), params, selector_of(params, filter))
+        missing = address < 0
+        if not self._lists.slabs:
+            ids = address
+        elif bool(missing.any()):
+            ids = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
+            ids.masked_fill_(missing, -1)
+        else:
+            ids = self._lists.take(address.reshape(-1), "ids").view(address.shape)
         distances = scores if self.metric == "l2" else -scores
         d, i = give_back(q, distances, ids)
         return d, i
@@ -380,10 +376,8 @@ class Index:
             raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before search.")
         qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
         params = params or SearchParams()
-        selector = params.selector
-        if selector is None:
-            selector = as_selector(filter)
-        lims, scores, address = self._range(qs, radius if self.metric == "l2" else -radius, params, selector)
+        limit = radius if self.metric == "l2" else -radius
+        lims, scores, address = self._range(qs, limit, params, selector_of(params, filter))
         ids = self._lists.take(address, "ids") if address.numel() else address
         return give_back(q, lims, scores if self.metric == "l2" else -scores, ids)
 
@@ -391,3 +385,9 @@ class Index:
         self, q: Tensor, limit: float, params: SearchParams, selector: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
+
+
+def selector_of(params: SearchParams | None, filter: Any) -> IDSelector | None:
+    """What both the parameters and the call's own filter allow."""
+    one, two = params.selector if params is not None else None, as_selector(filter)
+    return IDSelectorAnd(one, two) if one is not None and two is not None else two if one is None else one

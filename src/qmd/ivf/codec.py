@@ -1,4 +1,7 @@
-"""How a row is stored: float32, float16, bfloat16, or int8 with one affine range for each dimension."""
+"""How a row is stored: float32, float16, bfloat16, or int8 with one affine range for each dimension.
+
+Product codes are in `product`; a codec of any kind has the methods of `Codec`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-QType = Literal["fp32", "fp16", "bf16", "int8"]
+from qmd.ivf import operators
+
+QType = Literal["fp32", "fp16", "bf16", "int8", "pq"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -29,18 +34,35 @@ class Codec:
         return _DTYPES[self.qtype]
 
     @property
+    def width(self) -> int:
+        """Values of a stored row."""
+        return self.d
+
+    @property
     def exact(self) -> bool:
         return self.qtype == "fp32"
 
-    def train(self, x: Tensor) -> None:
+    @property
+    def learns(self) -> bool:
+        """Whether it must see rows (residuals, where those are stored) before it can encode."""
+        return self.qtype == "int8"
+
+    def train(self, x: Tensor, seed: int = 0) -> None:
         """Learn the range of every dimension from x (n, d)."""
         if self.qtype == "int8":
             self.low = x.amin(0)
             self.step = (x.amax(0) - self.low) / 255.0
 
+    def learned(self) -> dict[str, Tensor]:
+        """What `train` found, by name; `relearn` takes it."""
+        return {} if self.low is None or self.step is None else {"low": self.low, "step": self.step}
+
+    def relearn(self, learned: dict[str, Tensor], device: torch.device) -> None:
+        if "low" in learned:
+            self.low, self.step = learned["low"].to(device), learned["step"].to(device)
+
     def to(self, device: torch.device) -> None:
-        if self.low is not None and self.step is not None:
-            self.low, self.step = self.low.to(device), self.step.to(device)
+        self.relearn(self.learned(), device)
 
     def encode(self, x: Tensor) -> Tensor:
         if self.qtype != "int8":
@@ -59,5 +81,13 @@ class Codec:
         return torch.addcmul(self.low, rows.to(torch.float32).add_(128.5), self.step)
 
     def query(self, q: Tensor) -> Tensor:
-        """Queries (n, d) for products with raw rows: q.x = q'.row + a constant of the query."""
+        """Queries (n, d) for products with `factor(rows)`: q.x = q'.row + a constant of the query."""
         return q if self.qtype != "int8" or self.step is None else q * self.step
+
+    def factor(self, rows: Tensor) -> Tensor:
+        """Stored rows -> (n, d) float32, what queries are multiplied with."""
+        return rows if rows.dtype == torch.float32 else rows.to(torch.float32)
+
+    def products(self, rows: Tensor, q: Tensor) -> Tensor:
+        """Of one query (d,), as `query` gave it, with stored rows: (n,)."""
+        return operators.row_products(self.factor(rows), q)

@@ -41,15 +41,14 @@ class DistributedIVF:
         state: list[Any] = [None]
         if self.rank == 0:
             self.index.train(x)
-            codec = self.index._lists.codec
-            state[0] = (self.index.centroids.cpu(), codec.low, codec.step, self.index._offset)
+            learned = {name: t.cpu() for name, t in self.index._lists.codec.learned().items()}
+            state[0] = (self.index.centroids.cpu(), learned, self.index._offset)
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         dist.broadcast_object_list(state, src=source, group=self.group)
-        centroids, low, step, offset = state[0]
+        centroids, learned, offset = state[0]
         device = self.index.device
         self.index.centroids = centroids.to(device)
-        self.index._lists.codec.low, self.index._lists.codec.step = low, step
-        self.index._lists.codec.to(device)
+        self.index._lists.codec.relearn(learned, device)
         self.index._offset = None if offset is None else offset.to(device)
         self.index.is_trained = True
 

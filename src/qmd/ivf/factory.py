@@ -9,7 +9,8 @@ import torch
 
 from qmd.ivf.codec import QType
 from qmd.ivf.flat import IndexFlat
-from qmd.ivf.inverted import IndexIVFFlat, IndexIVFScalarQuantizer
+from qmd.ivf.inverted import IndexIVFFlat
+from qmd.ivf.quantised import IndexIVFPQ, IndexIVFScalarQuantizer
 from qmd.ivf.wrap import IndexIDMap, IndexRefineFlat
 
 _CODES: dict[str, QType] = {"SQ8": "int8", "SQfp16": "fp16", "SQbf16": "bf16"}
@@ -18,7 +19,8 @@ _CODES: dict[str, QType] = {"SQ8": "int8", "SQfp16": "fp16", "SQbf16": "bf16"}
 def index_factory(
     d: int | str, description: str | int, metric: object = "l2", *, device: torch.device | str | None = None
 ) -> Any:
-    """Build an index: "Flat", "IVF512,Flat", "IVF512,SQ8", "SQfp16", "SQbf16", ",RFlat" behind, "IDMap,"
+    """Build an index: "Flat", "IVF512,Flat", "IVF512,SQ8", "SQfp16", "SQbf16", "PQ64", "PQ64x4" ("fs"
+    behind it changes nothing), ",RFlat" behind, "IDMap,"
     before.
 
     Raises ValueError naming the part that is not known.
@@ -44,13 +46,17 @@ def index_factory(
             index = IndexIVFScalarQuantizer(
                 d=d, nlist=nlist, metric=metric, qtype=_CODES[parts[1]], device=device, by_residual=not refine
             )
+        elif pq := re.fullmatch(r"PQ(\d+)(?:x(4|8)(?:fs)?)?", parts[1]):
+            index = IndexIVFPQ(
+                d=d, nlist=nlist, M=int(pq[1]), nbits=int(pq[2] or 8), metric=metric, device=device
+            )
         else:
             raise ValueError(
-                f"{parts[1]!r} in {description!r} is not known; expected Flat, {', '.join(_CODES)}."
+                f"{parts[1]!r} in {description!r} is not known; expected Flat, {', '.join(_CODES)}, PQm or PQmx4."
             )
     else:
         raise ValueError(
-            f"{description!r} is not known; expected Flat or IVFn,Flat|{'|'.join(_CODES)}[,RFlat]."
+            f"{description!r} is not known; expected Flat or IVFn,Flat|{'|'.join(_CODES)}|PQmx4[,RFlat]."
         )
     if refine:
         index = IndexRefineFlat(index)

@@ -11,7 +11,8 @@ from qmd.errors import MissingExtra
 from qmd.ivf.base import Index
 from qmd.ivf.codec import QType
 from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
-from qmd.ivf.inverted import IndexIVF, IndexIVFFlat, IndexIVFScalarQuantizer
+from qmd.ivf.inverted import IndexIVF, IndexIVFFlat
+from qmd.ivf.quantised import IndexIVFScalarQuantizer
 
 
 def _faiss() -> Any:
@@ -60,8 +61,8 @@ def from_faiss(index: Any) -> Index:
         )  # fmt: skip
         if ours._lists.codec.qtype == "int8":
             trained = torch.from_numpy(faiss.vector_to_array(index.sq.trained).copy())
-            ours._lists.codec.low = trained[: index.d].clone()
-            ours._lists.codec.step = trained[index.d :] / 255.0
+            learned = {"low": trained[: index.d].clone(), "step": trained[index.d :] / 255.0}
+            ours._lists.codec.relearn(learned, ours.device)
     else:
         raise ValueError(
             f"a Faiss {type(index).__name__} cannot be taken over; expected Flat, IVFFlat or IVF SQ."
@@ -131,9 +132,9 @@ def to_faiss(index: Any) -> Any:
         theirs = faiss.IndexIVFScalarQuantizer(
             quantizer, index.d, index.nlist, qt[index.qtype], kind, index.by_residual
         )
-        codec = index._lists.codec
-        if codec.low is not None and codec.step is not None:
-            trained = torch.cat([codec.low, codec.step * 255.0]).cpu().numpy()
+        learned = index._lists.codec.learned()
+        if learned:
+            trained = torch.cat([learned["low"], learned["step"] * 255.0]).cpu().numpy()
             faiss.copy_array_to_vector(trained, theirs.sq.trained)
     quantizer.this.disown()
     theirs.own_fields = True

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from qmd.ivf.base import Index
+from qmd.ivf.codec import Codec
 from qmd.ivf.operators import biased_product, group_minimum, search_sorted
 from qmd.ivf.params import SearchParams
+from qmd.ivf.ranges import range_scan
 from qmd.ivf.scan import Probes, recheck, scan_all
 
 _TILE = 8192  # rows of one product
@@ -23,7 +25,7 @@ class IndexFlat(Index):
     is_trained = True
 
     def __init__(self, d: int, metric: object = "l2", *, device: torch.device | str | None = None) -> None:
-        super().__init__(d, metric, 1, "fp32", device, by_residual=False)
+        super().__init__(Codec("fp32", int(d)), metric, 1, device, by_residual=False)
 
     def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
         probes = Probes(torch.zeros(q.shape[0], 1, dtype=torch.int64, device=q.device))
@@ -43,8 +45,6 @@ class IndexFlat(Index):
     def _range(
         self, q: Tensor, limit: float, params: SearchParams, selector: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from qmd.ivf.inverted import range_scan
-
         probes = Probes(torch.zeros(q.shape[0], 1, dtype=torch.int64, device=q.device))
         return range_scan(self._lists, q, probes, limit, self.metric, selector)
 

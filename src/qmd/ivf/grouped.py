@@ -1,12 +1,15 @@
 """All queries of a list together ("csr"): one product a list, minima of groups, minima of units, then rows.
 
-A group is G rows of a list, a unit is U groups. Of every group only the smallest score is kept, of every unit
+A group is GROUP rows of a list, a unit is UNIT groups. Of every group only the smallest score is kept, of every unit
 the smallest of those. The k units with the smallest minima hold the k smallest group minima, and those k
 groups hold the k nearest rows: only their rows are looked at again. Both are strided (group b of B has rows
-b, b + B, b + 2B ...), so that a minimum is a vector operation over whole lines of a matrix.
+b, b + B, b + 2B ...) and scores lie row by row, a column for each query, so that a minimum is one operation over
+whole lines of memory however few the queries.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, 
 GROUP = 8
 UNIT = 8
 _QUERY_BLOCK = 2048  # queries of one pass
-_MINIMA = 1 << 24  # group minima of one pass
+_MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
 _SCORE_BLOCK = 512  # queries of one product
 _INF = float("inf")
 
@@ -28,8 +31,10 @@ _INF = float("inf")
 def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     """-> scores (n, k) rising (L2: squared distance, IP: -product), addresses (n, k)."""
     n = q.shape[0]
-    reach = max(1, lists.ntotal // max(1, lists.nlist)) * probes.lists.shape[1] // GROUP
-    step = max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), 2 * _MINIMA // max(1, reach)))
+    sizes = lists.table().sizes.astype(np.float64)  # long lists are probed more often
+    reach = float((sizes * sizes).sum() / max(1.0, sizes.sum())) * probes.lists.shape[1] / GROUP
+    passes = -(-n // max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), int(_MINIMA / max(1.0, reach)))))
+    step = -(-n // max(1, passes))
     if n <= step:
         return _scan_block(lists, q, probes, k, metric)
     parts = []
@@ -37,6 +42,31 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
         cut = slice(i, i + step)
         parts.append(_scan_block(lists, q[cut], probes.rows(cut), k, metric))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Products to make: `run`, `count` queries, and where the piece's group minima begin; all (pieces,).
+
+    units: (runs,), units of each run. A piece's minima are UNIT * units lines of `count` values.
+    """
+
+    run: np.ndarray
+    count: np.ndarray
+    begin: np.ndarray
+    total: int
+    units: np.ndarray
+
+    @classmethod
+    def of(cls, counts: np.ndarray, size: np.ndarray, most: int) -> _Pieces:
+        """counts: tasks of each run; no piece has more than `most`."""
+        units = -(-size // (GROUP * UNIT))
+        number = -(-counts // most)
+        run = np.repeat(np.arange(len(counts)), number)
+        nth = np.arange(len(run)) - np.repeat(np.cumsum(number) - number, number)
+        count = np.minimum(counts[run] - nth * most, most)
+        room = count * units[run] * UNIT
+        return cls(run, count, np.cumsum(room) - room, int(room.sum()), units)
 
 
 def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -47,49 +77,33 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     flat = seg.reshape(-1)
     order, counts = sort_tasks(flat, len(table.views))
-    groups = -(-table.size // GROUP)
-    units = -(-groups // UNIT)
-    # group minima of a task: UNIT lines of units[run]; tasks lie in their sorted order
-    per_run = counts * units * UNIT
-    base = np.cumsum(per_run) - per_run
-    total = int(per_run.sum())
-    wide = int(units[counts > 0].max(initial=1))
-    minima = scratch.take("minima", total, dev)
+    pieces = _Pieces.of(counts, table.size, _SCORE_BLOCK if dev.type == "cpu" else 1 << 14)
+    wide = int(pieces.units[counts > 0].max(initial=1))
+    minima = scratch.take("minima", pieces.total, dev)
     dense = scratch.take("units", n * s * wide, dev).fill_(_INF).view(n * s, wide)
-    alpha = -2.0 if metric == "l2" else -1.0
-    coded = lists.codec.query(q)
-    _fill(lists, table, probes, coded, torch.div(order, s, rounding_mode="floor"), counts, base, units, minima,
-          dense, alpha, limits, order)  # fmt: skip
-    run = flat.index_select(0, order)
-    before = torch.from_numpy(np.cumsum(counts) - counts).to(dev)
-    units_t = torch.from_numpy(units).to(dev)
-    first = torch.from_numpy(base).to(dev)[run] + (torch.arange(order.shape[0], device=dev) - before[run]) * (
-        units_t[run] * UNIT
-    )
-    where = torch.zeros(n * s, dtype=torch.int64, device=dev)
-    where[order] = first
+    _fill(lists, table, probes, lists.codec.query(q), pieces, order, minima, dense, metric, limits)
     if const is not None:
         dense.add_(const.reshape(-1, 1))
     spare = SPARE if lists.codec.exact else SPARE_CODED
-    keep = min(k + spare, s * wide)
-    least, at = torch.topk(dense.view(n, s * wide), keep, dim=1, largest=False, sorted=False)
+    least, at = operators.smallest(dense.view(n, s * wide), min(k + spare, s * wide))
     slot = torch.div(at, wide, rounding_mode="floor")
     column = at - slot * wide
     slot += torch.arange(0, n * s, s, device=dev)[:, None]
-    run = flat.index_select(0, slot.view(-1)).view(n, keep).clamp_(min=0)
-    line = units_t[run]
+    first, stride = _places(pieces, order, n * s)
+    run = flat.index_select(0, slot.view(-1)).view(slot.shape).clamp_(min=0)
+    units = torch.from_numpy(pieces.units).to(dev)[run]
     lane = torch.arange(UNIT, device=dev)
-    place = (where[slot] + column)[..., None] + line[..., None] * lane
-    value = minima.index_select(0, place.view(-1).clamp_(max=max(total - 1, 0))).view(n, keep, UNIT)
+    stride_here = stride[slot]
+    place = (first[slot] + column * stride_here)[..., None] + (units * stride_here)[..., None] * lane
+    value = minima.index_select(0, place.view(-1).clamp_(max=max(pieces.total - 1, 0))).view(n, -1)
     if const is not None:
-        value += const.reshape(-1)[slot][..., None]
-    value.masked_fill_(torch.isinf(least)[..., None], _INF)
-    keep_groups = min(k + spare, keep * UNIT)
-    value, at = torch.topk(value.view(n, keep * UNIT), keep_groups, dim=1, largest=False, sorted=False)
+        value.view(place.shape).add_(const.reshape(-1)[slot][..., None])
+    value.view(place.shape).masked_fill_(torch.isinf(least)[..., None], _INF)
+    value, at = operators.smallest(value, min(k + spare, value.shape[1]))
     unit = torch.div(at, UNIT, rounding_mode="floor")
     run = torch.gather(run, 1, unit)
-    group = torch.gather(column, 1, unit) + (at - unit * UNIT) * torch.gather(line, 1, unit)
-    height = torch.from_numpy(groups).to(dev)[run]
+    group = torch.gather(column, 1, unit) + (at - unit * UNIT) * torch.gather(units, 1, unit)
+    height = torch.from_numpy(-(-table.size // GROUP)).to(dev)[run]
     row = group[..., None] + torch.arange(GROUP, device=dev) * height[..., None]
     size = table.on_device["size"][run]
     if limits is not None:
@@ -103,78 +117,77 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     return recheck(lists, q, candidates, k, metric, probes)
 
 
+def _places(pieces: _Pieces, order: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
+    """Where each task's first group minimum lies in `minima`, and how far apart its minima are: (tasks,) each."""
+    ends = np.cumsum(pieces.count)
+    column = np.arange(order.shape[0]) - np.repeat(ends - pieces.count, pieces.count)
+    both = torch.zeros(2, tasks, dtype=torch.int64, device=order.device)
+    both[0, order] = torch.from_numpy(np.repeat(pieces.begin, pieces.count) + column).to(order.device)
+    both[1, order] = torch.from_numpy(np.repeat(pieces.count, pieces.count)).to(order.device)
+    return both[0], both[1]
+
+
 def _fill(
     lists: Lists,
     table: Table,
     probes: Probes,
     coded: Tensor,
-    query_of: Tensor,
-    counts: np.ndarray,
-    base_of: np.ndarray,
-    units_of: np.ndarray,
+    pieces: _Pieces,
+    order: Tensor,
     minima: Tensor,
     dense: Tensor,
-    alpha: float,
+    metric: Metric,
     limits: Tensor | None,
-    order: Tensor,
 ) -> None:
     """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`."""
     d, dev = lists.codec.d, coded.device
-    touched = np.nonzero(counts)[0]
-    widest = int(table.size[touched].max(initial=0)) + GROUP
-    # products of at most so many tasks
-    block = min(_SCORE_BLOCK if dev.type == "cpu" else 1 << 14, int(counts.max(initial=1)))
-    scores = scratch.take("scores", block * widest, dev)
-    qbuf = scratch.take("queries", block * d, dev).view(block, d)
-    half = scratch.take("halves", block * (widest // GROUP + UNIT) // 2 + block * UNIT, dev)
-    flat_limits = limits.reshape(-1)[order] if limits is not None else None
+    alpha = -2.0 if metric == "l2" else -1.0
+    most = int(pieces.count.max(initial=1))
+    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + GROUP), dev)
+    qbuf = scratch.take("queries", most * d, dev).view(most, d)
+    lines_of_units = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
     exact = lists.codec.exact
     plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
-    cuts = [(r, min(block, m - at), at == 0) for r, m in zip(touched.tolist(), counts[touched].tolist(), strict=True)
-            for at in range(0, m, block)]  # fmt: skip
-    pieces = [count for _, count, _ in cuts]
-    who, slots = torch.split(query_of, pieces), torch.split(order, pieces)
-    caps = torch.split(flat_limits, pieces) if flat_limits is not None else None
-    base = 0
-    for i, (r, count, first) in enumerate(cuts):
-        if first:
-            u, base, n = int(units_of[r]), int(base_of[r]), int(table.size[r])
+    counts = pieces.count.tolist()
+    slots = torch.split(order, counts)
+    who = torch.split(torch.div(order, probes_of(dense, coded), rounding_mode="floor"), counts)
+    caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else None
+    last = -1
+    for i, (r, count, begin) in enumerate(
+        zip(pieces.run.tolist(), counts, pieces.begin.tolist(), strict=True)
+    ):
+        if r != last:
+            last, u, n = r, int(pieces.units[r]), int(table.size[r])
             height = -(-n // GROUP)
-            pad = height * GROUP
-            whole = table.padded[r] if exact and probes.norms is None else None
-            if whole is not None:
-                rows, norms = whole  # whole groups: rows beyond the run have infinite norms
+            padded = table.padded[r] if exact and probes.norms is None else None
+            if padded is not None:
+                rows, norms = padded  # whole groups: rows beyond the run have infinite norms
             else:
                 rows = table.views[r][0]
                 norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
-                rows = rows if exact else rows.to(torch.float32)
-            transposed, have = rows.T, norms.shape[0]
-        full = scores[: count * pad].view(count, pad)
-        part = full if pad == have else full[:, :have]
+                rows = lists.codec.factor(rows)
+            have = min(norms.shape[0], height * GROUP)
+            rows, bias = rows[:have], norms[:have, None]
+        full = scores[: height * GROUP * count].view(height * GROUP, count)
+        part = full if have == height * GROUP else full[:have]
         if plain:
             qs = torch.index_select(coded, 0, who[i], out=qbuf[:count])
-            torch.addmm(norms, qs, transposed, alpha=alpha, out=part)
+            torch.addmm(bias, rows, qs.T, alpha=alpha, out=part)
         else:
-            operators.biased_product(norms, coded.index_select(0, who[i]), rows, alpha, part)
-        if pad != have:
-            full[:, have:] = _INF
+            operators.biased_product(bias, rows, coded.index_select(0, who[i]), alpha, part)
+        if part is not full:
+            full[have:] = _INF
         if caps is not None and bool((caps[i] < n).any()):
-            full.masked_fill_(torch.arange(pad, device=dev) >= caps[i][:, None], _INF)
-        stop = base + count * u * UNIT
-        lines = minima[base:stop].view(count, u * UNIT)
-        base = stop
+            full.masked_fill_(torch.arange(height * GROUP, device=dev)[:, None] >= caps[i], _INF)
+        lines = minima[begin : begin + count * u * UNIT].view(u * UNIT, count)
         if height != u * UNIT:
-            lines[:, height:] = _INF
-            target = lines[:, :height]
-        else:
-            target = lines
-        if plain:
-            torch.amin(full.view(count, GROUP, height), 1, out=target)
-        else:
-            operators.group_minimum(full.view(count, GROUP, height), target)
-        # pairwise minima of halves: UNIT lines of u become one
-        out = half[: count * 4 * u].view(count, 4 * u)
-        least = torch.minimum(lines[:, : 4 * u], lines[:, 4 * u :], out=out)
-        least = torch.minimum(least[:, : 2 * u], least[:, 2 * u :])
-        least = torch.minimum(least[:, :u], least[:, u:])
-        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least)
+            lines[height:] = _INF
+        least = lines_of_units[: u * count].view(u, count)
+        operators.least_of(full.view(GROUP, height, count), lines[:height])
+        operators.least_of(lines.view(UNIT, u, count), least)
+        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least.T)
+
+
+def probes_of(dense: Tensor, q: Tensor) -> int:
+    """Tasks of one query."""
+    return dense.shape[0] // q.shape[0]

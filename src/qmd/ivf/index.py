@@ -4,7 +4,7 @@ from qmd.ivf.base import Index
 from qmd.ivf.factory import index_factory
 from qmd.ivf.faiss_bridge import from_faiss, to_faiss
 from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
-from qmd.ivf.inverted import IndexIVF, IndexIVFFlat, IndexIVFScalarQuantizer
+from qmd.ivf.inverted import IndexIVF, IndexIVFFlat
 from qmd.ivf.kmeans import kmeans
 from qmd.ivf.metric import METRIC_INNER_PRODUCT, METRIC_L2
 from qmd.ivf.params import (
@@ -21,6 +21,7 @@ from qmd.ivf.params import (
     SearchParams,
 )
 from qmd.ivf.persist import load, save
+from qmd.ivf.quantised import IndexIVFPQ, IndexIVFScalarQuantizer
 from qmd.ivf.wrap import IndexIDMap, IndexRefineFlat, IndexShards
 
 read_index, write_index = load, save
@@ -43,6 +44,7 @@ __all__ = [
     "IndexIDMap",
     "IndexIVF",
     "IndexIVFFlat",
+    "IndexIVFPQ",
     "IndexIVFScalarQuantizer",
     "IndexRefineFlat",
     "IndexShards",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -9,15 +10,16 @@ from torch import Tensor
 
 from qmd.ivf import cost
 from qmd.ivf.base import Index
-from qmd.ivf.codec import QType
+from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
-from qmd.ivf.lists import Lists
-from qmd.ivf.metric import Array, Metric, as_rows, exact_scores
-from qmd.ivf.operators import stable_order
+from qmd.ivf.metric import Array, as_rows
+from qmd.ivf.operators import row_products
 from qmd.ivf.params import SearchParams, list_limits
-from qmd.ivf.scan import Probes, expand, rows_at, scan_all, scan_each
+from qmd.ivf.product import AnyCodec
+from qmd.ivf.ranges import range_scan
+from qmd.ivf.scan import Probes, RowSource, scan_all, scan_each
 
 _SHADOW_ROWS = 20_000
 _SHADOW_TASKS = 12.0  # mean queries of a list
@@ -37,24 +39,23 @@ class IndexIVF(Index):
 
     def __init__(
         self,
-        d: int,
+        codec: AnyCodec,
         nlist: int,
         nprobe: int,
         metric: object,
-        qtype: QType,
         device: torch.device | str | None,
         by_residual: bool,
         seed: int,
         balance: float,
         niter: int,
     ) -> None:
-        super().__init__(d, metric, nlist, qtype, device, by_residual=by_residual)
+        super().__init__(codec, metric, nlist, device, by_residual=by_residual)
         self.nlist, self.nprobe = int(nlist), int(nprobe)
         self.max_codes = 0
         self.search_mode: SearchMode = "auto"
         self.seed, self.balance, self.niter = seed, balance, niter
         self.is_trained = False
-        self.centroids = torch.zeros(0, d, device=self.device)
+        self.centroids = torch.zeros(0, self.d, device=self.device)
         self.last_search_stats: dict[str, Any] | None = None
         self._threshold: float | None = None
         self._ordered = "none"
@@ -102,7 +103,7 @@ class IndexIVF(Index):
         return super().to(device)
 
     def train(self, x: Array) -> None:
-        """Learn the centroids (and an int8 codec's ranges) from x (n, d), n >= nlist. Refused once rows are
+        """Learn the centroids (and what the codes need) from x (n, d), n >= nlist. Refused once rows are
         in."""
         if self.ntotal:
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before train.")
@@ -117,11 +118,20 @@ class IndexIVF(Index):
         self.centroids = kmeans(
             rows, self.nlist, metric=self.metric, seed=self.seed, balance=self.balance, niter=self.niter
         )
-        if self._lists.codec.qtype == "int8":
+        self._train_codes(rows)
+
+    def train_codes(self, x: Array) -> None:
+        """Learn what the codes need from x (n, d), with the centroids as they are (see `set_centroids`)."""
+        if self.ntotal or not self.centroids.shape[0]:
+            raise ValueError("expected an empty index that has centroids; call set_centroids or train first.")
+        self._train_codes(self._shift(as_rows(x, self.d, self.device, what="training data")))
+
+    def _train_codes(self, rows: Tensor) -> None:
+        if self._lists.codec.learns:
             if self._by_residual:
-                sample = rows[: max(1 << 16, self.nlist)]
-                rows = sample - self.centroids[self._assign(sample)]
-            self._lists.codec.train(rows)
+                rows = rows[: max(1 << 16, self.nlist)]
+                rows = rows - self.centroids[self._assign(rows)]
+            self._lists.codec.train(rows, self.seed)
         self.is_trained = True
 
     def adopt(self, other: Index) -> None:
@@ -130,14 +140,14 @@ class IndexIVF(Index):
         self.centroids = other.centroids.to(self.device)
 
     def set_centroids(self, centroids: Array) -> None:
-        """Use given centroids (nlist, d) instead of training (fp32, fp16 and bf16 rows only)."""
+        """Use given centroids (nlist, d) instead of training ; codes that learn from rows still want train_codes."""
         rows = as_rows(centroids, self.d, self.device, what="centroids")
         if rows.shape[0] != self.nlist or self.ntotal:
             raise ValueError(
                 f"expected {self.nlist} centroids and an empty index; got {rows.shape[0]}, {self.ntotal}."
             )
         self._offset, self.centroids = None, rows.clone()
-        self.is_trained = self._lists.codec.qtype != "int8"
+        self.is_trained = not self._lists.codec.learns
 
     def _assign(self, x: Tensor) -> Tensor:
         return assign(x, self.centroids, self.metric)[0]
@@ -148,7 +158,11 @@ class IndexIVF(Index):
         c = self.centroids
         if self._bias is None or self._bias[0] is not c:
             self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
-        s = torch.addmm(self._bias[1], q, c.T, alpha=-2.0 if self.metric == "l2" else -1.0)
+        alpha = -2.0 if self.metric == "l2" else -1.0
+        if q.shape[0] == 1:
+            s = torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
+        else:
+            s = torch.addmm(self._bias[1], q, c.T, alpha=alpha)
         value, lists = torch.topk(s, min(nprobe, self.nlist), dim=1, largest=False)
         return value, lists
 
@@ -195,7 +209,7 @@ class IndexIVF(Index):
                     span = slice(start, start + int(table.size[r]))
                     keep = selector.mask(lists.slabs[slab].ids[span])
                     norms[slab][span] = torch.where(keep, lists.slabs[slab].norms[span], float("inf"))
-            return Probes(probes.lists, probes.const, probes.limits, probes.centroids, norms)
+            return replace(probes, norms=norms)
         masks = [selector.mask(s.ids) & (s.ids >= 0) for s in lists.slabs]
         total = sum(int(m.sum()) for m in masks)
         bound = self.ntotal * p // self.nlist if params.exact_below is None else params.exact_below
@@ -204,10 +218,12 @@ class IndexIVF(Index):
                 [m.nonzero().reshape(-1) + s.base for m, s in zip(masks, lists.slabs, strict=True)]
             )
         norms = [torch.where(m, s.norms, float("inf")) for m, s in zip(masks, lists.slabs, strict=True)]
-        return Probes(probes.lists, probes.const, probes.limits, probes.centroids, norms)
+        return replace(probes, norms=norms)
 
-    def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
-        probes = self._probes(q, params)
+    def _search(
+        self, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None = None
+    ) -> tuple[Tensor, Tensor]:
+        probes = replace(self._probes(q, params), source=source)
         if selector is not None and self.ntotal:
             filtered = self._filtered(probes, selector, params)
             if isinstance(filtered, Tensor):
@@ -280,45 +296,12 @@ class IndexIVFFlat(IndexIVF):
         balance: float = 0.0,
         niter: int = 10,
     ) -> None:
-        flat, dims, lists, kind = _arguments(quantizer, args, d, nlist, metric)
-        super().__init__(dims, lists, nprobe, kind, "fp32", device, False, seed, balance, niter)
-        _adopt(self, flat)
+        flat, dims, lists, kind = read_arguments(quantizer, args, d, nlist, metric)
+        super().__init__(Codec("fp32", dims), lists, nprobe, kind, device, False, seed, balance, niter)
+        use_centroids_of(self, flat)
 
 
-class IndexIVFScalarQuantizer(IndexIVF):
-    """Rows of one byte (int8, a range for each dimension: Faiss's QT_8bit) or two (fp16, bf16) per value.
-
-    Distances are those to the stored, rounded rows; wrap it in IndexRefineFlat for exact ones.
-    by_residual: store the difference to the centroid (finer for clustered data, as Faiss does by default).
-    """
-
-    def __init__(
-        self,
-        quantizer: Any = None,
-        *args: Any,
-        d: int | None = None,
-        nlist: int | None = None,
-        nprobe: int = 1,
-        metric: object = None,
-        qtype: QType = "int8",
-        by_residual: bool = False,
-        device: torch.device | str | None = None,
-        seed: int = 1234,
-        balance: float = 0.0,
-        niter: int = 10,
-    ) -> None:
-        if qtype not in ("int8", "fp16", "bf16"):
-            raise ValueError(f"qtype is {qtype!r}; expected int8, fp16 or bf16.")
-        flat, dims, lists, kind = _arguments(quantizer, args, d, nlist, metric)
-        super().__init__(dims, lists, nprobe, kind, qtype, device, by_residual, seed, balance, niter)
-        _adopt(self, flat)
-
-    @property
-    def qtype(self) -> QType:
-        return self._lists.codec.qtype
-
-
-def _arguments(
+def read_arguments(
     quantizer: Any, args: tuple[Any, ...], d: int | None, nlist: int | None, metric: object
 ) -> tuple[IndexFlat | None, int, int, object]:
     """Faiss's (quantizer, d, nlist, metric) or (d, nlist, metric), or keywords."""
@@ -343,61 +326,7 @@ def _arguments(
     return flat, int(d), int(nlist), metric
 
 
-def _adopt(index: IndexIVF, flat: IndexFlat | None) -> None:
+def use_centroids_of(index: IndexIVF, flat: IndexFlat | None) -> None:
+    """Of a quantizer that holds as many rows as the index has lists."""
     if flat is not None and flat.ntotal == index.nlist:
         index.set_centroids(flat.reconstruct_n())
-
-
-def range_scan(
-    lists: Lists, q: Tensor, probes: Probes, limit: float, metric: Metric, selector: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows with a score below `limit`, run by run with all queries of a run together; exact by a recheck."""
-    dev, n = q.device, q.shape[0]
-    table = lists.table()
-    seg, _, limits = expand(table, probes)
-    hit_q: list[Tensor] = []
-    hit_a: list[Tensor] = []
-    hit_s: list[Tensor] = []
-    flat = seg.reshape(-1)
-    for r in torch.unique(flat[flat >= 0]).tolist():
-        picked, probe = (seg == r).nonzero(as_tuple=True)
-        start, size = int(table.start[r]), int(table.size[r])
-        for a in range(0, size, 8192):
-            address = torch.arange(start + a, start + min(size, a + 8192), device=dev)
-            x = rows_at(lists, address, probes.centroids)
-            allowed = None if selector is None else selector.mask(lists.take(address, "ids"))
-            norms = (x * x).sum(1) if metric == "l2" else x.new_zeros(x.shape[0])
-            for b in range(0, picked.shape[0], 512):
-                who = picked[b : b + 512]
-                qs = q[who]
-                s = torch.addmm(norms, qs, x.T, alpha=-2.0 if metric == "l2" else -1.0)
-                scale = (
-                    norms.max() + (qs * qs).sum(1, keepdim=True)
-                    if metric == "l2"
-                    else (qs.norm(dim=1, keepdim=True) * x.norm(dim=1).max())
-                )
-                if metric == "l2":
-                    s += (qs * qs).sum(1, keepdim=True)
-                ok = s <= limit + scale * 1e-5 + 1e-6
-                if limits is not None:
-                    ok &= (
-                        torch.arange(a, a + x.shape[0], device=dev) < limits[who, probe[b : b + 512]][:, None]
-                    )
-                if allowed is not None:
-                    ok &= allowed
-                i, j = ok.nonzero(as_tuple=True)
-                if not i.numel():
-                    continue
-                exact = exact_scores(qs[i][:, None], x[j][:, None], metric)[:, 0]
-                inside = exact < limit
-                hit_q.append(who[i][inside])
-                hit_a.append(address[j][inside])
-                hit_s.append(exact[inside])
-    if not hit_q:
-        empty = torch.zeros(0, dtype=torch.int64, device=dev)
-        return torch.zeros(n + 1, dtype=torch.int64, device=dev), torch.zeros(0, device=dev), empty
-    who_all = torch.cat(hit_q)
-    order = stable_order(who_all)
-    counts = torch.bincount(who_all, minlength=n)
-    lims = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return lims, torch.cat(hit_s)[order], torch.cat(hit_a)[order]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf.codec import Codec
 from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
+from qmd.ivf.product import AnyCodec
 
 _PAGE = 16  # capacities are multiples of this many rows
 _MAX_RUNS = 32  # a list in more pieces is moved into one
@@ -23,7 +23,7 @@ _MAX_RUNS = 32  # a list in more pieces is moved into one
 
 @dataclass(slots=True)
 class Slab:
-    """rows (R, d) in the codec's dtype, ids (R,) int64, norms (R,) float32 = ||x||^2 (L2) or 0 (IP).
+    """rows (R, width) as the codec stores them, ids (R,) int64, norms (R,) float32 = ||x||^2 (L2) or 0 (IP).
 
     Unused places have id -1 and an infinite norm. shadow: int8 codes (R, d) and bf16 scales (R,), row ~ code *
     scale, made when a search first wants them and kept up from then on.
@@ -147,7 +147,7 @@ def _padded(run: Run) -> tuple[Tensor, Tensor] | None:
 class Lists:
     """`nlist` growing lists of rows. Ids may repeat; the order inside a list is free."""
 
-    def __init__(self, nlist: int, codec: Codec, device: torch.device) -> None:
+    def __init__(self, nlist: int, codec: AnyCodec, device: torch.device) -> None:
         self.nlist, self.codec, self.device = nlist, codec, device
         self.ntotal = 0
         self.slabs: list[Slab] = []
@@ -162,9 +162,9 @@ class Lists:
         held = sum(s.rows.shape[0] for s in self.slabs)
         count = need if exact else max(need, 4 * _PAGE, held // 16)
         count = -(-count // _PAGE) * _PAGE
-        d = self.codec.d
+        width = self.codec.width
         slab = Slab(
-            torch.zeros(count, d, dtype=self.codec.dtype, device=self.device),
+            torch.zeros(count, width, dtype=self.codec.dtype, device=self.device),
             torch.full((count,), -1, dtype=torch.int64, device=self.device),
             torch.full((count,), float("inf"), device=self.device),
             base=held,

@@ -39,7 +39,8 @@ def as_rows(x: Array, d: int, device: torch.device, *, what: str = "vectors") ->
         raise ValueError(f"{what} have shape {tuple(t.shape)}; this index holds vectors of shape (n, {d}).")
     if t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"{what} have dtype {t.dtype}; expected a floating dtype.")
-    t = t.detach().to(device=device, dtype=torch.float32, non_blocking=True).contiguous()
+    if t.dtype != torch.float32 or t.device != device or t.requires_grad or not t.is_contiguous():
+        t = t.detach().to(device=device, dtype=torch.float32, non_blocking=True).contiguous()
     # x * 0 summed is NaN exactly when some element is NaN or infinite; a sum costs one pass and no mask.
     if t.numel() and not math.isfinite(float(t.sum())) and not bool(torch.isfinite(t).all()):
         raise ValueError(f"{what} contain NaN or infinity; remove those rows first.")

@@ -152,9 +152,32 @@ def group_minimum(scores: Tensor, out: Tensor) -> None:
         out.copy_(scores.min(1).values)
 
 
-def biased_product(bias: Tensor, q: Tensor, rows: Tensor, alpha: float, out: Tensor) -> None:
-    """out (m, n) = bias (n,) + alpha * q (m, d) @ rows (n, d).T"""
-    if has("mm_out", q.device):
-        torch.addmm(bias, q, rows.T, alpha=alpha, out=out)
+def least_of(scores: Tensor, out: Tensor) -> None:
+    """out (b, m) = minimum of scores (G, b, m) over G."""
+    if has("amin_out", scores.device):
+        torch.amin(scores, 0, out=out)
     else:
-        out.copy_((q @ rows.T).mul_(alpha).add_(bias))
+        out.copy_(scores.min(0).values)
+
+
+def smallest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns of the k smallest of each line of x (n, w), in no order. numpy's selection is the faster one
+    on the CPU, but finds values, not places: lines with ties at the edge go the other way."""
+    n, w = x.shape
+    if x.device.type == "cpu" and 0 < 2 * k < w:
+        a = x.numpy()
+        edge = np.partition(a, k - 1, axis=1)[:, k - 1 : k]
+        found = np.flatnonzero(a <= edge)
+        if found.shape[0] == n * k:
+            places = torch.from_numpy(found).view(n, k)
+            return x.take(places), places.remainder_(w)
+    value, at = torch.topk(x, k, dim=1, largest=False, sorted=False)
+    return value, at
+
+
+def biased_product(bias: Tensor, x: Tensor, y: Tensor, alpha: float, out: Tensor) -> None:
+    """out (m, n) = bias (one for each n, or (m, 1)) + alpha * x (m, d) @ y (n, d).T"""
+    if has("mm_out", x.device):
+        torch.addmm(bias, x, y.T, alpha=alpha, out=out)
+    else:
+        out.copy_((x @ y.T).mul_(alpha).add_(bias))

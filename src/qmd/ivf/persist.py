@@ -14,8 +14,9 @@ from torch import Tensor
 from qmd.errors import MissingExtra, StoreDamaged, StoreTooNew
 from qmd.ivf.base import Index
 from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
-from qmd.ivf.inverted import IndexIVF, IndexIVFFlat, IndexIVFScalarQuantizer
+from qmd.ivf.inverted import IndexIVF, IndexIVFFlat
 from qmd.ivf.lists import Run, Slab
+from qmd.ivf.quantised import IndexIVFPQ, IndexIVFScalarQuantizer
 from qmd.ivf.wrap import IndexIDMap, IndexRefineFlat, IndexShards
 
 FORMAT_VERSION = 1
@@ -57,7 +58,7 @@ def to_state(index: Any) -> dict[str, Any]:
         state["list_ids"] = _packed(lists, "ids", address)
         state["norms"] = _packed(lists, "norms", address)
     else:
-        state["packed_embeddings"] = torch.zeros(0, index.d, dtype=lists.codec.dtype)
+        state["packed_embeddings"] = torch.zeros(0, lists.codec.width, dtype=lists.codec.dtype)
         state["list_ids"], state["norms"] = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     if index._offset is not None:
         state["offset"] = index._offset
@@ -68,8 +69,9 @@ def to_state(index: Any) -> dict[str, Any]:
             threshold=index._threshold, ordered=index._ordered, dirty=index._dirty,
         )  # fmt: skip
         state["centroids"] = index.centroids
-        if lists.codec.low is not None and lists.codec.step is not None:
-            state["low"], state["step"] = lists.codec.low, lists.codec.step
+        state.update(lists.codec.learned())
+        if isinstance(index, IndexIVFPQ):
+            header.update(M=index.M, nbits=index.nbits)
     return state
 
 
@@ -112,7 +114,7 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         index = (IndexFlatL2 if kind == "IndexFlatL2" else IndexFlatIP)(header["d"], device=target)
     elif kind == "IndexFlat":
         index = IndexFlat(header["d"], header["metric"], device=target)
-    elif kind in ("IndexIVFFlat", "IndexIVFScalarQuantizer"):
+    elif kind in ("IndexIVFFlat", "IndexIVFScalarQuantizer", "IndexIVFPQ"):
         shared = {
             "d": header["d"], "nlist": header["nlist"], "nprobe": header["nprobe"], "metric": header["metric"],
             "device": target, "seed": header["seed"], "balance": header["balance"], "niter": header["niter"],
@@ -120,13 +122,16 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         ivf: IndexIVF
         if kind == "IndexIVFFlat":
             ivf = IndexIVFFlat(**shared)
+        elif kind == "IndexIVFPQ":
+            ivf = IndexIVFPQ(
+                **shared, M=header["M"], nbits=header["nbits"], by_residual=header["by_residual"]
+            )
         else:
             ivf = IndexIVFScalarQuantizer(**shared, qtype=header["qtype"], by_residual=header["by_residual"])
         ivf.max_codes, ivf.search_mode = header["max_codes"], header["search_mode"]
         ivf._threshold, ivf._ordered, ivf._dirty = header["threshold"], header["ordered"], header["dirty"]
         ivf.centroids = state["centroids"].to(target)
-        if "low" in state:
-            ivf._lists.codec.low, ivf._lists.codec.step = state["low"].to(target), state["step"].to(target)
+        ivf._lists.codec.relearn(state, target)
         ivf.is_trained = header["is_trained"]
         index = ivf
     else:

@@ -6,7 +6,9 @@ Both end in `recheck`: distances from differences in float32, so rounding in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,14 +17,18 @@ from torch import Tensor
 from qmd.ivf import operators, scratch
 from qmd.ivf.lists import Codes, Lists, Table
 from qmd.ivf.metric import Metric
+from qmd.ivf.single import read_each
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
 _SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
-_ONE_BY_ONE = 3  # so few queries share too few lists to be worth sorting
+_ONE_BY_ONE = 16  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
 _RECHECK_BYTES = 3 << 20  # rows gathered at a time: they should stay in a shared cache
+
+
+RowSource: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Probes:
 
     limits (n, p): only the first so many rows of the list, or None. centroids (nlist, d): rows are residuals
     to them, or None. norms: one tensor for each slab, replacing the stored norms (inf = not allowed), or
-    None.
+    None. source: gives the rows (c, d) float32 at addresses (c,) that the last look compares; None: the stored ones.
     """
 
     lists: Tensor
@@ -39,6 +45,7 @@ class Probes:
     limits: Tensor | None = None
     centroids: Tensor | None = None
     norms: list[Tensor] | None = None
+    source: RowSource | None = None
 
     def rows(self, cut: slice | Tensor) -> Probes:
         """The same for some of the queries."""
@@ -48,6 +55,7 @@ class Probes:
             None if self.limits is None else self.limits[cut],
             self.centroids,
             self.norms,
+            self.source,
         )
 
 
@@ -66,30 +74,28 @@ def recheck(
     n, c = address.shape
     d = lists.codec.d
     k_here = min(k, c)
-    step = (
-        max(1, _RECHECK_BYTES // (max(c, 1) * d * 4))
-        if q.device.type == "cpu"
-        else max(1, (1 << 28) // (max(c, 1) * d * 4))
-    )
-    plain = lists.codec.exact and probes.centroids is None
-    buffer = torch.empty(min(step, n) * c, d, device=q.device) if plain else None
-    safe = address.clamp(min=0)
+    step = max(1, (_RECHECK_BYTES if q.device.type == "cpu" else 1 << 28) // (max(c, 1) * d * 4))
+    plain = lists.codec.exact and probes.centroids is None and probes.source is None
     whole = n <= step and k_here == k
+    padded = bool((address < 0).any())
+    safe = address.clamp(min=0) if padded else address
+    buffer = torch.empty(step * c, d, device=q.device) if plain and n > step else None
     if not whole:
         scores = torch.full((n, k), float("inf"), device=q.device)
         best = torch.full((n, k), -1, dtype=torch.int64, device=q.device)
     if not c:
         return scores, best
     for i in range(0, n, step):
-        part = safe[i : i + step]
+        part = safe[i : i + step].reshape(-1)
         count = part.shape[0]
-        if buffer is not None:
-            x = lists.take(part.reshape(-1), "rows", buffer[: count * c]).view(count, c, d)
+        if plain:
+            x = lists.take(part, "rows", None if buffer is None else buffer[:count])
         else:
-            x = rows_at(lists, part.reshape(-1), probes.centroids).view(count, c, d)
-        qi = q[i : i + step, None]
+            x = probes.source(part) if probes.source else rows_at(lists, part, probes.centroids)
+        x, qi = x.view(-1, c, d), q[i : i + step, None]
         s = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
-        s.masked_fill_(address[i : i + step] < 0, float("inf"))
+        if padded:
+            s.masked_fill_(address[i : i + step] < 0, float("inf"))
         value, at = torch.topk(s, k_here, dim=1, largest=False)
         picked = torch.gather(address[i : i + step], 1, at)
         if whole:
@@ -97,7 +103,8 @@ def recheck(
         else:
             scores[i : i + step, :k_here] = value
             best[i : i + step, :k_here] = picked
-    best.masked_fill_(scores == float("inf"), -1)
+    if padded or k_here < k:
+        best.masked_fill_(scores == float("inf"), -1)
     return scores, best
 
 
@@ -143,82 +150,39 @@ def scan_each(
     if not table.views or not n or not s:
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     wide = -(-int(table.size.max()) // _GROUP) * _GROUP
-    step = 1 if n <= _ONE_BY_ONE else max(1, _SCORES // (s * wide))
+    spare = SPARE if lists.codec.exact and codes is None else _SPARE_SHADOW + k
+    if q.device.type == "cpu" and n <= _ONE_BY_ONE:
+        address, open_ = read_each(lists, table, q, seg, const, limits, probes.norms, k, spare, metric, codes)
+        best, where = recheck(lists, q, address, k, metric, probes)
+        return _ask_again(lists, q, probes, k, metric, best, where, open_)
+    step = max(1, _SCORES // (s * wide))
     if n > step:
         parts = [
             scan_each(lists, q[i : i + step], probes.rows(slice(i, i + step)), k, metric, codes)
             for i in range(0, n, step)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    spare = SPARE if lists.codec.exact and codes is None else _SPARE_SHADOW + k
-    read = _read_one if n == 1 else _read_few
-    edge, address = read(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
+    edge, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
     best, where = recheck(lists, q, address, k, metric, probes)
-    if codes is not None:
-        again = unsettled(best, edge, q, codes, metric)
-        if again.numel():
-            best[again], where[again] = scan_each(lists, q[again], probes.rows(again), k, metric)
-    return best, where
+    open_ = unsettled(best, edge, q, codes, metric).tolist() if codes is not None else []
+    return _ask_again(lists, q, probes, k, metric, best, where, open_)
 
 
-def _read_one(
+def _ask_again(
     lists: Lists,
-    table: Table,
     q: Tensor,
     probes: Probes,
-    seg: Tensor,
-    const: Tensor | None,
-    limits: Tensor | None,
-    wide: int,
-    keep: int,
+    k: int,
     metric: Metric,
-    codes: Codes | None,
+    best: Tensor,
+    where: Tensor,
+    again: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """One query's lists laid end to end. -> a score (1,) that no row left out is below, addresses (1, keep)."""
-    slots = [j for j, r in enumerate(seg[0].tolist()) if r >= 0]
-    runs = seg[0].tolist() if len(slots) == seg.shape[1] else [r for r in seg[0].tolist() if r >= 0]
-    if not runs:
-        return q.new_full((1,), float("inf")), seg[:, :0]
-    sizes = table.size[runs]
-    norms = [table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in runs]
-    alpha = -2.0 if metric == "l2" else -1.0
-    codec = lists.codec
-    coded = codec.query(q)
-    if codes is not None or (codec.qtype == "int8" and operators.has("int8_rows", q.device)):
-        narrow = coded.to(torch.bfloat16)
-        if codes is not None:
-            parts = [torch._weight_int8pack_mm(narrow, *codes.views[r]) for r in runs]
-        else:
-            ones = torch.ones(wide, dtype=torch.bfloat16, device=q.device)
-            parts = [
-                torch._weight_int8pack_mm(narrow, table.views[r][0], ones[:n])
-                for r, n in zip(runs, sizes.tolist(), strict=True)
-            ]
-        products = torch.cat(parts, 1)[0]
-    else:
-        one = coded[0]
-        rows = [table.views[r][0] for r in runs]
-        products = torch.cat(
-            [operators.row_products(x if codec.exact else x.to(torch.float32), one) for x in rows]
-        )
-    scores = torch.cat(norms).add_(products, alpha=alpha)
-    ends = np.cumsum(sizes)
-    if const is not None:
-        scores.add_(torch.repeat_interleave(const[0, slots], torch.from_numpy(sizes).to(q.device)))
-    if limits is not None:
-        caps = torch.repeat_interleave(
-            limits[0, slots] + torch.from_numpy(ends - sizes).to(q.device),
-            torch.from_numpy(sizes).to(q.device),
-        )
-        scores.masked_fill_(torch.arange(scores.shape[0], device=q.device) >= caps, float("inf"))
-    value, at = _smallest(scores, min(keep, scores.shape[0]))
-    shift = table.start[runs] - (ends - sizes)
-    pos = at.cpu().numpy()
-    address = torch.from_numpy(pos + shift[np.searchsorted(ends, pos, side="right")]).to(q.device)
-    if probes.norms is not None or limits is not None:
-        address.masked_fill_(torch.isinf(value), -1)
-    whole = value.shape[0] == scores.shape[0]
-    return value.new_full((1,), float("inf")) if whole else value[-1:], address[None]
+    """The answers, those of the queries `again` by reading the rows themselves."""
+    if again:
+        at = torch.tensor(again, device=q.device)
+        best[at], where[at] = scan_each(lists, q[at], probes.rows(at), k, metric)
+    return best, where
 
 
 def _read_few(
@@ -234,7 +198,7 @@ def _read_few(
     metric: Metric,
     codes: Codes | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `_read_one` for some queries: every list is read once, its scores go into the lines of its tasks."""
+    """-> a score (n,) that no row left out is below, addresses (n, keep). Every list is read once for its queries."""
     n, s = seg.shape
     dev = q.device
     flat = seg.reshape(-1)
@@ -259,7 +223,7 @@ def _read_few(
             rows, scales = (rows, ones[:size]) if codes is None else codes.views[r]
             products = torch._weight_int8pack_mm(narrow.index_select(0, pick), rows, scales)
         elif not codec.exact or dev.type != "cpu":
-            products = torch.mm(coded.index_select(0, pick), rows.to(torch.float32).T)
+            products = torch.mm(coded.index_select(0, pick), codec.factor(rows).T)
         elif m == 1:
             products = operators.row_products(rows, coded[int(pick)])[None]
         else:  # BLAS streams the longer matrix once when it comes first
@@ -307,21 +271,6 @@ def unsettled(scores: Tensor, edge: Tensor, q: Tensor, codes: Codes, metric: Met
     if metric == "l2":
         least += torch.linalg.vecdot(q, q)
     return (scores[:, -1] > least).nonzero().reshape(-1)
-
-
-def _smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and places of the k smallest of scores (n,), through minima of groups when that is shorter."""
-    n = scores.shape[0]
-    groups = n // 16
-    if n < 4096 or 4 * k > groups:
-        return torch.topk(scores, k, largest=False)
-    body = scores[: groups * 16].view(16, groups)
-    picked = torch.topk(body.amin(0), k, largest=False, sorted=False).indices
-    places = (picked[:, None] + torch.arange(0, 16 * groups, groups, device=scores.device)).reshape(-1)
-    if n > groups * 16:
-        places = torch.cat([places, torch.arange(groups * 16, n, device=scores.device)])
-    value, at = torch.topk(scores[places], k, largest=False)
-    return value, places[at]
 
 
 def scan_all(

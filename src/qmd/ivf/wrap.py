@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf.base import Index
+from qmd.ivf.base import Index, selector_of
 from qmd.ivf.flat import IndexFlat
+from qmd.ivf.inverted import IndexIVF
 from qmd.ivf.metric import Array, as_ids, as_rows, exact_scores, give_back, worst
 from qmd.ivf.operators import search_sorted
 from qmd.ivf.params import SearchParams
@@ -162,16 +164,43 @@ class IndexRefineFlat(_Wrapper):
         qs = as_rows(q, self.d, self.device, what="queries")
         factor = self.k_factor if params is None or params.k_factor is None else params.k_factor
         flat = self.refine_index
-        _, ids = self.index.search(qs, max(k, round(k * factor)), params, filter=filter)
-        if not flat.ntotal:
-            return give_back(q, torch.full(ids[:, :k].shape, worst(flat.metric)), ids[:, :k])
-        address = self._addresses(ids)
-        scores, best = recheck(flat._lists, flat._shift(qs), address, k, flat.metric, Probes(ids))
-        held = torch.where(
-            best >= 0, flat._lists.take(best.clamp(min=0).reshape(-1), "ids").view(best.shape), -1
-        )
+        wanted = max(k, round(k * factor))
+        if isinstance(self.index, IndexIVF) and self.is_trained and flat.ntotal and k > 0:
+            scores, address = self.index._search(
+                self.index._shift(qs),
+                wanted,
+                params or SearchParams(),
+                selector_of(params, filter),
+                self._row_source(),
+            )
+            scores, address, lists = scores[:, :k], address[:, :k], self.index._lists
+        else:
+            _, ids = self.index.search(qs, wanted, params, filter=filter)
+            if not flat.ntotal:
+                return give_back(q, torch.full(ids[:, :k].shape, worst(flat.metric)), ids[:, :k])
+            address, lists = self._addresses(ids), flat._lists
+            scores, address = recheck(lists, flat._shift(qs), address, k, flat.metric, Probes(ids))
+        held = lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
+        held.masked_fill_(address < 0, -1)
         d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
         return d, i
+
+    def _row_source(self) -> Callable[[Tensor], Tensor]:
+        """Exact rows for addresses in the wrapped index, shifted as its own rows are."""
+        flat, inner = self.refine_index, self.index
+        shift = None
+        if flat._offset is not None or inner._offset is not None:
+            zero = torch.zeros(self.d, device=self.device)
+            shift = (zero if flat._offset is None else flat._offset) - (
+                zero if inner._offset is None else inner._offset
+            )
+
+        def rows(address: Tensor) -> Tensor:
+            there = self._addresses(inner._lists.take(address, "ids"))
+            x = flat._lists.take(there, "rows")
+            return x if shift is None else x + shift
+
+        return rows
 
     def range_search(
         self, q: Array, radius: float, params: SearchParams | None = None, *, filter: Any = None

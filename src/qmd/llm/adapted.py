@@ -40,6 +40,11 @@ class AdaptedEmbedder:
         self.base_fingerprint = base.fingerprint
         self.fingerprint = f"{base.fingerprint}+{digest[:16]}"
 
+    @property
+    def runs_on(self) -> str:
+        """Where the base computes."""
+        return f"{getattr(self._base, 'runs_on', type(self._base).__name__)}, adapted"
+
     def adapt(self, rows: Vectors) -> Vectors:
         """(n, d) unit vectors of the base -> (n, d) unit vectors of this model."""
         moved = rows @ self._matrix

@@ -3,7 +3,8 @@
 Pooling, prefixes, limits and licences are those of the model pages. `checked` says where a row's file names were read
 (November 2026): `public downloads` is public code that downloads these very files from the repository, `fastembed` and
 `model page` speak for themselves. No row depends on them: when a model is pulled, the repository's own list of files
-decides (`qmd.llm.variants`), and commit and digests are pinned in the lock file.
+decides (`qmd.llm.variants`), and commit and digests are pinned in the lock file. A row with a `revision` is downloaded
+at that commit (one that many public projects pin); the others at what is newest at the first download.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages t
 FP32 = ModelVariant("fp32", ("onnx/model.onnx",))
 FP32_FLAT = ModelVariant("fp32", ("model.onnx",))
 FP32_LARGE = ModelVariant("fp32", ("onnx/model.onnx", "onnx/model.onnx_data"))
+INT8_LARGE = ModelVariant("int8", ("onnx/model_quantized.onnx", "onnx/model_quantized.onnx_data"))
+Q4_LARGE = ModelVariant("q4", ("onnx/model_q4.onnx", "onnx/model_q4.onnx_data"))
 FP16 = ModelVariant("fp16", ("onnx/model_fp16.onnx",))
 INT8 = ModelVariant("int8", ("onnx/model_quantized.onnx",))
 Q4 = ModelVariant("q4", ("onnx/model_q4.onnx",))
@@ -50,11 +53,12 @@ def _embedding(
     variants: tuple[ModelVariant, ...],
     *,
     repo: str = "",
+    revision: str | None = None,
     checked: str = "",
 ) -> ModelCard:
     return ModelCard(
         name, "embedding", dim, max_tokens, license=license, languages=languages, variants=variants, repo=repo,
-        checked=checked,
+        revision=revision, checked=checked,
     )  # fmt: skip
 
 
@@ -68,11 +72,13 @@ def _reranker(
     license: str = "Apache-2.0",
     template: str = "",
     languages: tuple[str, ...] = ("en",),
+    revision: str | None = None,
     checked: str = "",
 ) -> ModelCard:
     return ModelCard(
         name,
         "reranker",
+        revision=revision,
         max_tokens=max_tokens,
         license=license,
         languages=languages,
@@ -144,11 +150,12 @@ _ROWS = (
     ),
     _embedding(
         "sentence-transformers/all-MiniLM-L6-v2", 384, 256, "Apache-2.0", ("en",), (FP32, INT8, FP16),
-        repo="Xenova/all-MiniLM-L6-v2", checked=DOWNLOADS,
+        repo="Xenova/all-MiniLM-L6-v2", revision="751bff37182d3f1213fa05d7196b954e230abad9", checked=DOWNLOADS,
     ),
     ModelCard(
         "BAAI/bge-small-en-v1.5", "embedding", 384, 512, "cls", _BGE_QUERY, "", "MIT", ("en",),
-        (FP32, INT8, FP16), repo="Xenova/bge-small-en-v1.5", checked=DOWNLOADS,
+        (FP32, INT8, FP16), repo="Xenova/bge-small-en-v1.5",
+        revision="ea104dacec62c0de699686887e3f920caeb4f3e3", checked=DOWNLOADS,
     ),
     _embedding(
         "Xenova/jina-embeddings-v2-base-zh", 768, 8192, "Apache-2.0", ("zh", "en"), (INT8, FP16, FP32),
@@ -156,20 +163,28 @@ _ROWS = (
     ),
     ModelCard(
         "intfloat/multilingual-e5-small", "embedding", 384, 512, "mean", "query: ", "passage: ", "MIT", _MANY,
-        (INT8, FP16, FP32), repo="Xenova/multilingual-e5-small", checked=DOWNLOADS,
+        (INT8, FP16, FP32), repo="Xenova/multilingual-e5-small",
+        revision="761b726dd34fb83930e26aab4e9ac3899aa1fa78", checked=DOWNLOADS,
     ),
     ModelCard(
         "BAAI/bge-m3", "embedding", 1024, 8192, "cls", "", "", "MIT", _MANY, (INT8, FP16, FP32_LARGE),
-        repo="Xenova/bge-m3", checked=DOWNLOADS,
+        repo="Xenova/bge-m3", revision="4de13258303883538bd53b696b452bf8099f0858", checked=DOWNLOADS,
     ),
     ModelCard(
         "Qwen/Qwen3-Embedding-0.6B", "embedding", 1024, 8192, "last_token", _QWEN3_QUERY, "", "Apache-2.0",
         _MANY, (INT8, FP16, FP32_LARGE), repo="onnx-community/Qwen3-Embedding-0.6B-ONNX",
+        revision="c25a394dd583836952667c12f008335071b3f43d",
         dims=(1024, 768, 512, 256, 128, 64, 32), checked=DOWNLOADS,
+    ),
+    ModelCard(
+        "google/embeddinggemma-300m", "embedding", 768, 2048, "mean", "task: search result | query: ",
+        "title: none | text: ", "Gemma", _MANY, (INT8_LARGE, Q4_LARGE, FP32_LARGE),
+        repo="onnx-community/embeddinggemma-300m-ONNX", revision="75a84c732f1884df76bec365346230e32f582c82",
+        dims=(768, 512, 256, 128), checked=DOWNLOADS,
     ),
     _reranker(
         "cross-encoder/ms-marco-MiniLM-L-6-v2", (FP32, INT8, FP16), repo="Xenova/ms-marco-MiniLM-L-6-v2",
-        checked=f"fastembed, {DOWNLOADS}",
+        revision="a09144355adeed5f58c8ed011d209bf8ee5a1fec", checked=f"fastembed, {DOWNLOADS}",
     ),
     _reranker(
         "BAAI/bge-reranker-base", (INT8, FP16, FP32), repo="Xenova/bge-reranker-base", license="MIT",

@@ -3,7 +3,11 @@
 One product for query, key and value, grouped-query attention with rotation and cache inside, gate and up in one
 product, residual + RMS norm in one operator. Products are float, or 8- or 4-bit blocks of 32 weights (`MatMulNBits`)
 whose inputs are rounded to int8 on the way. Names and shapes are those of the hub's exports, so one reader serves both,
-except that logits come for the last token only: (B, 1, vocabulary).
+except that logits come for the last real tokens of each row only: as many as `num_logits_to_keep` asks for.
+
+A single new token takes attention together with a row of zeros that is dropped again: ONNX Runtime adds up in another
+order for one row than for several. With 8-bit blocks everything else gives a row the same bits whatever rows stand
+beside it, so that tokens checked together get the logits that one-by-one decoding gives them.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qmd.llm.decoder import KEEP
 
 Array = NDArray[Any]
 Precision = Literal["fp32", "int8", "q4"]
@@ -89,9 +95,10 @@ def quantise_rows(matrix: Array, bits: int) -> Blocks:
 def write_causal(shape: CausalShape, weights: Weights, *, precision: Precision) -> bytes:
     """The serialised graph.
 
-    input_ids (B, T), attention_mask (B, past + T), past_key_values.N.key / .value (B, kv heads, past, head width) ->
-    logits (B, 1, vocabulary) of the last token, present.N.key / .value. Token N of a row has position N: pad nothing on
-    the left. The head and the embedding share one matrix where the file has one; in q4 it keeps 8 bits.
+    input_ids (B, T), attention_mask (B, past + T), past_key_values.N.key / .value (B, kv heads, past, head width),
+    num_logits_to_keep R -> logits (B, R, vocabulary) of each row's last R tokens, present.N.key / .value. Token N of a
+    row has position N: pad nothing on the left. Buffers that are written in place need room for one token more. The
+    head and the embedding share one matrix where the file has one; in q4 it keeps 8 bits.
     Raises KeyError when a weight of the architecture is missing.
     """
     return _Writer(shape, weights, precision).graph()
@@ -114,7 +121,7 @@ class _Writer:
     def constant(self, name: str, value: Array) -> str:
         from onnx import numpy_helper
 
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def node(
@@ -175,6 +182,7 @@ class _Writer:
         biases = [self.weights(f"{name}.attn_{p}.bias") for p in "qkv"]
         bias = np.concatenate([b for b in biases if b is not None]) if biases[0] is not None else None
         joint = self.product(x, np.concatenate(parts), f"{layer}.qkv", bias=bias)
+        joint = self.node("Pad", [joint, "pads"], f"{layer}.paired")
         q_gain, k_gain = (
             self.weights(f"{name}.attn_q_norm.weight"),
             self.weights(f"{name}.attn_k_norm.weight"),
@@ -196,10 +204,11 @@ class _Writer:
         past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         present = [f"present.{layer}.key", f"present.{layer}.value"]
         self.node(
-            "GroupQueryAttention", [*inputs, *past, "last", "total", "cos", "sin"], f"{layer}.mixed", *present,
-            contrib=True, num_heads=s.heads, kv_num_heads=s.kv_heads, do_rotary=1,
+            "GroupQueryAttention", [*inputs, *past, "paired last", "paired total", "cos", "sin"], f"{layer}.both",
+            *present, contrib=True, num_heads=s.heads, kv_num_heads=s.kv_heads, do_rotary=1,
             rotary_interleaved=int(s.interleaved),
         )  # fmt: skip
+        self.node("Slice", [f"{layer}.both", "nothing", "given", "axis"], f"{layer}.mixed")
         return self.product(f"{layer}.mixed", self.need(f"{name}.attn_output.weight"), f"{layer}.out")
 
     def feed_forward(self, x: str, layer: int) -> str:
@@ -236,6 +245,8 @@ class _Writer:
         self.node("Shape", ["attention_mask"], "size", start=1, end=2)
         self.node("Squeeze", ["size"], "width")
         self.node("Cast", ["width"], "total", to=TensorProto.INT32)
+        self.node("Shape", ["input_ids"], "given", start=1, end=2)
+        self.pair_single()
         table = self.need("token_embd.weight")
         x = self.embed(table)
         norm = self.need("blk.0.attn_norm.weight")
@@ -249,18 +260,36 @@ class _Writer:
             after = "output_norm.weight" if layer + 1 == s.layers else f"blk.{layer + 1}.attn_norm.weight"
             y, x = self.skip(x, down, after, f"{layer}.end")
         # the last real token of each row: lengths - past - 1, counted from the start of this call's tokens
-        self.node("Shape", ["input_ids"], "given", start=1, end=2)
         self.node("Sub", ["size", "given"], "past")
         self.node("Cast", ["last"], "last64", to=TensorProto.INT64)
         self.node("Sub", ["last64", "past"], "at")
         self.node("Unsqueeze", ["at", "axis"], "at2")
-        self.node("GatherND", [y, "at2"], "final", batch_dims=1)
-        self.node("Unsqueeze", ["final", "axis"], "final3")
+        # and the R - 1 tokens before it: (B, 1) + (1 - R, ..., 0) -> (B, R, 1)
+        unit = self.constant("unit", np.array(1, np.int64))
+        self.node("Sub", [unit, KEEP], "from")
+        self.node("Range", ["from", unit, unit], "back")
+        self.node("Add", ["at2", "back"], "rows")
+        self.node("Unsqueeze", ["rows", self.constant("inner axis", np.array([2]))], "rows3")
+        self.node("GatherND", [y, "rows3"], "final", batch_dims=1)
         head = self.weights("output.weight")
         self.product(
-            "final3", table if head is None else head, "logits", bits=32 if self.precision == "fp32" else 8
+            "final", table if head is None else head, "logits", bits=32 if self.precision == "fp32" else 8
         )
         return self.finish()
+
+    def pair_single(self) -> None:
+        """`pads`: (0, 0, 0, 0, one row if this call brings one token in all, 0); and the lengths with that row."""
+        from onnx import TensorProto
+
+        nothing = self.constant("nothing", np.array([0]))
+        self.node("Size", ["input_ids"], "count")
+        self.node("Sub", [self.constant("two", np.array([2])), "count"], "lack")
+        self.node("Max", ["lack", nothing], "spare")
+        self.node("Concat", [self.constant("front", np.zeros(4, np.int64)), "spare", nothing], "pads", axis=0)
+        self.node("Cast", ["spare"], "spare32", to=TensorProto.INT32)
+        self.node("Add", ["last", "spare32"], "paired last")
+        self.node("Squeeze", ["spare32"], "spare0")
+        self.node("Add", ["total", "spare0"], "paired total")
 
     def skip(self, x: str, added: str, gain: str, output: str) -> tuple[str, str]:
         """(RMS norm of x + added, x + added)."""
@@ -282,9 +311,10 @@ class _Writer:
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "S"]),
             *(helper.make_tensor_value_info(f"past_key_values.{n}", TensorProto.FLOAT, cache) for n in names),
+            helper.make_tensor_value_info(KEEP, TensorProto.INT64, []),
         ]
         outputs = [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 1, s.vocabulary]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "R", s.vocabulary]),
             *(helper.make_tensor_value_info(f"present.{n}", TensorProto.FLOAT, grown) for n in names),
         ]
         graph = helper.make_graph(self.nodes, "causal", inputs, outputs, self.initializers)

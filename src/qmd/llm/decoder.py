@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from qmd.errors import ModelError
 from qmd.llm.batches import pad_rows
+from qmd.llm.feeds import CACHE_TYPES
 from qmd.llm.protocols import Vectors
 from qmd.llm.signature import read_signature
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Cache = dict[str, Any]
 """Input name -> OrtValue (B, heads, T, head width)."""
+KEEP = "num_logits_to_keep"
+"""Input of the hub's newer exports and of `causal_graph`: for how many of the last tokens logits are wanted."""
 FIRST_CAPACITY = 512
 """Tokens that the buffers of a decoding hold at first; they double when full."""
 
@@ -30,6 +32,10 @@ class Decoding(Protocol):
 
     def feed(self, tokens: Sequence[int]) -> Vectors:
         """Append tokens (at least one). Returns the logits after the last, (vocabulary,)."""
+        ...
+
+    def feed_each(self, tokens: Sequence[int]) -> Vectors:
+        """Append tokens. Returns the logits after each of them, (T, vocabulary); needs `gives_every_logit`."""
         ...
 
     def rewind(self, length: int) -> None:
@@ -54,10 +60,10 @@ class CausalModel:
         missing = [present for present in self.past.values() if present not in outputs]
         if missing:
             raise ModelError(f"the graph takes a cache but does not give {missing[0]}. Export it again.")
-        self._input_types = {i.name: i.type for i in session.get_inputs()}
         properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.one_buffer = bool(self.past) and properties.get("qmd.cache") == "one buffer"
-        self._shares_prefix = bool(self.past) and not self.one_buffer
+        self.shares_prefix = bool(self.past) and not self.one_buffer
+        self._prefix: tuple[list[int], Cache] = ([], {})
 
     def decoding(self) -> Decoding:
         """Start one row of tokens, in the way the graph allows."""
@@ -71,8 +77,8 @@ class CausalModel:
 
     @property
     def gives_every_logit(self) -> bool:
-        """Whether logits come for every token given, not for the last alone."""
-        return self.signature.outputs[self.logits][1] != 1
+        """Whether logits can be had for every token given, not for the last alone."""
+        return KEEP in self.signature.inputs or self.signature.outputs[self.logits][1] != 1
 
     @property
     def vocab_size(self) -> int:
@@ -89,9 +95,7 @@ class CausalModel:
         import onnxruntime as ort
 
         return {
-            name: ort.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(held.numpy()[:, :, :length]), self.device
-            )
+            name: ort.OrtValue.ortvalue_from_numpy(held.numpy()[:, :, :length].copy(), self.device)
             for name, held in cache.items()
         }
 
@@ -107,7 +111,7 @@ class CausalModel:
                 raise ModelError(
                     f"{name} has no fixed heads and width ({shape}). Export the model with them fixed."
                 )
-            empty = np.zeros((rows, heads, capacity, width), dtype=_TYPES[self._input_types[name]])
+            empty = np.zeros((rows, heads, capacity, width), dtype=CACHE_TYPES[self.signature.types[name]])
             if held is not None:
                 old = held[name].numpy()
                 empty[:, :, : old.shape[2]] = old
@@ -118,12 +122,13 @@ class CausalModel:
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64], cache: Cache
     ) -> tuple[NDArray[Any], Cache]:
         """ids (B, T) new tokens, mask (B, past + T). Returns logits (B, T, vocabulary), or (B, 1, vocabulary) from a
-        graph that gives the last alone, and the longer cache."""
+        graph that gives the last alone or can be asked to, and the longer cache."""
         binding = self.session.io_binding()
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        keep = np.array(1 if self.one_buffer else ids.shape[1], np.int64)
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, KEEP: keep}
         for name, value in feeds.items():
             if name in self.signature.inputs:
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))
         for name, held in cache.items():
             binding.bind_ortvalue_input(name, held)
         binding.bind_output(self.logits, "cpu")
@@ -135,9 +140,9 @@ class CausalModel:
         return values[0].numpy(), grown
 
     def last_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], *, pad_id: int) -> Vectors:
-        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows; a graph whose
-        attention cannot start a batch from a shared cache runs head and row together."""
-        if self._shares_prefix:
+        """Logits (B, vocabulary) after head + each row. With a cache, `head` runs once for all rows, also those of
+        later calls; a graph whose attention cannot start a batch from a shared cache runs head and row together."""
+        if self.shares_prefix:
             from onnxruntime.capi.onnxruntime_pybind11_state import (
                 Fail,
                 InvalidArgument,
@@ -148,19 +153,22 @@ class CausalModel:
             try:
                 return self._shared_logits(head, rows, pad_id)
             except (Fail, InvalidArgument, NotImplemented, RuntimeException):
-                self._shares_prefix = False
+                self.shares_prefix = False
         ids, mask = pad_rows([[*head, *row] for row in rows], pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         logits, _ = self.step(ids, mask, positions, self.empty_cache(len(rows)))
         return _at_last(logits, mask)
 
     def _shared_logits(self, head: Sequence[int], rows: Sequence[Sequence[int]], pad_id: int) -> Vectors:
-        first = np.array([head], dtype=np.int64)
-        _, prefix = self.step(first, np.ones_like(first), np.arange(len(head))[None, :], self.empty_cache(1))
+        if self._prefix[0] != list(head):
+            first = np.array([head], dtype=np.int64)
+            positions = np.arange(len(head))[None, :]
+            _, prefix = self.step(first, np.ones_like(first), positions, self.empty_cache(1))
+            self._prefix = (list(head), prefix)
         ids, mask = pad_rows(rows, pad_id)
         positions = np.broadcast_to(np.arange(ids.shape[1]) + len(head), ids.shape)
         full = np.concatenate([np.ones((len(rows), len(head)), np.int64), mask], axis=1)
-        logits, _ = self.step(ids, full, positions, self._repeat(prefix, len(rows)))
+        logits, _ = self.step(ids, full, positions, self._repeat(self._prefix[1], len(rows)))
         return _at_last(logits, mask)
 
     def _repeat(self, cache: Cache, rows: int) -> Cache:
@@ -188,12 +196,16 @@ class PlainDecoding:
         self.length = 0
 
     def feed(self, tokens: Sequence[int]) -> Vectors:
+        row: Vectors = self.feed_each(tokens)[-1]
+        return row
+
+    def feed_each(self, tokens: Sequence[int]) -> Vectors:
         self._tokens += tokens
         self.length = len(self._tokens)
         ids = np.array([self._tokens], dtype=np.int64)
         logits, _ = self._model.step(ids, np.ones_like(ids), np.arange(self.length)[None, :], {})
-        row: Vectors = logits[0, -1].astype(np.float32)
-        return row
+        rows: Vectors = logits[0, -len(tokens) :].astype(np.float32)
+        return rows
 
     def rewind(self, length: int) -> None:
         del self._tokens[length:]
@@ -209,13 +221,21 @@ class GrowingDecoding:
         self.length = 0
 
     def feed(self, tokens: Sequence[int]) -> Vectors:
+        row: Vectors = self._step(tokens)[-1].astype(np.float32)
+        return row
+
+    def feed_each(self, tokens: Sequence[int]) -> Vectors:
+        rows: Vectors = self._step(tokens).astype(np.float32)
+        return rows
+
+    def _step(self, tokens: Sequence[int]) -> NDArray[Any]:
         ids = np.array([tokens], dtype=np.int64)
         end = self.length + len(tokens)
         positions = np.arange(self.length, end, dtype=np.int64)[None, :]
         logits, self._cache = self._model.step(ids, np.ones((1, end), np.int64), positions, self._cache)
         self.length = end
-        row: Vectors = logits[0, -1].astype(np.float32)
-        return row
+        rows: NDArray[Any] = logits[0]
+        return rows
 
     def rewind(self, length: int) -> None:
         if length < self.length:
@@ -240,21 +260,33 @@ class BufferDecoding:
         for name, buffer in self._cache.items():
             self._binding.bind_ortvalue_input(name, buffer)
             self._binding.bind_ortvalue_output(model.past[name], buffer)
-        self._binding.bind_output(model.logits, "cpu")
+        self._rows = 0
 
     def feed(self, tokens: Sequence[int]) -> Vectors:
+        row: Vectors = self._step(tokens, 1)[-1]
+        return row
+
+    def feed_each(self, tokens: Sequence[int]) -> Vectors:
+        return self._step(tokens, len(tokens))
+
+    def _step(self, tokens: Sequence[int], rows: int) -> Vectors:
         end = self.length + len(tokens)
-        if end > self._capacity:
-            self._bind(max(2 * self._capacity, end), self._cache)
-        ids, mask = np.array([tokens], dtype=np.int64), np.ones((1, end), np.int64)
-        self._binding.bind_cpu_input("input_ids", ids)
-        self._binding.bind_cpu_input("attention_mask", mask)
-        self._model.session.run_with_iobinding(self._binding)
+        if end >= self._capacity:  # one place stays free: see `causal_graph`
+            self._bind(max(2 * self._capacity, end + 1), self._cache)
+        binding = self._binding
+        binding.bind_cpu_input("input_ids", np.array([tokens], np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((1, end), np.int64))
+        if rows != self._rows:
+            binding.bind_cpu_input(KEEP, np.array(rows, np.int64))
+            binding.bind_output(self._model.logits, "cpu")
+            self._rows = rows
+        self._model.session.run_with_iobinding(binding)
         self.length = end
         # outputs come in the order of binding: the cache, then the logits
-        logits = self._binding.get_outputs()[-1].numpy()
-        row: Vectors = logits[0, -1].astype(np.float32)
-        return row
+        logits: Vectors = (
+            binding.get_outputs()[-1].numpy()[0].copy()
+        )  # the next step writes into the same memory
+        return logits
 
     def rewind(self, length: int) -> None:
         self.length = min(self.length, length)

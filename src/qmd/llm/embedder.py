@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd.errors import ModelError
-from qmd.llm.batches import pad_rows, plan_batches
+from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches, token_budget
+from qmd.llm.feeds import feed_rows
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
-from qmd.llm.signature import check_role, find_form, read_signature
+from qmd.llm.signature import Signature, check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 SLAB_CHARACTERS = 1 << 20
 """Texts are tokenised and embedded in slabs of about this many characters: bounds memory for any number of
 texts."""
-TOKEN_BUDGET = 4096
-"""Rows x longest row of one forward pass; larger passes fall out of the processor's caches."""
+POOLED = "sentence_embedding"
 PREPARE_AFTER_TOKENS = 100_000
 """Documents' tokens after which preparing the model pays for itself."""
 
@@ -73,15 +73,18 @@ class OnnxEmbedder:
         self._tokens_seen = 0
         self._form: str = files.variant.precision
         self._load = load
-        self._loaded: tuple[onnxruntime.InferenceSession, frozenset[str], str] | None = None
+        self._loaded: tuple[onnxruntime.InferenceSession, Signature, str] | None = None
 
-    def _session(self) -> tuple[onnxruntime.InferenceSession, frozenset[str], str]:
-        """The session with its input names and first output, loaded by the first text: a run that finds nothing to
-        embed, or leaves the vectors out, does not pay for the model."""
+    def _session(self) -> tuple[onnxruntime.InferenceSession, Signature, str]:
+        """The session with its signature and the output that is read, loaded by the first text: a run that finds
+        nothing to embed, or leaves the vectors out, does not pay for the model."""
         if self._loaded is None:
             session = self._load()
-            names = frozenset(i.name for i in session.get_inputs())
-            self._loaded = (session, names, session.get_outputs()[0].name)
+            signature = read_signature(session)
+            outputs = list(signature.outputs)
+            # sentence-transformers' exports pool (and project) in the graph, beside the token vectors
+            output = POOLED if POOLED in outputs else outputs[0]
+            self._loaded = (session, signature, output)
         return self._loaded
 
     @property
@@ -167,7 +170,9 @@ class OnnxEmbedder:
         if self._prepare and self._tokens_seen > PREPARE_AFTER_TOKENS:
             self.prepare()
         pooled = np.empty((len(rows), self.card.dim), dtype=np.float32)
-        for batch in plan_batches(lengths, token_budget=TOKEN_BUDGET):
+        session, signature, _ = self._session()
+        budget, most = token_budget(session.get_providers()), signature.most_rows or MOST_ROWS
+        for batch in plan_batches(lengths, token_budget=budget, max_rows=most):
             pooled[batch] = self._forward([rows[i] for i in batch])
         if len(rows) > len(texts):
             pooled = _average_windows(_unit_rows(pooled), np.array(owners), np.array(lengths), len(texts))
@@ -175,13 +180,8 @@ class OnnxEmbedder:
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Vectors:
         ids, mask = pad_rows(rows, self._tokenizer.pad_id)
-        session, inputs, output = self._session()
-        feeds = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in inputs:
-            feeds["token_type_ids"] = np.zeros_like(ids)
-        if "position_ids" in inputs:
-            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
-        hidden = session.run([output], feeds)[0]
+        session, signature, output = self._session()
+        hidden = session.run([output], feed_rows(signature, ids, mask))[0]
         if hidden.ndim == 2:
             return np.asarray(hidden, dtype=np.float32)
         return pool(np.asarray(hidden, dtype=np.float32), mask, self.card)

@@ -1,4 +1,4 @@
-"""LLMEngine: embedding by the configured model, in this process or in one that several share."""
+"""LLMEngine: models in this process, or in one that several share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from qmd.errors import UsageError
 from qmd.llm.catalog import DEFAULT_EMBEDDING
-from qmd.llm.open import open_embedder, open_reranker
-from qmd.llm.protocols import Embedder, Reranker, Vectors
+from qmd.llm.open import open_embedder, open_generator, open_reranker
+from qmd.llm.protocols import ChatGenerator, Embedder, Reranker, Vectors
 from qmd.llm.providers import Device
 
 Mode = Literal["standalone", "server", "auto"]
@@ -55,16 +55,26 @@ class LLMEngine:
     def reranker(self, model: str) -> Reranker:
         """A reranker, in the same process as the embedding model."""
         if self.mode != "standalone":
-            from qmd.llm.share import SharedReranker, connect
+            from qmd.llm.shared import SharedReranker, connect
 
             connection = connect(start=self.mode == "server")
             if connection is not None:
                 return SharedReranker(connection, model)
         return open_reranker(model, threads=self._threads, device=self._device)
 
+    def generator(self, model: str) -> ChatGenerator:
+        """A generator, in the same process as the embedding model."""
+        if self.mode != "standalone":
+            from qmd.llm.shared import SharedGenerator, connect
+
+            connection = connect(start=self.mode == "server")
+            if connection is not None:
+                return SharedGenerator(connection, model)
+        return open_generator(model, threads=self._threads, device=self._device)
+
     def _open(self) -> Embedder:
         if self.mode != "standalone":
-            from qmd.llm.share import SharedEmbedder, connect
+            from qmd.llm.shared import SharedEmbedder, connect
 
             connection = connect(start=self.mode == "server")
             if connection is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from importlib.util import find_spec
@@ -47,6 +48,11 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"cannot read model file {path}: {error.strerror or error}.") from error
+
+
+def joint_sha256(digests: Sequence[str]) -> str:
+    """One digest for a graph and its external weights; that of the graph where it is alone."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def verify_file(path: Path, sha256: str, remedy: str) -> None:

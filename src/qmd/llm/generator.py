@@ -14,7 +14,7 @@ from qmd.errors import MissingExtra, ModelError, UsageError
 from qmd.llm.chat import Message, render_chat
 from qmd.llm.decoder import CausalModel, Decoding
 from qmd.llm.files import ModelFiles
-from qmd.llm.protocols import Vectors
+from qmd.llm.protocols import Drafter, Vectors
 from qmd.llm.session import open_session
 from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
@@ -42,6 +42,8 @@ class OnnxGenerator:
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
         self.model = CausalModel(session, device)
         self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
+        self.drafter: Drafter | None = None
+        """Asked before each step; only where the graph gives logits for every token (`model.gives_every_logit`)."""
         self._decoding: Decoding | None = None
         self._seen: list[int] = []
         self._tokenizer = tokenizer
@@ -152,20 +154,45 @@ class OnnxGenerator:
         seed: int | None = None,
         grammar: str | None = None,
     ) -> Iterator[int]:
-        """Yield token ids after `ids` (at least one), without the end token."""
+        """Yield token ids after `ids` (at least one), without the end token. Drafted or not, the same ones: each is
+        picked from the graph's own logits, in order, with the same random numbers."""
+        if max_new_tokens < 1:
+            return
         mask = _GrammarMask(str(self._tokenizer_path), grammar, self._ends) if grammar else None
         random = np.random.default_rng(seed)
-        row = self._read(ids)
-        for _ in range(max_new_tokens):
-            if mask is not None and not mask.apply(row):
+        drafter = self.drafter
+        if drafter is not None:
+            drafter.start(ids)
+        rows, offered = self._read(ids)[None], list[int]()
+        left = max_new_tokens
+        while True:
+            # rows[i]: logits after what is written and offered[:i]
+            written: list[int] = []
+            ended = False
+            for row in rows:
+                ended = mask is not None and not mask.apply(row)
+                token = -1 if ended else _pick(row, temperature, top_p, random)
+                ended = ended or token in self._ends
+                if ended:
+                    break
+                if mask is not None:
+                    mask.accept(token)
+                written.append(token)
+                yield token
+                if len(written) > len(offered) or offered[len(written) - 1] != token:
+                    break
+            stood = len(written) if ended else len(written) - 1
+            left -= len(written)
+            if drafter is not None:
+                drafter.wrote(written, offered, stood)
+            if ended or left == 0:
                 return
-            token = _pick(row, temperature, top_p, random)
-            if token in self._ends:
-                return
-            if mask is not None:
-                mask.accept(token)
-            yield token
-            row = self._feed([token])
+            self._forget(len(offered) - stood)
+            if drafter is None:
+                rows = self._feed(written[-1:])[None]
+            else:
+                offered = list(drafter.offer(left - 1))
+                rows = self._feed_each([written[-1], *offered])
 
     def _read(self, ids: Sequence[int]) -> Vectors:
         """Logits after `ids`, from what the last text shares with them."""
@@ -187,6 +214,18 @@ class OnnxGenerator:
         row = self._decoding.feed(tokens)
         self._seen += tokens
         return row
+
+    def _feed_each(self, tokens: Sequence[int]) -> Vectors:
+        assert self._decoding is not None
+        rows = self._decoding.feed_each(tokens)
+        self._seen += tokens
+        return rows
+
+    def _forget(self, count: int) -> None:
+        if count:
+            assert self._decoding is not None
+            del self._seen[-count:]
+            self._decoding.rewind(len(self._seen))
 
     def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
         """Decode as whole characters: a piece that ends inside one waits for the next token."""

@@ -1,9 +1,9 @@
 """Download models from a hub that speaks the Hugging Face protocol, and keep them verified.
 
-Only the files a variant needs are fetched, at one commit. The first download writes their sha256 into
-`models.lock.json` in the cache; every later opening compares. `HF_ENDPOINT` names a mirror,
-`HF_HUB_OFFLINE=1`
-forbids the network. Interrupted downloads go on where they stopped.
+Only the files a variant needs are fetched, at one commit. The first download writes that commit and the files' sha256
+into `models.lock.json` in the cache: every later opening uses this commit and compares, whatever the repository's main
+branch has become. `HF_ENDPOINT` names a mirror, `HF_HUB_OFFLINE=1` forbids the network. Interrupted downloads go on
+where they stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from qmd.errors import ModelError
-from qmd.llm.files import ModelFiles, cache_root, describe_folder, file_sha256, write_atomically
-from qmd.llm.variants import find_variants
+from qmd.llm.files import (
+    ModelFiles,
+    cache_root,
+    describe_folder,
+    file_sha256,
+    joint_sha256,
+    write_atomically,
+)
+from qmd.llm.variants import find_variants, with_weights
 from qmd.types import ModelCard, ModelVariant
 
 SIDE_FILES = ("tokenizer.json", "config.json")
@@ -52,22 +59,30 @@ def _write_lock(models: dict[str, Any]) -> None:
     write_atomically(lock_path(), json.dumps(tree, indent=1, sort_keys=True).encode())
 
 
-def resolve_card(card: ModelCard, *, download: bool = True) -> ModelCard:
-    """The card with the variants that its repository really holds, at the commit that is then used.
+def split_revision(repo: str) -> tuple[str, str | None]:
+    """`owner/name@revision` -> (`owner/name`, revision)."""
+    name, _, revision = repo.partition("@")
+    return name, revision or None
 
-    A repository that is on this machine keeps to its lock entry. Else its file list is asked for, and variants are
-    found in it by their names; a hub that gives no list (a plain mirror) leaves the card as it is. Raises ModelError
-    for an unknown repository, and for one that holds no ONNX graph.
+
+def resolve_card(card: ModelCard, *, download: bool = True, revision: str | None = None) -> ModelCard:
+    """The card with the variants that its repository really holds, and the commit that is then used.
+
+    A repository that is on this machine keeps to its lock entry, unless `revision` asks for another commit. Else its
+    file list is asked for, and variants are found in it by their names; a hub that gives no list (a plain mirror)
+    leaves the card as it is. Raises ModelError for an unknown repository, and for one that holds no ONNX graph.
     """
-    repo = card.repo or card.name
-    known = read_lock().get(repo)
+    key = card.repo or card.name
+    known = None if revision else read_lock().get(key)
+    repo, named = split_revision(key)
     if known is not None or not download:
         names = sorted((known or {}).get("files", {}))
-        commit = (known or {}).get("commit")
+        commit = (known or {}).get("commit") or revision
     else:
-        listed = _list_files(repo, card.revision)
+        wanted = revision or named or card.revision
+        listed = _list_files(repo, wanted)
         if listed is None:
-            return card
+            return replace(card, revision=wanted)
         commit, names = listed
     found = {v.precision: v for v in find_variants(names, repo)}
     if not found and known is None:
@@ -77,13 +92,17 @@ def resolve_card(card: ModelCard, *, download: bool = True) -> ModelCard:
             f"repository {repo} holds no ONNX graph that is known here (it has {', '.join(names[:6])}, ...). Name one "
             "that was exported to ONNX, or export the model into a local folder."
         )
-    exact = {v.precision: v for v in card.variants if set(v.files) <= set(names)}
+    exact = {
+        v.precision: replace(v, files=with_weights(v.files[0], names))
+        for v in card.variants
+        if set(v.files) <= set(names)
+    }
     # of a repository that is here, the card's other variants can still be fetched
     wished = {v.precision: v for v in card.variants} if known is not None else {}
     kept = wished | found | exact
     order = [v.precision for v in card.variants]
     ranked = sorted(kept.values(), key=lambda v: order.index(v.precision) if v.precision in order else 9)
-    return replace(card, variants=tuple(ranked), revision=card.revision or commit)
+    return replace(card, variants=tuple(ranked), revision=commit or card.revision)
 
 
 def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
@@ -104,9 +123,7 @@ def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None
     except GatedRepoError as error:
         raise ModelError(f"{repo} asks for consent. Accept its terms, then set HF_TOKEN.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"no model {repo} (revision {revision or 'main'}) on the hub. Check the spelling."
-        ) from error
+        raise _unknown(repo, revision) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, ConnectionError, TimeoutError, ValueError):
         return None  # the download itself then says what is wrong
     if info.sha is None:
@@ -114,36 +131,39 @@ def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None
     return info.sha, [s.rfilename for s in info.siblings or ()]
 
 
-def find_on_hub(card: ModelCard, variant: ModelVariant, *, download: bool = True) -> ModelFiles:
+def find_on_hub(
+    card: ModelCard, variant: ModelVariant, *, download: bool = True, revision: str | None = None
+) -> ModelFiles:
     """Locate a variant in the cache, downloading what is missing, and verify every file.
 
-    Raises ModelError with the remedy: no network, no such repository, a changed or truncated file, a
-    full disk.
+    The commit is that of the lock entry; for the first download `card.revision`, or the newest. `revision` pins
+    another one instead, whose digests take the place of the old. Raises ModelError with the remedy: no network, no
+    such repository, a changed or truncated file, a full disk.
     """
-    repo = card.repo or card.name
-    known = read_lock().get(repo, {})
-    revision = card.revision or known.get("commit") or "main"
+    key = card.repo or card.name
+    repo, named = split_revision(key)
+    known = read_lock().get(key, {})
+    commit = revision or known.get("commit") or card.revision or named or "main"
     paths: dict[str, Path] = {}
     for name in (*variant.files, *SIDE_FILES, *OPTIONAL_FILES):
-        found = _fetch(repo, name, revision, download=download, optional=name in OPTIONAL_FILES)
+        found = _fetch(repo, name, commit, download=download, optional=name in OPTIONAL_FILES)
         if found is not None:
             paths[name] = found
-            if revision == "main":
-                revision = _commit_of(found, name)
-    digests = dict(known.get("files", {}))
+            commit = _commit_of(found, name)  # of a branch or tag, what it stands for now
+    digests = dict(known.get("files", {})) if commit == known.get("commit") else {}
     for name, path in paths.items():
         digest = file_sha256(path.resolve())
         if name in variant.files and variant.sha256 and name == variant.files[0] and digest != variant.sha256:
-            raise _changed(repo, name, digest, variant.sha256)
+            raise _changed(key, name, digest, variant.sha256)
         if digests.setdefault(name, digest) != digest:
-            raise _changed(repo, name, digest, digests[name])
-    if digests != known.get("files") or known.get("commit") != revision:
+            raise _changed(key, name, digest, digests[name])
+    if digests != known.get("files") or known.get("commit") != commit:
         with _lock_held():
             lock = read_lock()
-            lock[repo] = {"commit": revision, "files": digests}
+            lock[key] = {"commit": commit, "files": digests}
             _write_lock(lock)
     folder = paths["tokenizer.json"].parent
-    return describe_folder(card, variant, folder, digests[variant.files[0]])
+    return describe_folder(card, variant, folder, joint_sha256([digests[name] for name in variant.files]))
 
 
 @contextlib.contextmanager
@@ -166,6 +186,13 @@ def _changed(repo: str, name: str, found: str, expected: str) -> ModelError:
         f"{name} of {repo} is damaged or was changed: sha256 is {found[:16]}..., expected "
         f"{expected[:16]}.... "
         f"Run `qmd models remove {repo}`, then `qmd models pull {repo}`."
+    )
+
+
+def _unknown(repo: str, revision: str | None) -> ModelError:
+    return ModelError(
+        f"no model {repo} (revision {revision or 'main'}) on the hub. Check the spelling; `qmd models pull NAME "
+        "--revision main` takes what is newest."
     )
 
 
@@ -208,7 +235,7 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
     except GatedRepoError as error:
         raise ModelError(f"{repo} asks for consent. Accept its terms, then set HF_TOKEN.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise ModelError(f"no model {repo} (revision {revision}) on the hub. Check the spelling.") from error
+        raise _unknown(repo, revision) from error
     except OfflineModeIsEnabled as error:
         raise ModelError(
             f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
@@ -235,18 +262,21 @@ def cached_models() -> dict[str, int]:
 
 
 def remove_cached(repos: Sequence[str]) -> list[str]:
-    """Delete downloaded models and their lock entries. Returns what was removed."""
+    """Delete downloaded models, at whatever commits, and their lock entries. Returns what was removed."""
     removed = []
     with _lock_held():
         lock = read_lock()
-        for repo in repos:
+        for wanted in repos:
+            repo = split_revision(wanted)[0]
+            entries = [key for key in lock if split_revision(key)[0] == repo]
             folder = _repo_folder(repo)
             if folder.is_dir():
                 shutil.rmtree(folder)
-            elif repo not in lock:
+            elif not entries:
                 continue
-            lock.pop(repo, None)
-            removed.append(repo)
+            for key in entries:
+                del lock[key]
+            removed.append(wanted)
         if removed:
             _write_lock(lock)
     return removed
@@ -255,4 +285,4 @@ def remove_cached(repos: Sequence[str]) -> list[str]:
 def _repo_folder(repo: str) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+    return Path(constants.HF_HUB_CACHE) / ("models--" + split_revision(repo)[0].replace("/", "--"))

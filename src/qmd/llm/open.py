@@ -30,15 +30,23 @@ CARD_NAME = "card.json"
 def find_card(name: str, role: Role = "embedding") -> ModelCard:
     """The catalog row of a model; for a local folder or an unknown hub id, a row made for it.
 
-    Raises NotFound, naming the nearest known name.
+    `name@revision` stands for a hub model at that branch, tag or commit. Raises NotFound, naming the nearest known
+    name.
     """
-    card = CATALOG.get(name)
+    plain, _, revision = name.partition("@")
+    card = CATALOG.get(name if not revision else plain)
     if card is not None:
         if card.role != role:
             raise ModelError(
                 f"{name} is a model for {card.role}, not for {role}. `qmd models list` shows which are for what."
             )
-        return card
+        if revision and card.package:
+            raise ModelError(f"{plain} comes in a package, which has no revisions. Leave {revision!r} out.")
+        return (
+            card
+            if not revision
+            else replace(card, name=name, repo=f"{card.repo or plain}@{revision}", revision=None)
+        )
     if Path(name).expanduser().is_dir():
         return _card_of_folder(Path(name).expanduser(), role)
     near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.8)
@@ -57,9 +65,13 @@ def find_files(
     device: Device | None = None,
     precision: Precision | None = None,
     download: bool = True,
+    revision: str | None = None,
 ) -> tuple[ModelFiles, Placement]:
-    """Locate (and download, and verify) the variant of a model that fits the device."""
-    from qmd.llm.files import describe_folder, file_sha256, find_packaged, verify_file
+    """Locate (and download, and verify) the variant of a model that fits the device.
+
+    `revision` (branch, tag or commit) pins a hub model to another commit than it had.
+    """
+    from qmd.llm.files import describe_folder, file_sha256, find_packaged, joint_sha256, verify_file
     from qmd.llm.hub import find_on_hub
     from qmd.llm.providers import Placement, available_devices, place_model
 
@@ -69,14 +81,17 @@ def find_files(
     if folder is None:
         from qmd.llm.hub import resolve_card
 
-        card = resolve_card(card, download=download)
+        card = resolve_card(card, download=download, revision=revision)
     placement = place_model(card, available_devices(), device=device, precision=precision)
     if folder is not None:
         graph = folder / placement.variant.files[0]
         if placement.variant.sha256:
             verify_file(graph, placement.variant.sha256, "Export the model again.")
-        return describe_folder(card, placement.variant, folder, file_sha256(graph)), placement
-    files = find_on_hub(card, placement.variant, download=download)
+        digests = [file_sha256(folder / name) for name in placement.variant.files]
+        return describe_folder(card, placement.variant, folder, joint_sha256(digests)), placement
+    files = find_on_hub(
+        card, placement.variant, download=download, revision=revision and (card.revision or revision)
+    )
     if card.role == "embedding" and not card.dim:
         files = replace(files, card=_complete(card, files.tokenizer.parent))
     return files, placement

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99}
 """Least mean cosine to the source's vectors; the worst single text may lie this far below again."""
 CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")
@@ -112,7 +112,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     source_s = time.perf_counter() - start
     rows = [next(tokenizer.windows(ids, files.card.max_tokens)) for ids in tokenizer.content_ids(texts)]
     ranges = measure_ranges(weights, rows, head=files.card.pooling)
-    runners: dict[Products | None, OnnxEmbedder] = {None: source}
+    seconds: dict[Products | None, float] = {None: source_s}
     graphs: dict[Products, bytes] = {}
     cosines: dict[Products, np.ndarray] = {}
     for candidate in CANDIDATES:
@@ -125,17 +125,9 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
             continue
         least = MIN_COSINE[candidate]
         if cosine.mean() >= least and cosine.min() >= 2 * least - 1:
-            runners[candidate], graphs[candidate], cosines[candidate] = runner, graph, cosine
-    seconds = dict.fromkeys(runners, 9000000000.0)
-    seconds[None] = source_s if len(runners) > 1 else 0.0
-    for _ in range(2):
-        for products, runner in runners.items():
-            if products is None:
-                continue
-            start = time.perf_counter()
-            runner.embed_documents(texts)
-            seconds[products] = min(seconds[products], time.perf_counter() - start)
-    best: Products | None = min(seconds, key=lambda products: seconds[products])
+            graphs[candidate], cosines[candidate] = graph, cosine
+            seconds[candidate] = min(_seconds(runner, texts) for _ in range(2))
+    best = min(seconds, key=lambda products: seconds[products])
     graph = b"" if best is None else graphs[best]
     record = Prepared(
         FORMAT_VERSION,
@@ -150,6 +142,12 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     keep_prepared(files, graph, record)
     source.adopt(open_session(graph, threads=source.threads) if graph else None, best or "")
     return record
+
+
+def _seconds(runner: OnnxEmbedder, texts: Sequence[str]) -> float:
+    start = time.perf_counter()
+    runner.embed_documents(texts)
+    return time.perf_counter() - start
 
 
 def keep_prepared(files: ModelFiles, graph: bytes, record: Prepared) -> None:

@@ -46,12 +46,12 @@ def prepare_reranker(files: ModelFiles, reranker: ClassifierReranker) -> Prepare
         try:
             graph = write_bert(weights, products=products, pooling="classify", ranges=ranges)
             session: onnxruntime.InferenceSession = open_session(graph, threads=reranker.threads)
-            reranker.session = session
+            reranker.use(session)
             scores, taken = _scores(reranker, pairs)
         except (KeyError, ValueError, ModelError):
             continue
         finally:
-            reranker.session = original
+            reranker.use(original)
         difference = np.abs(scores - wanted)
         if (
             difference.mean() <= MEAN_DIFFERENCE[products]

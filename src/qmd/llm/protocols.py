@@ -59,6 +59,23 @@ class Reranker(Protocol):
         ...
 
 
+class Drafter(Protocol):
+    """Offers tokens that may come next. The generator checks several in one step and keeps those that it would have
+    written itself: what is offered changes how long a text takes, never the text."""
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """A text begins after these tokens."""
+        ...
+
+    def offer(self, limit: int) -> Sequence[int]:
+        """Up to `limit` tokens, none if checking them would not pay."""
+        ...
+
+    def wrote(self, tokens: Sequence[int], offered: Sequence[int], stood: int) -> None:
+        """One step wrote `tokens`; the first `stood` of those offered were among them."""
+        ...
+
+
 @runtime_checkable
 class Generator(Protocol):
     """Writes text."""

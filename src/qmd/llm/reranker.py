@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qmd.errors import ModelError
-from qmd.llm.batches import pad_rows, plan_batches
+from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches, token_budget
 from qmd.llm.catalog import QWEN3_RERANK, RERANK_INSTRUCTION
 from qmd.llm.decoder import CausalModel
+from qmd.llm.feeds import feed_rows
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import open_session
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
 
     from qmd.llm.prepare import Prepared
 
-TOKEN_BUDGET = 4096
 PREPARE_AFTER_TOKENS = 100_000
 """Tokens scored after which rewriting a cross-encoder for this machine pays for itself."""
 CACHED_PAIRS = 20_000
+LOGITS_BYTES = 512 * 1024 * 1024
 
 
 class PairReranker:
     """What both forms share: windows of long texts, batches, and a cache of scored pairs."""
 
-    def __init__(self, files: ModelFiles, tokenizer: TextTokenizer, providers: Sequence[str]) -> None:
+    def __init__(
+        self, files: ModelFiles, tokenizer: TextTokenizer, session: onnxruntime.InferenceSession
+    ) -> None:
         self.card = files.card
         self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
-        self.runs_on = f"{providers[0]} {files.variant.precision}"
+        self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
+        self._signature = read_signature(session)
+        self._budget = token_budget(session.get_providers())
         self._tokenizer = tokenizer
         self._scored: OrderedDict[bytes, float] = OrderedDict()
 
@@ -76,7 +80,13 @@ class PairReranker:
         return best
 
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
-        return list(plan_batches([len(head) + len(r) for r in rows], token_budget=TOKEN_BUDGET))
+        return self._batches([len(head) + len(row) for row in rows])
+
+    def _batches(self, lengths: Sequence[int], most_tokens: int | None = None) -> list[list[int]]:
+        budget = min(self._budget, most_tokens or self._budget)
+        return list(
+            plan_batches(lengths, token_budget=budget, max_rows=self._signature.most_rows or MOST_ROWS)
+        )
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
         """Ids before the text, of each text, after it, and how many of a text fit."""
@@ -98,7 +108,7 @@ class ClassifierReranker(PairReranker):
         threads: int | None = None,
         prepare: bool = False,
     ) -> None:
-        super().__init__(files, tokenizer, session.get_providers())
+        super().__init__(files, tokenizer, session)
         self.session = session
         self.threads = threads
         self._files = files
@@ -112,9 +122,13 @@ class ClassifierReranker(PairReranker):
         self._prepare = False
         return prepare_reranker(self._files, self)
 
+    def use(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self._signature = read_signature(session)
+
     def adopt(self, session: onnxruntime.InferenceSession, form: str) -> None:
         """Go on with a prepared graph."""
-        self.session = session
+        self.use(session)
         self._prepare = False
         self.runs_on = f"{session.get_providers()[0]} prepared {form}"
 
@@ -128,7 +142,7 @@ class ClassifierReranker(PairReranker):
         """Probabilities of pairs with queries of their own, (n,); each pair cut to what the model reads."""
         framed = [self.frame(query, text) for query, text in pairs]
         out = np.empty(len(pairs), dtype=np.float32)
-        for batch in plan_batches([len(ids) for ids, _ in framed], token_budget=TOKEN_BUDGET):
+        for batch in self._batches([len(ids) for ids, _ in framed]):
             out[batch] = self._run([framed[i][0] for i in batch], [framed[i][1] for i in batch])
         return out
 
@@ -148,14 +162,11 @@ class ClassifierReranker(PairReranker):
         return self._run([[*head, *row] for row in rows], [[0] * len(head) + [1] * len(row) for row in rows])
 
     def _run(self, rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]) -> Vectors:
-        ids, mask = pad_rows(rows, self._tokenizer.pad_id)
-        feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
-        signature = read_signature(self.session)
-        if "token_type_ids" in signature.inputs:
-            feeds["token_type_ids"] = pad_rows(kinds, 0)[0]
-        if "position_ids" in signature.inputs:
-            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
-        output = next(iter(signature.outputs))
+        # a decoder is read at its last token: padded on the left, that is the last column for every export
+        left = bool(self.card.template)
+        ids, mask = pad_rows(rows, self._tokenizer.pad_id, left=left)
+        feeds = feed_rows(self._signature, ids, mask, pad_rows(kinds, 0, left=left)[0])
+        output = next(iter(self._signature.outputs))
         logits = np.asarray(self.session.run([output], feeds)[0], dtype=np.float32)
         margin = logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
         return _sigmoid(margin)
@@ -166,7 +177,7 @@ class CausalReranker(PairReranker):
     all rows."""
 
     def __init__(self, files: ModelFiles, model: CausalModel, tokenizer: TextTokenizer) -> None:
-        super().__init__(files, tokenizer, model.session.get_providers())
+        super().__init__(files, tokenizer, model.session)
         self._model = model
         yes, no = tokenizer.token_id("yes"), tokenizer.token_id("no")
         if yes is None or no is None:
@@ -179,9 +190,13 @@ class CausalReranker(PairReranker):
         return head, bodies, tail, self.card.max_tokens - len(head) - len(tail)
 
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
-        if not self._model.signature.has_cache:
-            return super()._plan(head, rows)
-        return list(plan_batches([len(r) for r in rows], token_budget=TOKEN_BUDGET, max_rows=32))
+        """Most exports give the logits of every token of a vocabulary of 150,000: their size bounds a batch."""
+        most = None
+        width = self._signature.outputs[self._model.logits][-1]
+        if self._model.gives_every_logit and isinstance(width, int):
+            most = LOGITS_BYTES // (4 * width)
+        shared = 0 if self._model.shares_prefix else len(head)
+        return self._batches([shared + len(row) for row in rows], most)
 
     def _forward(self, head: list[int], rows: list[list[int]]) -> Vectors:
         last = self._model.last_logits(head, rows, pad_id=self._tokenizer.pad_id)

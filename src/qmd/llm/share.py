@@ -1,41 +1,38 @@
 """One process owns the models for others: length-prefixed msgpack over a Unix socket.
 
-Run as `python -m qmd.llm.share`; `connect(start=True)` does so on demand. The process leaves when nobody
-has asked
-for `idle_s` seconds. Only the user who started it may connect (folder mode 0700).
+Run as `python -m qmd.llm.share`; `qmd.llm.shared.connect(start=True)` does so on demand. The process leaves when nobody
+has asked for `idle_s` seconds. Only the user who started it may connect (folder mode 0700).
 """
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import os
 import socket
 import socketserver
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from qmd.errors import ModelError, QmdError, UsageError
+from qmd.errors import QmdError, UsageError
 from qmd.llm.files import cache_root
-from qmd.llm.protocols import Embedder, Reranker, Vectors
-from qmd.types import ModelCard
+from qmd.llm.protocols import ChatGenerator, Embedder, Generator, Reranker, Vectors
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 IDLE_S = 600.0
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-START_TIMEOUT_S = 20.0
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """`op`: hello, embed, count, score, status, stop. `role` says what `hello` is asked of."""
+    """`op`: hello, embed, count, score, generate, status, stop. `role` says what `hello` is asked of; `messages` are
+    (role, text) of a conversation to go on with, `options` those of `Generator.generate`."""
 
     version: int
     op: str
@@ -43,10 +40,13 @@ class Request(msgspec.Struct, kw_only=True):
     query: str | None = None
     texts: list[str] = []
     role: str = "embedding"
+    messages: list[tuple[str, str]] = []
+    options: dict[str, Any] = {}
 
 
 class Reply(msgspec.Struct, kw_only=True):
-    """`error` is empty when the request was served; vectors travel as float32 bytes with their shape."""
+    """`error` is empty when the request was served; vectors travel as float32 bytes with their shape. What is generated
+    travels as replies with `piece`, and one with `end` after the last."""
 
     version: int = PROTOCOL_VERSION
     error: str = ""
@@ -65,6 +65,34 @@ def socket_path() -> Path:
     return (Path(runtime) / "qmd" if runtime else cache_root() / "run") / "models.sock"
 
 
+class _Held:
+    """A model that is loaded when it is first used; one request at a time."""
+
+    def __init__(self, load: Callable[[str], Any], name: str) -> None:
+        self._load = load
+        self._name = name
+        self._model: Any = None
+        self._turn = threading.Lock()
+        self.used = time.monotonic()
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[Any]:
+        with self._turn:
+            if self._model is None:
+                self._model = self._load(self._name)
+            try:
+                yield self._model
+            finally:
+                self.used = time.monotonic()
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    def rests_since(self, seconds: float) -> bool:
+        return not self._turn.locked() and time.monotonic() - self.used > seconds
+
+
 class ModelServer:
     """Loads each model once, answers one request at a time for each, unloads models that idle."""
 
@@ -75,16 +103,19 @@ class ModelServer:
         idle_s: float = IDLE_S,
         open_embedder: Callable[[str], Embedder] | None = None,
         open_reranker: Callable[[str], Reranker] | None = None,
+        open_generator: Callable[[str], Generator] | None = None,
     ) -> None:
         from qmd.llm import open as doors
 
         self.path = path
         self.idle_s = idle_s
-        self._open_embedder = open_embedder or doors.open_embedder
-        self._open_reranker = open_reranker or doors.open_reranker
-        self._models: dict[tuple[str, str], Any] = {}
-        self._used: dict[tuple[str, str], float] = {}
-        self._lock = threading.Lock()
+        self._doors: dict[str, Callable[[str], Any]] = {
+            "embedding": open_embedder or doors.open_embedder,
+            "reranker": open_reranker or doors.open_reranker,
+            "generation": open_generator or doors.open_generator,
+        }
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._guard = threading.Lock()
         self._last = time.monotonic()
 
     def serve(self) -> bool:
@@ -111,73 +142,89 @@ class ModelServer:
     def _watch(self, listener: socketserver.BaseServer) -> None:
         while time.monotonic() - self._last < self.idle_s:
             time.sleep(min(1.0, self.idle_s / 4))
-            with self._lock:
-                for key, used in list(self._used.items()):
-                    if time.monotonic() - used > self.idle_s / 2:
-                        del self._models[key], self._used[key]
+            with self._guard:
+                for key, held in list(self._held.items()):
+                    if held.rests_since(self.idle_s / 2):
+                        del self._held[key]
         listener.shutdown()
 
     def stop(self) -> None:
         self._last = -1e9
 
-    def answer(self, request: Request) -> Reply:
+    def answers(self, request: Request) -> collections.abc.Generator[Reply]:
+        """One reply; for what is generated, one a piece and one for the end."""
         self._last = time.monotonic()
         if request.version != PROTOCOL_VERSION:
-            return Reply(
+            yield Reply(
                 error=f"the model process speaks protocol {PROTOCOL_VERSION}, not {request.version}. "
                 "It ends by itself when it is idle; the next command then starts a new one."
             )
+            return
         try:
-            with self._lock:
-                return self._serve(request)
+            for reply in self._serve(request):
+                yield reply
+                if self._last > 0:  # it was not stopped
+                    self._last = time.monotonic()
         except UsageError as error:
-            return Reply(error=str(error), usage=True)
+            yield Reply(error=str(error), usage=True)
         except QmdError as error:
-            return Reply(error=str(error))
-        finally:
-            self._last = max(self._last, time.monotonic()) if self._last > 0 else self._last
+            yield Reply(error=str(error))
 
-    def _serve(self, request: Request) -> Reply:
+    def _serve(self, request: Request) -> Iterator[Reply]:
         if request.op == "status":
-            return Reply(
-                info={"models": [f"{role} {name}" for role, name in self._models], "pid": os.getpid()}
-            )
-        if request.op == "stop":
+            with self._guard:
+                names = [f"{role} {name}" for (role, name), held in self._held.items() if held.loaded]
+            yield Reply(info={"models": names, "pid": os.getpid()})
+        elif request.op == "stop":
             self.stop()
-            return Reply()
-        if request.op == "score":
-            scores = self._model("reranker", request.model).score(request.query or "", request.texts)
-            return _pack(scores)
-        if request.op == "hello" and request.role == "reranker":
-            reranker = self._model("reranker", request.model)
-            return Reply(info={"fingerprint": reranker.fingerprint, "name": reranker.card.name})
-        embedder = self._model("embedding", request.model)
-        if request.op == "hello":
-            card = embedder.card
-            return Reply(
-                info={
-                    "dim": embedder.dim,
-                    "max_tokens": embedder.max_tokens,
-                    "fingerprint": embedder.fingerprint,
-                    "name": card.name,
-                }
-            )
-        if request.op == "embed":
-            return _pack(
-                embedder.embed_documents(request.texts)
-                if request.query is None
-                else embedder.embed_query(request.query)
-            )
-        if request.op == "count":
-            return Reply(info={"counts": embedder.count_tokens(request.texts)})
-        return Reply(error=f"unknown request {request.op!r}", usage=True)
+            yield Reply()
+        elif request.op == "hello":
+            with self._use(request.role, request.model) as model:
+                yield Reply(info=_describe(model))
+        elif request.op == "score":
+            with self._use("reranker", request.model) as reranker:
+                scores = reranker.score(request.query or "", request.texts)
+            yield _pack(scores)
+        elif request.op == "generate":
+            yield from self._generate(request)
+        elif request.op in ("embed", "count"):
+            with self._use("embedding", request.model) as embedder:
+                if request.op == "count":
+                    reply = Reply(info={"counts": embedder.count_tokens(request.texts)})
+                elif request.query is None:
+                    reply = _pack(embedder.embed_documents(request.texts))
+                else:
+                    reply = _pack(embedder.embed_query(request.query))
+            yield reply
+        else:
+            yield Reply(error=f"unknown request {request.op!r}", usage=True)
 
-    def _model(self, role: str, name: str) -> Any:
-        key = (role, name)
-        if key not in self._models:
-            self._models[key] = (self._open_embedder if role == "embedding" else self._open_reranker)(name)
-        self._used[key] = time.monotonic()
-        return self._models[key]
+    def _generate(self, request: Request) -> Iterator[Reply]:
+        with self._use("generation", request.model) as generator:
+            if request.messages:
+                if not isinstance(generator, ChatGenerator):
+                    raise UsageError(f"{request.model} continues prompts, no conversations.")
+                pieces = generator.generate_chat(request.messages, **request.options)
+            else:
+                pieces = generator.generate(request.query or "", **request.options)
+            for piece in pieces:
+                yield Reply(info={"piece": piece})
+            yield Reply(info={"end": True})
+
+    def _use(self, role: str, name: str) -> contextlib.AbstractContextManager[Any]:
+        if role not in self._doors:
+            raise UsageError(f"no model is for {role!r}; there are {', '.join(self._doors)}.")
+        with self._guard:
+            held = self._held.setdefault((role, name), _Held(self._doors[role], name))
+            held.used = time.monotonic()
+        return held.use()
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    facts = {"fingerprint": model.fingerprint, "name": model.card.name, "max_tokens": model.card.max_tokens}
+    if isinstance(model, Embedder):
+        facts |= {"dim": model.dim, "max_tokens": model.max_tokens}
+    return facts
 
 
 class _Listener(socketserver.ThreadingUnixStreamServer):
@@ -191,135 +238,30 @@ class _Handler(socketserver.BaseRequestHandler):
         assert isinstance(server, _Listener)
         with contextlib.suppress(ConnectionError, EOFError):
             while True:
-                raw = _receive(self.request)
+                raw = receive(self.request)
                 try:
-                    reply = server.models.answer(msgspec.msgpack.decode(raw, type=Request))
+                    request = msgspec.msgpack.decode(raw, type=Request)
                 except msgspec.DecodeError as error:
-                    reply = Reply(error=f"malformed request: {error}", usage=True)
-                _send(self.request, msgspec.msgpack.encode(reply))
-
-
-class Connection:
-    """A client of the model process."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.connect(str(path))
-        except OSError:
-            self._socket.close()
-            raise
-        self._lock = threading.Lock()
-
-    def ask(
-        self,
-        op: str,
-        *,
-        model: str = "",
-        query: str | None = None,
-        texts: Sequence[str] = (),
-        role: str = "embedding",
-    ) -> Reply:
-        """Raises ModelError with the server's words, or when it went away."""
-        request = Request(
-            version=PROTOCOL_VERSION, op=op, model=model, query=query, texts=list(texts), role=role
-        )
-        try:
-            with self._lock:
-                _send(self._socket, msgspec.msgpack.encode(request))
-                reply = msgspec.msgpack.decode(_receive(self._socket), type=Reply)
-        except (OSError, EOFError) as error:
-            raise ModelError(f"the model process went away ({error}). Run the command again.") from error
-        if reply.error:
-            raise (UsageError if reply.usage else ModelError)(reply.error)
-        return reply
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class SharedEmbedder:
-    """An Embedder whose model lives in the model process."""
-
-    def __init__(self, connection: Connection, model: str) -> None:
-        self._connection = connection
-        self._model = model
-        info = connection.ask("hello", model=model).info
-        self.dim: int = info["dim"]
-        self.max_tokens: int = info["max_tokens"]
-        self.fingerprint: str = info["fingerprint"]
-        self.card = ModelCard(info["name"], "embedding", self.dim, self.max_tokens)
-        self.runs_on = "the model process"
-
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        if isinstance(texts, str):
-            raise TypeError("embed_documents takes a sequence of texts, not one string.")
-        parts = [self._embed(texts[i : i + 256]) for i in range(0, len(texts), 256)]
-        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
-
-    def _embed(self, texts: Sequence[str]) -> Vectors:
-        return _unpack(self._connection.ask("embed", model=self._model, texts=texts))
-
-    def embed_query(self, text: str) -> Vectors:
-        return _unpack(self._connection.ask("embed", model=self._model, query=text))
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        counts: list[int] = self._connection.ask("count", model=self._model, texts=texts).info["counts"]
-        return counts
-
-
-class SharedReranker:
-    """A Reranker whose model lives in the model process."""
-
-    def __init__(self, connection: Connection, model: str) -> None:
-        self._connection = connection
-        self._model = model
-        info = connection.ask("hello", model=model, role="reranker").info
-        self.fingerprint: str = info["fingerprint"]
-        self.card = ModelCard(info["name"], "reranker")
-        self.runs_on = "the model process"
-
-    def score(self, query: str, texts: Sequence[str]) -> Vectors:
-        """(n,) float32 probabilities."""
-        return _unpack(self._connection.ask("score", model=self._model, query=query, texts=texts))
-
-
-def connect(*, start: bool) -> Connection | None:
-    """Reach the model process; with `start`, start one if none answers. None when there is none."""
-    path = socket_path()
-    with contextlib.suppress(OSError):
-        return Connection(path)
-    if not start:
-        return None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qmd.llm.share"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            return Connection(path)
-        time.sleep(0.05)
-    process.kill()
-    raise ModelError(f"the model process did not start within {START_TIMEOUT_S:.0f} s ({path}).")
+                    _answer(self.request, Reply(error=f"malformed request: {error}", usage=True))
+                    continue
+                with contextlib.closing(server.models.answers(request)) as replies:
+                    for reply in replies:
+                        _answer(self.request, reply)
 
 
 def _pack(array: Vectors) -> Reply:
     return Reply(shape=list(array.shape), data=np.ascontiguousarray(array, np.float32).tobytes())
 
 
-def _unpack(reply: Reply) -> Vectors:
-    return np.frombuffer(reply.data, np.float32).reshape(reply.shape).copy()
+def _answer(link: socket.socket, reply: Reply) -> None:
+    send(link, msgspec.msgpack.encode(reply))
 
 
-def _send(link: socket.socket, data: bytes) -> None:
+def send(link: socket.socket, data: bytes) -> None:
     link.sendall(struct.pack("<I", len(data)) + data)
 
 
-def _receive(link: socket.socket) -> bytes:
+def receive(link: socket.socket) -> bytes:
     (size,) = struct.unpack("<I", _exactly(link, 4))
     if size > MAX_MESSAGE_BYTES:
         raise EOFError("message too large")

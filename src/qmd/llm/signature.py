@@ -18,39 +18,48 @@ SMALLEST_VOCABULARY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Signature:
+    """Names to shapes; `types` are ONNX Runtime's names of the inputs' element types."""
+
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
+    types: dict[str, str]
 
     @property
     def has_cache(self) -> bool:
         """Whether the graph takes the keys and values of earlier tokens."""
         return any(name.startswith("past_key_values.") for name in self.inputs)
 
+    @property
+    def most_rows(self) -> int | None:
+        """Rows of a batch, where the graph fixes them (an export made for one text at a time)."""
+        rows = self.inputs.get("input_ids", (None,))[0]
+        return rows if isinstance(rows, int) and rows > 0 else None
+
 
 def read_signature(session: onnxruntime.InferenceSession) -> Signature:
     return Signature(
         {i.name: tuple(i.shape) for i in session.get_inputs()},
         {o.name: tuple(o.shape) for o in session.get_outputs()},
+        {i.name: i.type for i in session.get_inputs()},
     )
 
 
 def find_form(signature: Signature) -> Form:
     """How a graph is to be read, by the shapes it gives.
 
-    (B, T, vocabulary) named logits is causal; (B, 1) or (B, labels) logits is a classifier; (B, T, d) is
-    an encoder,
-    as is (B, d) already pooled.
+    (B, T, vocabulary) named logits is causal; (B, 1) or (B, labels) logits is a classifier; (B, T, d) is an encoder,
+    as is (B, d) already pooled. Hidden states are an encoder's also where the graph takes a cache, as decoders that
+    were trained to embed do.
     """
     for name, shape in signature.outputs.items():
         if name.startswith(("present", "past")):
             continue
-        last = shape[-1] if shape else None
         if len(shape) == 3:
-            big = isinstance(last, int) and last >= SMALLEST_VOCABULARY
+            last = shape[-1]
+            hidden = "hidden" in name or "embedding" in name
+            wide = isinstance(last, int) and last >= SMALLEST_VOCABULARY
             return (
-                "causal"
-                if signature.has_cache or name == "logits" or (big and "hidden" not in name)
-                else "encoder"
+                "causal" if name == "logits" or (not hidden and (wide or signature.has_cache)) else "encoder"
             )
         if len(shape) == 2 and name in {"logits", "score", "scores"}:
             return "seq-cls"

@@ -47,9 +47,10 @@ def find_variants(names: Sequence[str], repo: str = "") -> tuple[ModelVariant, .
                 if precision not in found or rank < found[precision][0]:
                     found[precision] = (rank, name)
     return tuple(
-        ModelVariant(
-            precision,
-            (graph, *sorted(n for n in names if n != graph and re.match(re.escape(graph) + r"[._]", n))),
-        )
-        for precision, (_, graph) in found.items()
+        ModelVariant(precision, with_weights(graph, names)) for precision, (_, graph) in found.items()
     )
+
+
+def with_weights(graph: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A graph's name, then those of the files that hold its weights, if it does not hold them itself."""
+    return (graph, *sorted(n for n in names if n != graph and re.match(re.escape(graph) + r"[._]", n)))

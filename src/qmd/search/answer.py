@@ -128,8 +128,8 @@ def ask(
     """Answer `question` from the index.
 
     history: earlier (question, answer) pairs; the last question helps to search for a follow-up. conditions: as for
-    `Index.query` (collections, path, tags, after, before). stream: called with pieces of text as they are written.
-    on_sources: called once with the passages, before the first piece.
+    `Index.query` (collections, path, tags, title, type, lang, after, before). stream: called with pieces of text as
+    they are written. on_sources: called once with the passages, before the first piece.
     """
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question

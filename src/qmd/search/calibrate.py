@@ -42,9 +42,7 @@ class Evidence:
 
     mode: str
     score: float
-    bm25: float | None = None
     cosine: float | None = None
-    reranked: float | None = None
     coverage: float = 0.0
     words: int = 0
     match: float | None = None

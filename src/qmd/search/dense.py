@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qmd.store.matrix import quantise
+
 numkong: Any
 try:
     import numkong
@@ -114,17 +116,30 @@ class Scan:
 
     def score(self, query: Floats, ids: Sequence[int]) -> dict[int, float]:
         """id -> inner product, of those of `ids` that are there."""
+        wanted, rows = self._find(ids)
+        return dict(zip(wanted.tolist(), (self.rows[rows] @ query).tolist(), strict=True))
+
+    def middle(self, ids: Sequence[int]) -> Floats | None:
+        """(d,) unit vector amid the rows of those of `ids` that are there; None where none is."""
+        _, rows = self._find(ids)
+        if not rows.shape[0]:
+            return None
+        mean = self.rows[rows].mean(axis=0)
+        middle: Floats = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        return middle
+
+    def _find(self, ids: Sequence[int]) -> tuple[Ids, NDArray[np.intp]]:
+        """Those of `ids` that are there, and their rows."""
         if self._places is None:
             order = np.argsort(self.ids, kind="stable")
             self._places = (self.ids[order], order)
         sorted_ids, order = self._places
         wanted = np.asarray(ids, dtype=np.int64)
         if not sorted_ids.shape[0] or not wanted.shape[0]:
-            return {}
+            return self.ids[:0], order[:0]
         at = np.minimum(np.searchsorted(sorted_ids, wanted), sorted_ids.shape[0] - 1)
         found = sorted_ids[at] == wanted
-        rows = order[at[found]]
-        return dict(zip(wanted[found].tolist(), (self.rows[rows] @ query).tolist(), strict=True))
+        return wanted[found], order[at[found]]
 
     def background(self, query: Floats) -> Background:
         """From rows spread evenly over the matrix, those that are gone left out."""
@@ -152,13 +167,15 @@ class Scan:
             places = np.union1d(places, tied)
         return _ordered(self.ids[places], scores[places], k)
 
-    def _rough_scores(self, query: Floats) -> NDArray[np.float64]:
+    def _rough_scores(self, query: Floats) -> Floats:
         """(n,) scores that order rows nearly as the inner product does; only their order means something."""
         if self._codes is None:
             self._codes = quantise(self.rows)
         codes, scales = self._codes
         query_codes = quantise(query[None])[0][0]
-        return np.asarray(numkong.dot(codes, query_codes, "int8")) * scales
+        dots = np.asarray(numkong.dot(codes, query_codes, "int8"))
+        rough: Floats = np.multiply(dots, scales, dtype=np.float32, casting="unsafe")
+        return rough
 
 
 def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
@@ -169,15 +186,3 @@ def _top(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
 def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
     order = np.lexsort((ids, -scores))[:k]
     return ids[order], scores[order]
-
-
-def quantise(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """(n, d) -> symmetric int8 codes (n, d) and one scale for each row (n,)."""
-    codes = np.empty(rows.shape, np.int8)
-    scales = np.empty(rows.shape[0], np.float32)
-    for start in range(0, rows.shape[0], 8192):
-        block = rows[start : start + 8192]
-        step = np.maximum(np.abs(block).max(axis=1), 1e-12) / np.float32(127)
-        scales[start : start + 8192] = step
-        codes[start : start + 8192] = np.rint(block / step[:, None])
-    return codes, scales

@@ -1,7 +1,7 @@
-"""Expansion without a model: words that the best passages share (after RM3, Lavrenko and Croft 2001). Knows texts and
-counts only.
+"""Expansion without a model: words that the best passages share (after RM3, Lavrenko and Croft 2001), and nearness to
+those passages. Knows texts and counts only.
 
-The words order the documents that were found; they look for no others, which would cost more than it gave. Only long
+Both order the documents that were found; they look for no others, which would cost more than it gave. Only long
 questions gain (`FEWEST_WORDS`): what a title-like query means is said, and more words lead away from it.
 """
 
@@ -18,6 +18,10 @@ FEEDBACK_PASSAGES = 3
 """Passages that are read for expansion; 0 switches it off."""
 FEEDBACK_WEIGHT = 0.3
 """Weight of the match with these words, against 1 of the question's own."""
+NEIGHBOUR_DOCUMENTS = 3
+"""Best documents whose neighbours in the embedding space count more; 0 switches it off."""
+NEIGHBOUR_WEIGHT = 0.15
+"""Weight of the nearness to them, against 1 of the nearness to the question."""
 FEEDBACK_WORDS = 20
 FEWEST_WORDS = 8
 """Questions of fewer words are not expanded."""

@@ -330,7 +330,7 @@ def rerank(state: State) -> None:
         return
     if scored:
         state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
-    _reorder(state, keys, scores, request.rerank_weight, "reranked")
+    _reorder(state, keys, scores, request.rerank_weight)
     state.clock.lap("rerank")
 
 
@@ -341,9 +341,9 @@ def _texts(state: State, keys: Sequence[int]) -> list[str]:
     return [f"{row.title}\n{row.text}" if (row := state.rows.get(chunk)) else "" for chunk in chunks]
 
 
-def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight: float, stage: str) -> None:
+def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight: float) -> None:
     """Blend new scores of the first `keys` with the old; the rest keeps its order below them."""
-    state.trail[stage] = dict(zip(keys, map(float, scores), strict=True))
+    state.trail["reranked"] = dict(zip(keys, map(float, scores), strict=True))
     blended = blend([state.scores[key] for key in keys], scores, weight)
     first = dict(sorted(zip(keys, blended, strict=True), key=lambda item: -item[1]))
     least = min(first.values(), default=0.0)

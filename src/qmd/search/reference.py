@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote
 
 from qmd.errors import NotFound
 from qmd.store import Store, StoredDocument
 
 SCHEME = "qmd://"
+CLOSE = 0.7
+"""Least likeness of a name that is offered (difflib's ratio); names of other lengths cannot reach it."""
+COMPARED = 100
 _LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOTALL)
 
 
-def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | None]:
+def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocument, int | None, int | None]:
     """(document with its text, first line, number of lines) for a path, `qmd://collection/path`, `#docid` or
     docid, each with an optional `:from` or `:from:count`. A path may lie in any collection, or be one on
     the disk.
 
-    Raises NotFound, naming the nearest documents.
+    Raises NotFound, naming the nearest documents unless told not to look for them.
     """
     wanted = ref.strip()
     document = find(store, wanted)
@@ -34,7 +38,7 @@ def resolve(store: Store, ref: str) -> tuple[StoredDocument, int | None, int | N
         if document is not None:
             return document, int(lines["start"]), int(lines["count"]) if lines["count"] else None
         wanted = lines["ref"]
-    raise NotFound(f"no document is called {ref!r}.{_near(store, wanted)}")
+    raise NotFound(f"no document is called {ref!r}.{_near(store, wanted) if near else ''}")
 
 
 def find(store: Store, ref: str) -> StoredDocument | None:
@@ -97,20 +101,30 @@ def uri(document: StoredDocument) -> str:
 
 def _near(store: Store, wanted: str) -> str:
     """A sentence that names up to three documents with a similar name, or where to look."""
-    documents = store.list_documents()
-    if not documents:
+    names = [(path, f"{collection}/{path}") for collection, path in store.documents.names()]
+    if not names:
         return " The index is empty: run `qmd add PATH`."
-    name = PurePosixPath(wanted.removeprefix(SCHEME)).name.casefold()
-    by_name = _closest(name, ((PurePosixPath(d.path).name.casefold(), uri(d)) for d in documents))
-    near = by_name or _closest(wanted, ((f"{d.collection}/{d.path}", uri(d)) for d in documents))
-    return f" Did you mean {' or '.join(near)}?" if near else " Run `qmd ls` to see what there is."
+    path = wanted.removeprefix(SCHEME)
+    last = path.rpartition("/")[2].casefold()
+    by_name = _closest(last, [(path.rpartition("/")[2].casefold(), place) for path, place in names])
+    near = by_name or _closest(path, [(place, place) for _, place in names])
+    named = " or ".join(f"{SCHEME}{place}" for place in near)
+    return f" Did you mean {named}?" if near else " Run `qmd ls` to see what there is."
 
 
-def _closest(wanted: str, names: Iterable[tuple[str, str]]) -> Sequence[str]:
+def _closest(wanted: str, names: Sequence[tuple[str, str]]) -> Sequence[str]:
+    """Places of the names nearest to `wanted`: those equal but for the ending, else up to three in spelling."""
+    stem = wanted.rsplit(".", 1)[0]
+    found = [place for name, place in names if name.startswith(stem) and name.rsplit(".", 1)[0] == stem]
+    if found:
+        return found[:3]
+    # Comparing spellings takes 20 us a name: only names that share most pairs of letters are compared.
+    pairs = {wanted[at : at + 2] for at in range(len(wanted) - 1)} or {wanted}
+    least, most = len(wanted) * CLOSE / (2 - CLOSE), len(wanted) * (2 - CLOSE) / CLOSE
+    fitting = [item for item in names if least <= len(item[0]) <= most]
+    alike = heapq.nlargest(COMPARED, fitting, key=lambda item: sum(pair in item[0] for pair in pairs))
     where: dict[str, list[str]] = {}
-    for name, place in names:
+    for name, place in alike:
         where.setdefault(name, []).append(place)
-    stems = {name: name.rsplit(".", 1)[0] for name in where}
-    found = [name for name, stem in stems.items() if stem == wanted.rsplit(".", 1)[0]]
-    found = found or difflib.get_close_matches(wanted, where, n=3, cutoff=0.7)
-    return [place for name in found for place in where[name]][:3]
+    close = difflib.get_close_matches(wanted, where, n=3, cutoff=CLOSE)
+    return [place for name in close for place in where[name]][:3]

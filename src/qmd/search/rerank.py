@@ -26,8 +26,17 @@ line ::= ("lex: " | "vec: " | "hyde: ") [^\n]{2,200} "\n"
 EXPANSION_PROMPT = (
     "Rewrite the search query in other words that documents might use. Write up to four lines, each starting "
     "with 'lex: ' (key words), 'vec: ' (a full question) or 'hyde: ' (a sentence from the "
-    "answer).\nQuery: {query}"
+    "answer).\n"
+    "Query: how do vaccines work\nlex: immune response antibodies immunisation\n"
+    "vec: how does a vaccine train the immune system\n"
+    "hyde: A vaccine shows the body a harmless part of a germ, so that it makes antibodies against it.\n"
+    "Query: why is the sky blue\nlex: Rayleigh scattering sunlight atmosphere\n"
+    "vec: why does the air scatter blue light more than red\n"
+    "hyde: Air scatters short waves of light more than long ones, so blue comes from all sides.\n"
+    "Query: {query}"
 )
+"""With two examples: a model of 135 million parameters repeats the question without them. What it copies from them
+drifts from the question and is dropped."""
 _LINE = re.compile(r"\s*(?:(?P<kind>lex|vec|hyde)\s*:\s*|[-*\d.)]+\s+)?(?P<text>\S.*?)\s*\Z", re.IGNORECASE)
 
 

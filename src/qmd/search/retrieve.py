@@ -129,6 +129,10 @@ class Nearest:
         """chunk id -> cosine, of those that have a vector."""
         return self._scan.score(vector, chunks)
 
+    def middle(self, chunks: Sequence[int]) -> Vectors | None:
+        """(d,) unit vector amid these chunks; None where none has a vector."""
+        return self._scan.middle(chunks)
+
     def background(self, vector: Vectors) -> Background:
         """How near the question is to passages of this index at large."""
         return self._scan.background(vector)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, cast
 
-from qmd.search.rerank import LLMReranker
+from qmd.search.rerank import EXPANSION_PROMPT, LLMReranker
 from qmd.search.snippet import fold
 from qmd.store.cjk import has_cjk, index_text
 
@@ -29,12 +30,13 @@ class Rewriter:
     def __init__(self, door: Door[Generator], cache: AnswerCache | None = None) -> None:
         self._door = door
         self._cache = cache
+        self._kind = f"expand:{door.name}:{sha256(EXPANSION_PROMPT.encode()).hexdigest()[:8]}"
 
     def recall(self, question: str, intent: str | None = None) -> list[Line] | None:
         """The lines written for this question before."""
         if self._cache is None:
             return None
-        said = self._cache.text(f"expand:{self._door.name}", f"{question}\0{intent or ''}")
+        said = self._cache.text(self._kind, f"{question}\0{intent or ''}")
         return None if said is None else [cast("Line", tuple(line)) for line in json.loads(said)]
 
     def write(self, question: str, intent: str | None = None) -> list[Line]:
@@ -43,7 +45,7 @@ class Rewriter:
         lines = model.expand_lines(question, intent)[:MOST_LINES]
         if self._cache is not None:
             self._cache.put_text(
-                f"expand:{self._door.name}",
+                self._kind,
                 f"{question}\0{intent or ''}",
                 json.dumps(lines, ensure_ascii=False),
             )

@@ -103,7 +103,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
         if len(hits) == request.limit:
             break
     for number, files_of in duplicates.items():
-        hits[number] = _with_duplicates(hits[number], tuple(files_of))
+        hits[number] = replace(hits[number], duplicates=tuple(files_of))
     return hits, evidence
 
 
@@ -144,10 +144,6 @@ def facts_of(store: Store, row: ChunkRow) -> dict[str, object] | None:
         return None
     fields = store.documents.fields(row.document_id)
     return {**{k: fields[k] for k in ("format", "width", "height") if k in fields}, "size_bytes": row.size}
-
-
-def _with_duplicates(hit: Hit, files: tuple[str, ...]) -> Hit:
-    return replace(hit, duplicates=files)
 
 
 def _rows(state: State) -> Iterator[tuple[int, ChunkRow]]:
@@ -197,18 +193,12 @@ def _evidence(
     held = snippet.found | {kind for _, _, kind in marker.find(above)}
     total = sum(weight for _, weight in rarity.values())
     have = sum(weight for forms, weight in rarity.values() if forms & held)
-    best: dict[str, float] = {}
-    for g in state.grouped:
-        if key in g.best and not g.found.name.startswith(("expand", "feedback")):
-            best.setdefault(g.found.kind, g.best[key][1])
     return Evidence(
         mode=state.request.mode,
         score=state.scores[key],
-        bm25=best.get("keyword"),
-        cosine=state.cosines.get(key, best.get("vector")),
+        cosine=state.cosines.get(key),
         match=state.matches.get(key),
         deviations=state.nearness.get(key),
-        reranked=state.trail.get("reranked", {}).get(key),
         documents=documents,
         coverage=have / total if total else 0.0,
         words=len(rarity),

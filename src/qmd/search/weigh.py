@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmd.search.expand import FEEDBACK_WEIGHT
+from qmd.search import expand
 from qmd.search.fuse import fuse_ranks, fuse_scores
+from qmd.search.retrieve import best_chunk
 
 if TYPE_CHECKING:
+    from qmd.llm.protocols import Vectors
     from qmd.search.request import Request
     from qmd.search.retrieve import Grouped, Nearest
     from qmd.store import Store
@@ -49,7 +51,8 @@ def weigh(
 ) -> Weighed:
     """Score what the lists found. Keyword search alone keeps those with every word first.
 
-    feedback: (word, chunks that hold it) that the best passages share.
+    feedback: (word, chunks that hold it) that the best passages share; with any, neighbours of the best documents count
+    more, too.
     """
     deep = min(max(2 * request.limit, LEAST_ALONE if request.mode == "keyword" else LEAST), MOST)
     keys = list(dict.fromkeys(key for g in grouped for key in g.order[:deep]))
@@ -66,7 +69,10 @@ def weigh(
             matches.append((_of(found, keys, by_chunk=request.all_chunks), g.found.weight))
     for g in grouped:
         if g.found.vector is not None and nearest is not None:
-            near, of_list = _near(g, keys, nearest, parts, by_chunk=request.all_chunks)
+            known = {key: score for key, (_, score) in g.best.items()}
+            near, of_list = _nearness(
+                g.found.vector, known, keys, nearest, parts, by_chunk=request.all_chunks
+            )
             cosines = cosines or of_list
             nearness.append((near, g.found.weight))
     own = matches[0][0] if matches else {}
@@ -74,9 +80,20 @@ def weigh(
         atoms = [(f'"{word}"', frequency) for word, frequency in feedback]
         found = store.wholes.match(atoms, document.values())
         matches.append(
-            (_of(found, keys, by_chunk=request.all_chunks), FEEDBACK_WEIGHT * request.keyword_weight)
+            (_of(found, keys, by_chunk=request.all_chunks), expand.FEEDBACK_WEIGHT * request.keyword_weight)
         )
     scores = fuse_scores(matches, nearness)
+    if feedback and nearness and nearest is not None and expand.NEIGHBOUR_DOCUMENTS:
+        best = [
+            key if request.all_chunks else best_chunk(grouped, key, request.rrf_k)
+            for key in list(scores)[: expand.NEIGHBOUR_DOCUMENTS]
+        ]
+        middle = nearest.middle(best)
+        if middle is not None:
+            near = _nearness(middle, {}, keys, nearest, parts, by_chunk=request.all_chunks)[0]
+            scores = fuse_scores(
+                matches, [*nearness, (near, expand.NEIGHBOUR_WEIGHT * request.vector_weight)]
+            )
     order = _in_order(scores, grouped, places, request)
     return Weighed(order, own, nearness[0][0] if nearness else {}, cosines)
 
@@ -86,13 +103,17 @@ def _of(found: Matches, keys: Sequence[int], *, by_chunk: bool) -> dict[int, flo
     return {key: of.get(key, 0.0) for key in keys}
 
 
-def _near(
-    g: Grouped, keys: Sequence[int], nearest: Nearest, parts: Mapping[int, int], *, by_chunk: bool
+def _nearness(
+    vector: Vectors,
+    known: Mapping[int, float],
+    keys: Sequence[int],
+    nearest: Nearest,
+    parts: Mapping[int, int],
+    *,
+    by_chunk: bool,
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """(id -> deviations above the background, id -> cosine)."""
-    vector = g.found.vector
-    assert vector is not None
-    cosines = {key: score for key, (_, score) in g.best.items()}
+    """(id -> deviations above the background, id -> cosine). known: cosines that need no second look."""
+    cosines = dict(known)
     absent = {key for key in keys if key not in cosines}
     if by_chunk:
         cosines.update(nearest.cosines(vector, sorted(absent)))

@@ -23,7 +23,7 @@ from qmd.errors import NotFound, QmdError, UsageError
 from qmd.serve.spot import Spot, State, find_spot, is_held, is_private, read_state
 
 if TYPE_CHECKING:
-    from qmd.llm.protocols import Embedder, Reranker
+    from qmd.llm.protocols import Embedder, Generator, Reranker
     from qmd.llm.share import ModelServer
     from qmd.serve.service import Service
 
@@ -276,7 +276,10 @@ class ModelDoor(threading.Thread):
 
         while not self._ended.is_set():
             self._server = ModelServer(
-                socket_path(), open_embedder=self._embedder, open_reranker=self._reranker
+                socket_path(),
+                open_embedder=self._embedder,
+                open_reranker=self._reranker,
+                open_generator=self._generator,
             )
             try:
                 if not self._server.serve():
@@ -304,6 +307,13 @@ class ModelDoor(threading.Thread):
         from qmd.llm import open_reranker
 
         return open_reranker(name)
+
+    def _generator(self, name: str) -> Generator:
+        if name == self.service.config.models.expansion:
+            return cast("Generator", self.service.expander)
+        from qmd.llm import open_generator
+
+        return open_generator(name)
 
 
 def _warm(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,3 +24,14 @@ def obsidian_link(vault: Path, document: Path) -> str | None:
         return None
     file = inside.removesuffix(".md")
     return f"obsidian://open?vault={quote(os.fsencode(vault.name), safe='')}&file={quote(os.fsencode(file), safe='')}"
+
+
+def linker(roots: Mapping[str, str], collections: Collection[str]) -> Callable[[str, str], str | None]:
+    """(collection, path) -> the link that opens it in its vault, None where there is none. `roots`: name -> folder."""
+    vaults = {name: find_vault(root) for name, root in roots.items() if name in collections}
+
+    def link(collection: str, path: str) -> str | None:
+        vault = vaults.get(collection)
+        return None if vault is None else obsidian_link(vault, Path(roots[collection]) / path)
+
+    return link

@@ -231,6 +231,21 @@ class Documents:
         )
         return {row[0]: row[1] for row in rows}
 
+    def common_tags(self, limit: int) -> builtins.list[tuple[str, int]]:
+        """(tag, documents that have it), the most used first."""
+        rows = self._db.all(
+            "SELECT tag, count(*) FROM tags GROUP BY tag ORDER BY count(*) DESC, tag LIMIT ?", (limit,)
+        )
+        return [(tag, count) for tag, count in rows]
+
+    def names(self) -> builtins.list[tuple[str, str]]:
+        """(collection, path) of every document, without anything else of it."""
+        rows = self._db.all(
+            "SELECT n.name, d.path FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "ORDER BY n.name, d.path"
+        )
+        return [(name, stored_path(path)) for name, path in rows]
+
     def named_from(self, start: str, limit: int) -> builtins.list[str]:
         """Names (`collection/path`) that begin with `start`, in order."""
         rows = self._db.all(

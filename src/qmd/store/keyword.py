@@ -20,7 +20,11 @@ from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
 
 if TYPE_CHECKING:
-    from qmd.store.postings import Postings
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qmd.store.common import CommonWords
+    from qmd.store.postings import Kept, Postings
 
 K1, B = 1.2, 0.75
 NO_FILTER = Filter()
@@ -38,6 +42,7 @@ class Keyword:
         self._stems: dict[str, list[str]] = {}
         self._local = threading.local()
         self._postings: Postings | None = None
+        self._common: CommonWords | None = None
         self._asked: tuple[int, set[str]] = (-1, set())
 
     def match(
@@ -156,17 +161,41 @@ class Keyword:
         ids: list[int] = self._postings.ids(expression).tolist()
         return ids
 
-    def kept_among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
-        """(chunk id, BM25, BM25 of the body alone) of those of `ids` that hold an expression that is in memory."""
+    def kept_among(self, expression: str, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that hold an expression that is in memory."""
         assert self._postings is not None
         return self._postings.among(expression, ids)
 
-    def _read(self, expression: str) -> list[tuple[int, float, float]]:
+    def save_common(self) -> None:
+        """Write down the postings of common words that this process has read, for the next one (`store.common`)."""
+        if self._postings is not None:
+            common = self._common_words()
+            if self._generation() == common.generation:
+                known = self._frequencies[1] if self._frequencies[0] == common.generation else {}
+                common.write(self._postings.newest(common.generation), known)
+
+    def _common_words(self) -> CommonWords:
+        """What lies beside the database of the state that it is in."""
+        from qmd.store.common import CommonWords
+
+        generation = self._generation()
+        if self._common is None or self._common.generation != generation:
+            identity = str(self._db.value("SELECT value FROM meta WHERE key = 'database'"))
+            path = self._db.path.with_name(f"{self._db.path.name}.words")
+            self._common = CommonWords(path, identity, generation)
+        return self._common
+
+    def _read(self, expression: str) -> Kept:
+        from qmd.store.postings import as_arrays
+
+        found = self._common_words().get(expression)
+        if found is not None:
+            return found
         sql = (
             f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}), "
             "-bm25(keyword, 0.0, 0.0, 1.0, 0.0) FROM keyword WHERE keyword MATCH ?"
         )
-        return [(row[0], row[1], row[2]) for row in self._query(sql, (expression,))]
+        return as_arrays(self._query(sql, (expression,)))
 
     def generation(self) -> int:
         """Changes with every change of the index."""
@@ -235,7 +264,7 @@ class Keyword:
         words = list(dict.fromkeys(terms))
         generation = self._generation()
         if self._frequencies[0] != generation:
-            self._frequencies = (generation, {})
+            self._frequencies = (generation, dict(self._common_words().frequencies))
         known = self._frequencies[1]
         stems = self.stem(words)
         missing = {t for w in words for t in stems[w] if t not in known}

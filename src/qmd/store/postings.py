@@ -15,7 +15,8 @@ DENSE_IDS = 4_000_000
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
-Rows = Iterable[tuple[int, float, float]]
+Rows = Sequence[tuple[int, float, float]]
+Kept = tuple[Ids, Scores, NDArray[np.float32]]
 
 
 class Postings:
@@ -26,7 +27,7 @@ class Postings:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Ids, Scores, NDArray[np.float32]]] = OrderedDict()
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._generation = -1
         self._size = 0
         self._guard = threading.Lock()
@@ -35,9 +36,9 @@ class Postings:
         return generation == self._generation and all(e in self._kept for e in expressions)
 
     def take(
-        self, expressions: Sequence[str], generation: int, read: Callable[[str], Rows]
+        self, expressions: Sequence[str], generation: int, read: Callable[[str], Kept]
     ) -> list[tuple[Ids, Scores]]:
-        """Postings of each expression; `read` gives (chunk id, BM25, BM25 of the body) of one that is not kept."""
+        """Postings of each expression; `read` gives those of one that is not kept."""
         with self._guard:
             if generation != self._generation:
                 self._kept.clear()
@@ -46,32 +47,40 @@ class Postings:
             for expression in expressions:
                 found = self._kept.get(expression)
                 if found is None:
-                    rows = list(read(expression))
-                    found = (
-                        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
-                        np.fromiter((row[1] for row in rows), np.float64, len(rows)),
-                        np.fromiter((row[2] for row in rows), np.float32, len(rows)),
-                    )
-                    self._kept[expression] = found
-                    self._size += len(rows)
+                    self._kept[expression] = found = read(expression)
+                    self._size += found[0].shape[0]
                 self._kept.move_to_end(expression)
                 taken.append(found[:2])
             while self._size > KEPT_POSTINGS and len(self._kept) > 1:
                 self._size -= self._kept.popitem(last=False)[1][0].shape[0]
             return taken
 
+    def newest(self, generation: int) -> list[tuple[str, Kept]]:
+        """All that is kept of this state, what was asked for last first."""
+        with self._guard:
+            return list(reversed(self._kept.items())) if generation == self._generation else []
+
     def ids(self, expression: str) -> Ids:
         return self._kept[expression][0]
 
-    def among(self, expression: str, ids: Sequence[int]) -> list[tuple[int, float, float]]:
-        """(chunk id, BM25, BM25 of the body) of those of `ids` that the expression, which is kept, is in."""
+    def among(self, expression: str, ids: Sequence[int] | Ids) -> Scores:
+        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that the expression, which is kept, is in."""
         have, scores, bodies = self._kept[expression]
         wanted = np.asarray(ids, dtype=np.int64)
         if not have.shape[0] or not wanted.shape[0]:
-            return []
+            return np.zeros((0, 3))
         place = np.minimum(np.searchsorted(have, wanted), have.shape[0] - 1)
         place = place[have[place] == wanted]
-        return list(zip(have[place].tolist(), scores[place].tolist(), bodies[place].tolist(), strict=True))
+        return np.column_stack((have[place], scores[place], bodies[place]))
+
+
+def as_arrays(rows: Rows) -> Kept:
+    """(chunk id, BM25, BM25 of the body) of each row, as arrays."""
+    return (
+        np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+        np.fromiter((row[1] for row in rows), np.float64, len(rows)),
+        np.fromiter((row[2] for row in rows), np.float32, len(rows)),
+    )
 
 
 def add_up(lists: Sequence[tuple[Ids, Scores]]) -> tuple[Ids, Scores]:

@@ -49,6 +49,7 @@ class CleanupReport:
     dropped_vectors: int
     keyword_rebuilt: bool
     notes: tuple[str, ...] = ()
+    searches_forgotten: int = 0
 
 
 def counts(db: Connection) -> Counts:

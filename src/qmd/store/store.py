@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from qmd.errors import StoreError
 from qmd.store.chunks import ChunkRow, Chunks
 from qmd.store.collections import Collections
 from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
@@ -61,6 +62,8 @@ class Store:
         return cls(open_database(Path(path), create=create), warn=warn)
 
     def close(self) -> None:
+        with suppress(StoreError):
+            self.keyword.save_common()
         self.db.close()
 
     def __enter__(self) -> Self:

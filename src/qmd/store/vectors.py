@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ class Vectors:
         self._db = db
         self._say = say
         self._cached: dict[str, VectorMatrix] = {}
+        self._loading = threading.Lock()
 
     def models(self) -> list[StoredModel]:
         return [
@@ -190,16 +192,22 @@ class Vectors:
         StoreDamaged when a vector in the database fails its checksum.
         """
         generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
-        cached = self._cached.get(fingerprint)
-        if cached is not None and cached.generation == generation:
-            return cached
-        with self._db.snapshot():
-            fresh = self._fresh(fingerprint)
-        if fresh.notes and self._say is not None:
-            for note in fresh.notes:
-                self._say(note)
-        self._cached[fingerprint] = replace(fresh, notes=())
-        return fresh
+        with self._loading:
+            cached = self._cached.get(fingerprint)
+            if cached is not None and cached.generation == generation:
+                return cached
+            with self._db.snapshot():
+                fresh = self._fresh(fingerprint)
+            if fresh.notes and self._say is not None:
+                for note in fresh.notes:
+                    self._say(note)
+            self._cached[fingerprint] = replace(fresh, notes=())
+            return fresh
+
+    def let_go(self) -> None:
+        """Forget the matrices that this process has in memory."""
+        with self._loading:
+            self._cached.clear()
 
     def _fresh(self, fingerprint: str) -> VectorMatrix:
         generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ def add_words(sizes: Sizes, words: Sequence[Word], means: Means, mass: float) ->
     """Add up the words' scores for every document of `sizes` and every chunk of theirs."""
     if not sizes:
         return Matches({}, {}, {})
-    rows = np.array([row for chunks in sizes.values() for row in chunks], dtype=np.int64)
+    flat = chain.from_iterable(chain.from_iterable(sizes.values()))
+    rows = np.fromiter(flat, dtype=np.int64).reshape(-1, 3)
     parts = np.fromiter((len(chunks) for chunks in sizes.values()), np.int64, len(sizes))
     place = np.repeat(np.arange(len(sizes)), parts)
     order = np.argsort(rows[:, 0])
@@ -27,9 +29,9 @@ def add_words(sizes: Sizes, words: Sequence[Word], means: Means, mass: float) ->
     norm_document = K1 * (1 - B + B * length / means.document)
     whole, part = np.zeros(len(sizes)), np.zeros(len(ids))
     for word in words:
-        if not word.found:
+        if not len(word.found):
             continue
-        found = np.array(word.found, dtype=np.float64)
+        found = np.asarray(word.found, dtype=np.float64)
         at = np.searchsorted(ids, found[:, 0].astype(np.int64))
         share = np.minimum(found[:, 1] / word.unit, MOST)
         part[at] += word.rarity * share

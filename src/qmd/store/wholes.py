@@ -14,9 +14,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmd.store.connect import Connection
 from qmd.store.keyword import K1, WEIGHTS, B, Keyword
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DOCUMENT_SHARE = 0.7
 READ_AGAIN = 4_000
@@ -50,11 +55,11 @@ class Means:
 @dataclass(frozen=True, slots=True)
 class Word:
     """A word of the question. unit: the BM25 that one chunk full of it would get; found: (chunk, BM25, BM25 of the body
-    alone), chunks rising."""
+    alone), chunks rising; as rows of an array where the postings are in memory."""
 
     rarity: float
     unit: float
-    found: Sequence[tuple[int, float, float]]
+    found: Sequence[tuple[int, float, float]] | NDArray[np.float64]
 
 
 Sizes = Mapping[int, Sequence[tuple[int, int, int]]]
@@ -90,12 +95,17 @@ class Wholes:
         sizes = {d: chunks for d, chunks in self._sizes(list(dict.fromkeys(documents))).items() if chunks}
         total = self._keyword.count()
         means = Means(max(size_all / max(total, 1), 1e-9), max(size_body / max(count, 1), 1e-9))
-        ids = sorted(chunk for chunks in sizes.values() for chunk, _, _ in chunks)
+        ids: list[int] | NDArray[np.int64] = sorted([c for chunks in sizes.values() for c, _, _ in chunks])
+        arrays = "numpy" in sys.modules
+        if arrays:
+            import numpy as np
+
+            ids = np.array(ids, dtype=np.int64)
         mass = missing * _rarity(count, 0)
         words: list[Word] = []
         for expression, frequency in atoms:
             kept = self._keyword.keeps([expression])
-            if not kept and frequency <= READ_AGAIN and "numpy" in sys.modules:
+            if not kept and frequency <= READ_AGAIN and arrays:
                 # A process that answers once need not load numpy; one that goes on answering looks up in memory.
                 self._keyword.keep([expression])
                 kept = self._keyword.keeps([expression])
@@ -108,7 +118,7 @@ class Wholes:
             mass += rarity
             unit = max(math.log((total - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
             words.append(Word(rarity, unit, self._scores(expression, ids, kept=kept)))
-        if "numpy" in sys.modules:
+        if arrays:
             from qmd.store.whole_arrays import add_words
         else:
             add_words = _add_words
@@ -131,8 +141,8 @@ class Wholes:
         return {document: self._lengths[document] for document in documents}
 
     def _scores(
-        self, expression: str, ids: Sequence[int], *, kept: bool
-    ) -> Sequence[tuple[int, float, float]]:
+        self, expression: str, ids: list[int] | NDArray[np.int64], *, kept: bool
+    ) -> Sequence[tuple[int, float, float]] | NDArray[np.float64]:
         """(chunk, BM25, BM25 of the body alone) of those of `ids` (rising) that match."""
         if kept:
             return self._keyword.kept_among(expression, ids)
@@ -141,7 +151,7 @@ class Wholes:
         rows: list[tuple[int, float, float]] = self._db.all(
             f"SELECT rowid, -bm25(keyword, {columns}), -bm25(keyword, {alone}) FROM keyword "
             "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY rowid",
-            (expression, json.dumps(ids)),
+            (expression, json.dumps([int(i) for i in ids])),
         )
         return rows
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from qmd.vembed.config import TrainConfig as TrainConfig
     from qmd.vembed.config import load_train_config as load_train_config
     from qmd.vembed.data import read_pairs as read_pairs
+    from qmd.vembed.evaluation.report import compare_models as compare_models
     from qmd.vembed.export import export_onnx as export_onnx
     from qmd.vembed.export import open_exported as open_exported
     from qmd.vembed.predictor import Predictor as Predictor
@@ -19,6 +20,7 @@ _HOMES = {
     "Predictor": "qmd.vembed.predictor",
     "TrainConfig": "qmd.vembed.config",
     "TrainReport": "qmd.vembed.run",
+    "compare_models": "qmd.vembed.evaluation.report",
     "train": "qmd.vembed.run",
     "export_onnx": "qmd.vembed.export",
     "load_train_config": "qmd.vembed.config",
@@ -30,6 +32,7 @@ __all__ = [
     "Predictor",
     "TrainConfig",
     "TrainReport",
+    "compare_models",
     "export_onnx",
     "load_train_config",
     "open_exported",

@@ -1,9 +1,9 @@
 """From a trained model to ONNX files that the model engine loads, with a card that says what they are.
 
 The text side becomes `model.onnx` (token ids and mask -> unit vectors) with its tokenizer; the image side of a composed
-model `image.onnx` (pixels -> unit vectors). `model_int8.onnx` stores weights as int8 with a scale a row or column and
-computes in float, so it is a quarter of the size and very nearly the same. Every file is compared with the model before
-it counts as written.
+model, of CLIP and SigLIP `image.onnx` (pixels -> unit vectors). `model_int8.onnx` stores weights as int8 with a scale a
+row or column and computes in float, so it is a quarter of the size and very nearly the same. Every file is compared
+with the model before it counts as written.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from qmd.types import ModelCard, ModelVariant
 CARD = "card.json"
 EXPORTED = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 """Text encoders whose graph is written; of these BERT is tested, and every file is compared before it counts."""
+TWO_TOWERS = ("clip", "siglip")
 FP32_TOLERANCE = 1e-4
 INT8_COSINE = 0.99
 _SMALLEST_QUANTISED = 4096
@@ -121,6 +122,7 @@ def export_onnx(
                 f"{folder / 'model_int8.onnx'} has cosine {cosine:.3f} to the model; export with int8=False."
             )
     _write_image_graph(model, folder)
+    _compare_image_side(model, folder)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
     return ExportReport(str(folder), card, sizes, difference, cosine)
 
@@ -148,6 +150,7 @@ def read_card(folder: str | Path) -> ModelCard:
 
 def embed_image(folder: str | Path, images: Sequence[Any]) -> NDArray[np.float32]:
     """(n, dim) unit rows of image files or PIL images, by the exported image side; needs no torch."""
+    from qmd.llm.pixels import fitted_pixels
     from qmd.vembed.model.images import open_image, square_pixels
 
     folder = Path(folder)
@@ -155,11 +158,10 @@ def embed_image(folder: str | Path, images: Sequence[Any]) -> NDArray[np.float32
         settings = json.loads((folder / "image.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
-            f"{folder} has no image side: only composed models are exported with one."
+            f"{folder} has no image side: composed models, CLIP and SigLIP are exported with one."
         ) from error
-    pixels = np.stack(
-        [square_pixels(open_image(i), settings["size"], settings["mean"], settings["std"]) for i in images]
-    )
+    prepare = square_pixels if settings.get("fit", "pad") == "pad" else fitted_pixels
+    pixels = np.stack([prepare(open_image(image), **settings) for image in images])
     rows = open_session(folder / "image.onnx").run(None, {"pixel_values": pixels})[0]
     return np.asarray(rows, dtype=np.float32)
 
@@ -204,12 +206,13 @@ def _text_graph(model: Any) -> tuple[Any, Any, int, Any]:
 
     first = model[0]
     composed = isinstance(first, ComposedBackbone)
+    if not composed and (towers := _two_towers(first)) is not None:
+        return _tower_text_graph(first, towers)
     encoder = first.text_tower.encoder if composed else _inner(first)
     kind = getattr(getattr(encoder, "config", None), "model_type", type(first).__name__)
     if encoder is None or kind not in EXPORTED:
-        raise ModelError(
-            f"the text side of a {kind} model has no ONNX form here. Known: {', '.join(EXPORTED)}."
-        )
+        known = ", ".join((*EXPORTED, *TWO_TOWERS))
+        raise ModelError(f"the text side of a {kind} model has no ONNX form here. Known: {known}.")
     encoder.set_attn_implementation("eager")
 
     class Graph(nn.Module):
@@ -235,6 +238,47 @@ def _text_graph(model: Any) -> tuple[Any, Any, int, Any]:
     limit = first.text_tower.max_tokens if composed else int(model.max_seq_length or 512)
     positions = int(getattr(encoder.config, "max_position_embeddings", limit))
     return Graph().eval(), first.tokenizer, min(limit, positions), encoder.config
+
+
+def _two_towers(module: Any) -> Any:
+    """The CLIP or SigLIP inside a module, or None."""
+    inner = _inner(module)
+    return inner if getattr(getattr(inner, "config", None), "model_type", "") in TWO_TOWERS else None
+
+
+def _tower_text_graph(first: Any, towers: Any) -> tuple[Any, Any, int, Any]:
+    """As `_text_graph`. CLIP looks back and pools at the end mark; SigLIP sees all of a text padded to its full length
+    and pools at the last place, so the graph pads what the engine gives it."""
+    import torch
+    from torch import nn
+
+    towers.set_attn_implementation("eager")
+    config = towers.config.text_config
+    padded = towers.config.model_type == "siglip"
+    length = min(int(first.max_seq_length or config.max_position_embeddings), config.max_position_embeddings)
+    pad_id = int(first.tokenizer.pad_token_id or 0)
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.towers = towers
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            if padded:
+                ids = torch.where(attention_mask > 0, input_ids, pad_id)
+                filled = torch.full((1, length), pad_id, dtype=ids.dtype).expand(ids.shape[0], -1)
+                ids = torch.cat([ids, filled], dim=1)[:, :length]
+                hidden_from = torch.zeros(1, 1, length, length).expand(ids.shape[0], -1, -1, -1)
+            else:
+                ids = input_ids
+                place = torch.arange(ids.shape[1])
+                later = (place[None, :] > place[:, None]).float()[None, None]
+                absent = 1.0 - attention_mask[:, None, None, :].float()
+                hidden_from = torch.clamp(later + absent, max=1.0) * -1e9
+            found = self.towers.get_text_features(input_ids=ids, attention_mask=hidden_from)
+            return torch.nn.functional.normalize(found.pooler_output, dim=-1)
+
+    return Graph().eval(), first.tokenizer, length, config
 
 
 def _inner(module: Any) -> Any:
@@ -276,27 +320,72 @@ def _write_image_graph(model: Any, folder: Path) -> None:
     from qmd.vembed.model.composed import ComposedBackbone
 
     backbone = model[0]
-    if not isinstance(backbone, ComposedBackbone):
+    towers = _two_towers(backbone)
+    settings: dict[str, Any]
+    parts: list[Any]
+    if isinstance(backbone, ComposedBackbone):
+        tower = backbone.image_tower
+        parts = [tower, backbone.image_head]
+        settings = {"size": tower.size, "mean": tower.mean, "std": tower.std}
+    elif towers is not None:
+        parts = [towers]
+        settings = _pixel_settings(backbone.processor.image_processor)
+    else:
         return
-    tower, head = backbone.image_tower, backbone.image_head
 
     class Graph(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tower, self.head = tower, head
+            self.parts = nn.ModuleList(parts)
 
         def forward(self, pixel_values: Any) -> Any:
-            return torch.nn.functional.normalize(self.head(self.tower(pixel_values)), dim=-1)
+            if towers is not None:
+                vector = towers.get_image_features(pixel_values=pixel_values).pooler_output
+            else:
+                vector = self.parts[1](self.parts[0](pixel_values))
+            return torch.nn.functional.normalize(vector, dim=-1)
 
-    example = torch.zeros(2, 3, tower.size, tower.size)
+    size = settings["size"]
     axes = {"pixel_values": {0: "batch"}, "sentence_embedding": {0: "batch"}}
-    write_graph(Graph().eval(), (example,), folder / "image.onnx", axes)
-    digest = {
-        "image.onnx": file_sha256(folder / "image.onnx"),
-        "model.onnx": file_sha256(folder / "model.onnx"),
-    }
-    settings = {"size": tower.size, "mean": tower.mean, "std": tower.std, "sha256": digest}
+    quick = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its operator has no ONNX form
+    try:
+        write_graph(Graph().eval(), (torch.zeros(2, 3, size, size),), folder / "image.onnx", axes)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(quick)
+    settings["sha256"] = {name: file_sha256(folder / name) for name in ("image.onnx", "model.onnx")}
     (folder / "image.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _pixel_settings(processor: Any) -> dict[str, Any]:
+    """What `fitted_pixels` needs to do as transformers' processor does. Raises ModelError for one of another kind."""
+    size = dict(processor.size)
+    if "shortest_edge" in size and processor.do_center_crop:
+        fit, side = "crop", int(size["shortest_edge"])
+        known = dict(processor.crop_size) == {"height": side, "width": side}
+    else:
+        fit, side = "stretch", int(size.get("height", 0))
+        known = side > 0 and size.get("width") == side
+    if not known:
+        raise ModelError(f"pictures of size {size} have no ONNX form here: a square is expected.")
+    channels = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+    return {"fit": fit, "size": side, **channels, "resample": int(processor.resample)}
+
+
+def _compare_image_side(model: Any, folder: Path) -> None:
+    """Raises ModelError where the written image side does not give the model's vectors."""
+    from PIL import Image
+
+    if not (folder / "image.json").is_file():
+        return
+    ramp = np.linspace(0, 255, 48 * 36 * 3).reshape(36, 48, 3).astype(np.uint8)
+    probes = [Image.fromarray(ramp), Image.new("RGB", (20, 44), (200, 30, 40))]
+    own = type(model[0]).__module__.startswith("qmd.")
+    inputs: list[Any] = [{"image": probe} for probe in probes] if own else list(probes)
+    wanted = model.encode(inputs, show_progress_bar=False, normalize_embeddings=True)
+    difference = float(np.abs(embed_image(folder, probes) - wanted).max())
+    if not difference <= FP32_TOLERANCE:
+        raise ModelError(f"{folder / 'image.onnx'} differs from the model by {difference:.2g}.")
 
 
 def _write_descriptions(folder: Path, card: ModelCard, config: Any, record: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Training pairs from an index: what its documents say about themselves, without any judgement by a person.
 
 A title asks for its text, a heading for its section, a sentence for the passage it stands in, a link's words for the
-document they lead to, a caption for its picture. Negatives are what a search finds for the query in other documents;
+document they lead to, a caption for its picture; and, where the user keeps them, a search for the document that was
+opened after it. Negatives are what a search finds for the query in other documents;
 `find` does the searching, this module knows none.
 """
 
@@ -18,7 +19,7 @@ from qmd.store.documents import StoredDocument
 from qmd.store.store import Store
 from qmd.vembed.convert import IMAGE_SUFFIXES
 
-PairKind = Literal["title", "heading", "sentence", "link", "caption"]
+PairKind = Literal["title", "heading", "sentence", "link", "caption", "search"]
 PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 SENTENCES_A_CHUNK = 6
 SHORTEST_SENTENCE = 80
@@ -52,11 +53,13 @@ def pairs_of_index(
     find: Find | None = None,
     negatives: int = 0,
     skip: int = 2,
+    searches: Sequence[tuple[str, str]] = (),
 ) -> Iterator[dict[str, object]]:
     """Lines of training data, in the order of the documents; no line twice.
 
     collections: all when empty; keep: which documents may be used, for a split into parts. With `find` each text pair
     gets up to `negatives` texts of documents that the search put in places after `skip`: the first may well be right.
+    searches: (question, docid) of hits that were opened; documents that are gone teach nothing.
     """
     documents = [
         document
@@ -72,9 +75,21 @@ def pairs_of_index(
         for rows in chunks.values()
         for heading in {row.heading_path[-1] for row in rows if row.heading_path}
     )
+    asked: dict[str, list[str]] = {}
+    for question, docid in searches if "search" in kinds else ():
+        asked.setdefault(docid, []).append(question)
     seen: set[tuple[object, object]] = set()
     for document in documents:
-        for line in _pairs(document, chunks[document.id], kinds, repeated, targets, openings, roots):
+        for line in _pairs(
+            document,
+            chunks[document.id],
+            kinds,
+            repeated,
+            targets,
+            openings,
+            roots,
+            asked.get(document.docid, ()),
+        ):
             key = (line["query"], line["positive"])
             if key in seen:
                 continue
@@ -106,6 +121,7 @@ def _pairs(
     targets: dict[str, str],
     openings: dict[str, str],
     roots: dict[str, Path],
+    asked: Sequence[str],
 ) -> Iterator[dict[str, object]]:
     def text_pair(query: str, positive: str, **more: object) -> Iterator[dict[str, object]]:
         query = query.strip()
@@ -114,8 +130,9 @@ def _pairs(
 
     whole = "\n\n".join(_without_title(_HEADING.sub("", row.text), document.title) for row in rows).strip()
     short = len(whole) <= WHOLE_DOCUMENT
-    if "title" in kinds and rows:
-        yield from text_pair(document.title, whole if short else openings[document.docid])
+    if rows:
+        for question in (*([document.title] if "title" in kinds else ()), *asked):
+            yield from text_pair(question, whole if short else openings[document.docid])
     for row in rows:
         text = _without_title(_HEADING.sub("", row.text), document.title)
         if "heading" in kinds and row.heading_path and row.heading_path[-1] != document.title:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from qmd.vembed.evaluation.report import Row
 
 RECORD = "training.json"
-CURVE = "curve.json"
-TABLE = "evaluation.md"
+CURVE, CURVE_PLOT = "curve.json", "curve.svg"
 WEIGHTS = "trained.safetensors"
 
 
@@ -61,7 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
 
         return train_reranker(config, resume=resume, progress=progress)
     from qmd.vembed.evaluation.evaluator import PairEvaluator
-    from qmd.vembed.evaluation.report import evaluate_pairs, table_lines
+    from qmd.vembed.evaluation.report import evaluate_pairs, write_tables
     from qmd.vembed.losses import build_loss
     from qmd.vembed.model.assemble import add_lora, build_model, merge_lora
 
@@ -116,9 +115,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         model[0].write_features(config.feature_cache)
     if first:
         model.save(str(output), create_model_card=False)
-        write_json(output / CURVE, trainer.state.log_history)
+        write_curve(output, trainer.state.log_history, evaluator.primary_metric if evaluator else None)
         if rows:
-            (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
+            write_tables(output, rows)
     return TrainReport(
         output_dir=str(output),
         steps=int(result.global_step),
@@ -139,7 +138,7 @@ def _solve(
 ) -> TrainReport:
     """Heads in closed form: no step, no checkpoint."""
     from qmd.vembed.closed_form import fit_heads
-    from qmd.vembed.evaluation.report import evaluate_pairs, table_lines
+    from qmd.vembed.evaluation.report import evaluate_pairs, write_tables
 
     output = Path(config.output_dir)
     correlation = fit_heads(model[0], pairs.pairs, config)
@@ -149,7 +148,7 @@ def _solve(
     if validation:
         dims = config.mrl_dims if config.use_mrl else ()
         rows += evaluate_pairs(model, validation.pairs, name="after", dims=dims, batch_size=config.batch_size)
-        (output / TABLE).write_text("".join(f"{line}\n" for line in table_lines(rows)), encoding="utf-8")
+        write_tables(output, rows)
     return TrainReport(
         output_dir=str(output),
         steps=0,
@@ -382,6 +381,14 @@ def write_record(output: Path, config: TrainConfig, pairs: PairSet, validation: 
             "environment": {"python": platform.python_version(), "system": platform.platform(), **versions},
         },
     )
+
+
+def write_curve(output: Path, history: Sequence[Mapping[str, float]], metric: str | None) -> None:
+    """The trainer's log, and what it looks like."""
+    from qmd.vembed.evaluation.plot import curve_svg
+
+    write_json(output / CURVE, history)
+    (output / CURVE_PLOT).write_text(curve_svg(history, metric=metric), encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:

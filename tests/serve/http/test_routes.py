@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import qmd
+from qmd.search import reference
 from qmd.serve.cli.format_hits import View, format_hits
+from qmd.serve.http import routes_documents
+from qmd.serve.http.notes import code_of
 from qmd.serve.service import Service
 from qmd.types import Hits
 
@@ -275,3 +281,94 @@ def test_the_interface_says_when_something_breaks_without_the_words_of_the_query
     assert "secret" not in answer.text
     assert "secret" not in caplog.text
     assert "RuntimeError" in caplog.text
+
+
+def test_tags_most_used_first_and_bounded(client: Client) -> None:
+    found = client.get("/tags").json()
+    assert [row["documents"] for row in found] == sorted((row["documents"] for row in found), reverse=True)
+    assert {row["tag"] for row in found} >= {"heap"}
+    assert len(client.get("/tags?limit=1").json()) == 1
+    for wrong in ("limit=0", "limit=1001", "limit=x", "most=3"):
+        assert client.get(f"/tags?{wrong}").status_code == 400
+
+
+def test_a_long_list_of_documents_is_read_no_further_than_it_is_shown(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    kind = type(service.index.store.documents)
+    document = kind.get
+    monkeypatch.setattr(kind, "get", lambda self, number: read.append(number) or document(self, number))
+    monkeypatch.setattr(routes_documents, "LISTED", 2)
+    assert len(client.get("/documents?pattern=notes/*").json()) == 2
+    assert len(read) == 2
+    monkeypatch.setattr(routes_documents, "ANSWER_BYTES", 10)
+    assert all(one["skipped"] for one in client.get("/documents?pattern=notes/*").json())
+    looked: list[str] = []
+    monkeypatch.setattr(reference, "_near", lambda store, wanted: looked.append(wanted) or "")
+    monkeypatch.setattr(routes_documents, "LISTED", 1000)
+    many = ",".join(f"nothing-{n}.md" for n in range(300))
+    assert len(client.get("/documents", params={"pattern": many}).json()) == 300
+    assert len(looked) == 10
+
+
+def test_a_hit_in_a_vault_has_its_link_in_the_full_shape(client: Client, made: SimpleNamespace) -> None:
+    body = {"query": "water memory", "limit": 3}
+    assert not [h for h in client.post("/query?shape=hits", json=body).json()["hits"] if "link" in h]
+    vault = made.notes / ".obsidian"
+    vault.mkdir()
+    try:
+        hits = client.post("/query?shape=hits", json=body).json()["hits"]
+    finally:
+        vault.rmdir()
+    assert all(h["link"].startswith("obsidian://open?vault=notes&file=") for h in hits)
+
+
+def test_notes_have_codes(client: Client) -> None:
+    told = client.post("/query?shape=hits", json={"query": 'memroy "no such phrase"'}).json()
+    assert [n["text"] for n in told["notes"]] == told["degraded"]
+    assert told["degraded"]
+    assert {n["code"] for n in told["notes"]} <= {"quoted", "spelling"}
+
+
+def notes_of_the_search() -> list[str]:
+    """Every note that the code of the search writes, with 7 for each number or word that is put in."""
+    found = []
+    for file in Path(reference.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        pieces = {id(p) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for p in node.values}
+        for node in ast.walk(tree):
+            if id(node) in pieces:
+                continue
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            elif isinstance(node, ast.JoinedStr):
+                text = "".join(
+                    str(p.value) if isinstance(p, ast.Constant) else put_in(p) for p in node.values
+                )
+            else:
+                continue
+            if re.fullmatch(r"(keyword|vector|rerank|expand): \S.+", text):
+                found.append(text)
+    return list(dict.fromkeys(found))
+
+
+def put_in(part: ast.expr) -> str:
+    assert isinstance(part, ast.FormattedValue)
+    if ast.unparse(part.value) == "request.mode":
+        return "keyword"
+    return "'7'" if part.conversion == ord("r") else "7"
+
+
+def test_every_note_of_the_search_has_a_code() -> None:
+    written = notes_of_the_search()
+    assert len(written) >= 9
+    assert [note for note in written if code_of(note)["code"] == "other"] == []
+    budget = "vector: left out, takes about 700 ms and 20 of 100 ms are left"
+    assert code_of(budget) == {"code": "too-slow", "values": ["vector", "700", "20", "100"], "text": budget}
+    mismatch = (
+        "vector: the index holds vectors of a (3d), the configuration asks for b (4d). Run `qmd embed`."
+    )
+    assert code_of(mismatch)["values"] == ["a", "b"]
+    assert code_of("vector: the index has no vectors yet. Run `qmd embed`.")["code"] == "vectors-none"
+    assert code_of("something: else")["code"] == "other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -82,17 +83,37 @@ def test_every_parameter_reaches_the_search(tool: Tool, index: Any, monkeypatch:
     searches = [{"type": "lex", "query": "a\nvec: b"}, {"type": "hyde", "query": "c"}]
     given = {"intent": "i", "rerank": False, "candidateLimit": 7, "budgetMs": 50, "minScore": 0.2, "limit": 3}
     narrow = {"collections": ["notes"], "path": "k/*", "tags": ["t"], "after": "2024", "before": "2025"}
+    narrow |= {"title": "a plan", "type": "markdown", "lang": "en"}
     found = structured("query", tool("query", searches=searches, **given, **narrow, full=True, explain=True))
     [(text_asked, options)] = asked
     assert text_asked == "lex: a vec: b\nhyde: c"
     assert options == {
         "intent": "i", "rerank": False, "candidate_limit": 7, "budget_ms": 50, "min_score": 0.2, "limit": 3,
         "collections": ("notes",), "path": "k/*", "tags": ("t",), "after": "2024", "before": "2025",
+        "title": "a plan", "type": "markdown", "lang": "en",
         "full": True, "explain": True,
     }  # fmt: skip
     assert found["degraded"] == ["rerank: no reranker"]
     tool("query", query="x")
     assert asked[1] == ("x", {"limit": 10, "full": False, "explain": False})
+
+
+def test_what_is_known_of_a_hit_reaches_an_agent(
+    tool: Tool, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = operations.index().query("heavy loaf", limit=1)
+    stale = dataclasses.replace(found[0], stale="gone", duplicates=("qmd://notes/copy.md:1",))
+    told = Hits((stale,), nothing_relevant=True)
+    monkeypatch.setattr(type(operations.index()), "query", lambda self, query, **options: told)
+    result = tool("query", query="heavy loaf")
+    answer = structured("query", result)
+    assert answer["nothing_relevant"] is True
+    (record,) = answer["results"]
+    assert (record["stale"], record["duplicates"]) == ("gone", ["qmd://notes/copy.md:1"])
+    assert record["quote"]
+    assert record["quote"] in found[0].snippet
+    assert "the file was deleted since it was indexed" in text(result)
+    assert "Nothing here seems to answer this" in text(result)
 
 
 def test_conditions_narrow(tool: Tool) -> None:

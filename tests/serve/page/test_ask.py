@@ -57,3 +57,38 @@ def test_an_error_in_the_middle_is_told(visit: Any) -> None:
     there = visit("#view=ask&q=tomatoes", before=lambda page: page.route("**/ask", failing))
     there.page.keyboard.press("Enter")
     expect(there.page.get_by_role("alert")).to_contain_text("the model is gone")
+
+
+def test_questions_follow_each_other(visit: Any) -> None:
+    there = visit("#view=ask&q=when+should+I+water+the+tomatoes%3F")
+    page = there.page
+    page.keyboard.press("Enter")
+    expect(page.locator(".foot")).to_contain_text("Written by scribe")
+    expect(page.locator("#q")).to_be_focused()
+    page.keyboard.type("and the zucchini?")  # the field was selected: typing replaces the question
+    with page.expect_request("**/ask") as asked:
+        page.keyboard.press("Enter")
+    told = asked.value.post_data_json
+    assert told["question"] == "and the zucchini?"
+    assert [question for question, _ in told["history"]] == ["when should I water the tomatoes?"]
+    assert "in the morning" in told["history"][0][1]
+    expect(page.locator(".asked")).to_have_text("and the zucchini?")
+    expect(page.locator(".foot")).to_contain_text("Written by scribe")
+    earlier = page.locator(".earlier details")
+    expect(earlier).to_have_count(1)
+    expect(earlier.locator(".said")).to_be_hidden()
+    earlier.locator("summary").click()
+    earlier.locator(".cite").first.click()
+    expect(page.locator(".preview h2")).to_have_text("Tomatoes on the balcony")
+    expect(page.locator('.sources .hit[aria-pressed="true"]')).to_have_count(0)
+    with page.expect_request("**/ask") as again:
+        page.get_by_role("button", name="Ask again").click()
+    assert again.value.post_data_json == told
+    expect(page.locator(".foot")).to_contain_text("Written by scribe")
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator("#q")).to_have_value("")
+    expect(page.get_by_role("heading", name="Ask a question")).to_be_visible()
+    page.keyboard.type("tomatoes")
+    with page.expect_request("**/ask") as fresh:
+        page.keyboard.press("Enter")
+    assert "history" not in fresh.value.post_data_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -58,6 +59,8 @@ def mcp(ctx: click.Context, http: bool, port: int | None, host: str | None, daem
         options |= {"host": host} if host is not None else {}
         ctx.invoke(serve, **options)
         return
+    # a product of a question with some rows is too small for two threads: the second one would only spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from qmd.serve.mcp.near import NearIndex
     from qmd.serve.mcp.stdio import serve_stdio
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from qmd.serve.cli import exits
 from qmd.serve.cli.lazy import LazyGroup, Place
 from qmd.serve.cli.options import command, output_options
 from qmd.serve.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _HERE = "qmd.serve.cli.commands_models"
 
@@ -19,7 +23,7 @@ PLACES = {
     "use": Place(
         f"{_HERE}:use", "Make a model the configured one; a new embedding model makes the vectors anew."
     ),
-    "export": Place(f"{_HERE}:export", "Write a GGUF model as an ONNX folder."),
+    "export": Place(f"{_HERE}:export", "Write a trained or a GGUF model as an ONNX folder."),
     "remove": Place(f"{_HERE}:remove", "Delete a downloaded model; vectors that it made stay in the index."),
 }
 
@@ -215,20 +219,24 @@ def _embed_anew(session: Session, embed: bool) -> None:
             click.get_current_context().exit(exits.INTERRUPTED)
 
 
-@command(epilog="qmd models export smollm2-135m ./smollm2-onnx --precision int8")
+@command(
+    epilog="""
+    qmd models export ./adapted ./adapted-onnx
+    qmd models export smollm2-135m ./smollm2-onnx --precision int8
+    """
+)
 @click.argument("name")
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "int8", "q4")),
-    default="q4",
-    show_default=True,
-    help="Of the products.",
+    help="Of the products; without it q4 for GGUF, fp32 and int8 for a trained model.",
 )
-def export(name: str, folder: str, precision: str) -> None:
-    """Write a GGUF model as an ONNX folder.
+def export(name: str, folder: str, precision: str | None) -> None:
+    """Write a trained or a GGUF model as an ONNX folder.
 
-    NAME is a GGUF file, or a packaged model such as smollm2-135m. The folder can be given wherever a model is named.
+    NAME is a folder that `qmd train` left, a GGUF file, or a packaged model such as smollm2-135m. The folder can be
+    given wherever a model is named; a trained model is compared with its files before they count as written.
     """
     from pathlib import Path
     from typing import cast
@@ -241,6 +249,9 @@ def export(name: str, folder: str, precision: str) -> None:
     from qmd.serve.cli.screen import say
 
     source = Path(name).expanduser()
+    if source.is_dir():
+        say(_export_trained(source, Path(folder), precision))
+        return
     if source.suffix != ".gguf":
         card = find_card(name, "generation")
         if not card.package:
@@ -250,8 +261,26 @@ def export(name: str, folder: str, precision: str) -> None:
         source = find_packaged_file(card)
     elif not source.is_file():
         raise UsageError(f"there is no file {source}.")
-    graph = write_folder(source, Path(folder), cast("Precision", precision))
+    graph = write_folder(source, Path(folder), cast("Precision", precision or "q4"))
     say(f"{graph} is written ({graph.stat().st_size / 1e6:.0f} MB).")
+
+
+def _export_trained(source: Path, folder: Path, precision: str | None) -> str:
+    """What was written of a folder that `qmd train` left."""
+    from qmd.errors import UsageError
+    from qmd.llm.adapted import is_adapter
+
+    if is_adapter(str(source)):
+        raise UsageError(f"{source} is an adapter and needs no export: `qmd models use {source}`.")
+    if precision == "q4":
+        raise UsageError("a trained model is written as fp32 or int8, not as q4.")
+    from qmd.vembed.export import export_onnx, training_record
+    from qmd.vembed.rerank.export import export_reranker
+
+    reranks = training_record(source).get("config", {}).get("task") == "rerank"
+    report = (export_reranker if reranks else export_onnx)(source, folder, int8=precision != "fp32")
+    sizes = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in report.files.items())
+    return f"{sizes} are written to {folder}. `qmd models use {folder}{' --role reranker' * reranks}` makes it yours."
 
 
 @command(epilog="qmd models remove BAAI/bge-m3")

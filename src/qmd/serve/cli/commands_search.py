@@ -34,7 +34,6 @@ def _answer(
         raise click.UsageError(
             "--full and --context-lines exclude each other: one shows all, the other a part."
         )
-    fields = "".join(f' {name}:"{value}"' for name in ("type", "lang") if (value := options.pop(name)))
     asked = {
         name: value
         for name, value in options.items()
@@ -47,7 +46,7 @@ def _answer(
             taken = {name: asked[name] for name in _WITH_IMAGE if name in asked}
             hits = index.query_image(image, text, **taken)  # type: ignore[union-attr]  # opened here
         else:
-            hits = getattr(index, way)(text + fields, **asked)
+            hits = getattr(index, way)(text, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
             hits = replace(hits, hits=tuple(_around(index, h, starts, around) for h in hits))
@@ -56,7 +55,7 @@ def _answer(
         names, links = _places(index, hits, full_path=full_path, linked=linked)
     view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
     if not hits and session.format not in ("json", "jsonl"):
-        say(_nothing(text, way, [*asked, *(f.split(":")[0] for f in fields.split())]))
+        say(_nothing(text, way, list(asked)))
     if hits.nothing_relevant and hits:
         say("Nothing here seems to answer this; these are the nearest.")
     stale = [h for h in hits if h.stale]
@@ -66,6 +65,8 @@ def _answer(
     if hits.degraded and (session.format == "cli" or not hits):
         for reason in hits.degraded:
             say(f"Note: degraded: {reason}")
+    if options["explain"]:
+        say("Stages: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in hits.timings_ms.items()))
     if session.format == "cli":
         write(show_hits(hits, text, style(), view), trusted=True)
     else:
@@ -115,7 +116,9 @@ def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
 
 vsearch_options = partial(search_options, models=True)
 query_options = partial(search_options, models=True, expand=True)
-_CONDITIONS = frozenset({"collections", "path", "tags", "type", "lang", "after", "before", "min_score"})
+_CONDITIONS = frozenset(
+    {"collections", "path", "tags", "title", "type", "lang", "after", "before", "min_score"}
+)
 _QUERY = click.argument("query", nargs=-1, required=True)
 
 

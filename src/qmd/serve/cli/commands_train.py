@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "-c", "--collection", "collections", multiple=True, help="With --from-index: only this collection."
 )
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, and count them.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @output_options("cli", "json")
 @pass_session
@@ -49,6 +50,7 @@ def train(
     overrides: tuple[str, ...],
     from_index: bool,
     collections: tuple[str, ...],
+    skip_bad: bool,
     resume: bool,
 ) -> None:
     """Teach an embedding model your own pairs of texts and images.
@@ -68,7 +70,11 @@ def train(
         raise UsageError("name a CONFIG file, or a --preset with KEY=VALUE options.")
     if collections and not from_index:
         raise UsageError("--collection belongs to --from-index.")
-    settings = (*overrides, *(word for word in words if "=" in word))
+    settings = (
+        *overrides,
+        *(word for word in words if "=" in word),
+        *(("skip_bad=true",) if skip_bad else ()),
+    )
     if from_index:
         config = _prepare(session, files[0] if files else None, preset, settings, collections, resume)
     else:
@@ -87,7 +93,7 @@ def train(
     lines = list(report_lines(report))
     if config.adapter != "none":
         lines.append(
-            f"To use it: set models.embedding to {report.output_dir}, then `qmd embed --model-changed`."
+            f"`qmd models use {report.output_dir}` makes it yours; the stored vectors follow by one product."
         )
     answer(session, report, lines)
 
@@ -123,7 +129,7 @@ def _prepare(
         pairs.parent.mkdir(parents=True, exist_ok=True)
         negatives = config.num_negatives if config.task == "rerank" else 0
         with session.open() as index:
-            kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link")
+            kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link", "search")
             if config.retrieval_mode == "t2i":
                 kinds = ("caption",)
             rows = index.training_pairs(kinds=kinds, collections=collections, negatives=negatives)

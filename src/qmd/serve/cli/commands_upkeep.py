@@ -293,12 +293,14 @@ def check(session: Session, models: bool) -> None:
 @command(
     epilog="""
     qmd cleanup
+    qmd cleanup --forget-searches
     qmd cleanup --json
     """
 )
+@click.option("--forget-searches", is_flag=True, help="Also delete what `memory.searches` kept.")
 @output_options("cli", "json")
 @pass_session
-def cleanup(session: Session) -> None:
+def cleanup(session: Session, forget_searches: bool) -> None:
     """Repair the index and give space back.
 
     Drops vectors that nothing refers to, rebuilds derived files that are stale or damaged, and shrinks the
@@ -308,7 +310,7 @@ def cleanup(session: Session) -> None:
     from qmd.serve.cli.screen import clean_line
 
     with session.open() as index:
-        report = index.cleanup()
+        report = index.cleanup(forget_searches=forget_searches)
     lines = (
         f"{_label(f.name)}: {clean_line(_amount(f.name, getattr(report, f.name)))}" for f in fields(report)
     )

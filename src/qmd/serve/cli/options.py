@@ -127,6 +127,7 @@ _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("--min-score", type=float, metavar="SCORE", help="Only hits with at least this score."),
     click.option("--path", metavar="GLOB", help="Only documents whose path matches: 'journal/2024-*.md'."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; may be repeated."),
+    click.option("--title", metavar="TEXT", help="Only documents whose title has this in it."),
     click.option(
         "--type", "type", metavar="TYPE", help="Only documents of this type: markdown, code, html ..."
     ),

@@ -39,6 +39,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models", openai.models),
     ("GET", "/documents", routes_documents.documents),
     ("GET", "/documents/{collection}/{path:path}", routes_documents.document),
+    ("GET", "/tags", routes_documents.tags),
     ("GET", "/raw/{docid}", routes_documents.raw),
     ("GET", "/status", routes_state.status),
     ("GET", "/health", routes_state.health),

@@ -125,6 +125,7 @@ _QUERIES: Mapping[str, Fields] = {
         "max_lines": int,
         "max_bytes": int,
     },
+    "/tags": {"limit": int},
     "/documents/{collection}/{path:path}": {"from_line": int, "max_lines": int},
 }
 

@@ -16,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from qmd.errors import MissingExtra, ModelError, ModelMismatch, NotFound, QmdError, StoreError, UsageError
 from qmd.serve.cli.format_hits import View, format_hits
 from qmd.serve.cli.records import plain, to_json
+from qmd.serve.http.notes import codes_of
 from qmd.serve.service.limits import Abandoned, Busy, TooLate
+from qmd.serve.vault import linker
 from qmd.types import Hits
 
 T = TypeVar("T")
@@ -43,15 +45,22 @@ def reply(value: Any, *, headers: Mapping[str, str] | None = None, indent: bool 
     return Response(content, media_type=JSON, headers=headers)
 
 
-def reply_hits(hits: Hits, *, shape: str = "records") -> Response:
-    """records: what `qmd query --json` prints, byte for byte. hits: all that there is to know, as one object."""
+def reply_hits(hits: Hits, *, shape: str = "records", roots: Mapping[str, str] | None = None) -> Response:
+    """records: what `qmd query --json` prints, byte for byte. hits: all that there is to know, as one object, with
+    `notes` (codes of what is `degraded`) and, for hits in a vault below one of `roots`, the `link` that opens them.
+    """
     headers = {}
     if hits.degraded:
         headers["QMD-Degraded"] = ", ".join(quote(note, safe=" :;.()'`/") for note in hits.degraded)
     if hits.timings_ms:
         headers["Server-Timing"] = ", ".join(f"{name};dur={ms:g}" for name, ms in hits.timings_ms.items())
     if shape == "hits":
-        return reply(plain(hits), headers=headers)
+        link = linker(roots or {}, {hit.collection for hit in hits})
+        links = [link(hit.collection, hit.path) for hit in hits]
+        told: dict[str, Any] = plain(hits)
+        for record, found in zip(told["hits"], links, strict=True):
+            record |= {} if found is None else {"link": found}
+        return reply(told | {"notes": codes_of(hits.degraded)}, headers=headers)
     return Response(format_hits(hits, "json", View()).encode(), media_type=JSON, headers=headers)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,11 +15,14 @@ from qmd.serve.cli.format_hits import hash_mark
 from qmd.serve.cli.records import plain
 from qmd.serve.http.fields import number, refuse_unknown
 from qmd.serve.http.replies import reply, while_connected
+from qmd.serve.service.lanes import check_job
 from qmd.serve.service.service import Service
 
 MOST_LINES = 1_000_000
 MOST_BYTES = 1 << 20
 LISTED = 1000
+ANSWER_BYTES = 16 << 20
+"""Text in one answer, in characters; documents beyond it are named."""
 
 
 async def document(request: Request) -> Response:
@@ -51,7 +56,15 @@ async def documents(request: Request) -> Response:
         _check_length(pattern, service)
 
         def read() -> list[DocumentText | NotShown]:
-            return service.index.multi_get(pattern, max_lines=lines, max_bytes=size)[:LISTED]
+            taken: list[DocumentText | NotShown] = []
+            room = ANSWER_BYTES
+            for one in islice(service.index.each(pattern, max_lines=lines, max_bytes=size), LISTED):
+                check_job()
+                room -= 0 if isinstance(one, NotShown) else len(one.text)
+                if room < 0:
+                    one = NotShown(one.file, "the answer is full; read it alone")
+                taken.append(one)
+            return taken
 
         found = await while_connected(request, service.call(read))
         return reply([document_record(one, line_numbers=False) for one in found])
@@ -80,6 +93,15 @@ def entry_record(entry: Entry) -> dict[str, object]:
 def _check_length(text: str, service: Service) -> None:
     if len(text.encode("utf-8", "surrogatepass")) > service.limits.query_bytes:
         raise UsageError(f"longer than {service.limits.query_bytes} bytes.")
+
+
+async def tags(request: Request) -> Response:
+    """`[{"tag", "documents"}]`, the most used first; `limit` at most 1,000 (100)."""
+    service: Service = request.app.state.service
+    refuse_unknown(request.query_params.keys(), ("limit",))
+    limit = number(request, "limit", most=LISTED, default=100) or LISTED
+    found = await while_connected(request, service.call(lambda: service.index.list_tags(limit=limit)))
+    return reply([{"tag": tag, "documents": count} for tag, count in found])
 
 
 async def raw(request: Request) -> Response:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qmd.errors import QmdError
+from qmd.errors import QmdError, UsageError
 from qmd.index import Index
+from qmd.serve.cli.records import plain
 from qmd.serve.http.fields import arguments, check_search, read_object
+from qmd.serve.http.notes import codes_of
 from qmd.serve.http.replies import EventStream, event, reply, reply_hits, while_connected
 from qmd.serve.service.service import WAYS, Service
+from qmd.types import Hits
 
 Mode = Literal["hybrid", "keyword", "vector"]
-SHAPES = ("records", "hits")
 
 
 async def query(request: Request) -> Response:
@@ -35,16 +37,20 @@ async def _search(request: Request, mode: str | None) -> Response:
     if mode is None:
         mode = body.pop("mode", "hybrid")
         if mode not in WAYS:
-            from qmd.errors import UsageError
-
             raise UsageError(f"mode is {mode!r}; it is one of {', '.join(WAYS)}.")
     if "image" in body:
         return await _by_image(request, service, body)
     options = arguments(body, getattr(Index, WAYS[mode]))
     check_search(options, service.limits)
-    hits = await while_connected(request, service.search(mode, options.pop("query"), **options))
-    shape = request.query_params.get("shape", "records")
-    return reply_hits(hits, shape=shape if shape in SHAPES else "records")
+    query = options.pop("query")
+    if request.query_params.get("shape") != "hits":
+        return reply_hits(await while_connected(request, service.search(mode, query, **options)))
+
+    def work() -> tuple[Hits, Mapping[str, str]]:
+        return service.search_now(mode, query, **options), service.index.store.roots()
+
+    hits, roots = await while_connected(request, service.call(work))
+    return reply_hits(hits, shape="hits", roots=roots)
 
 
 async def _by_image(request: Request, service: Service, body: dict[str, Any]) -> Response:
@@ -100,6 +106,11 @@ def ask_options(body: dict[str, Any], service: Service) -> dict[str, Any]:
     refuse_unknown(body.keys(), known)
     options = {name: convert(name, value, known[name]) for name, value in body.items()}
     check_search(options, service.limits, text="question")
+    for earlier, _ in options.get("history", ()):
+        if len(earlier.encode("utf-8", "surrogatepass")) > service.limits.query_bytes:
+            raise UsageError(
+                f"field 'history': a question is longer than {service.limits.query_bytes} bytes."
+            )
     options["limit"] = min(options.get("limit", 3), 9)
     options["max_new_tokens"] = max(1, min(options.get("max_new_tokens", 120), 2048))
     return options
@@ -121,7 +132,7 @@ async def answer_events(service: Service, question: str, options: dict[str, Any]
                 stream=lambda piece: tell("text", piece),
                 **options,
             )
-            tell("done", answer)
+            tell("done", plain(answer) | {"notes": codes_of(answer.degraded)})
         except QmdError as error:
             tell("error", {"type": type(error).__name__, "message": str(error)})
         finally:

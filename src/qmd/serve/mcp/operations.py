@@ -78,6 +78,10 @@ class Kept:
                 self._index = self._open()
             return self._index
 
+    def opened(self) -> AnyIndex | None:
+        """The index, if a call has opened it."""
+        return self._index
+
     def close(self) -> None:
         with self._guard:
             if self._index is not None:

@@ -82,6 +82,9 @@ _CONDITIONS = (
         "path", "string", "Only documents whose path in its collection matches this glob: journal/2024-*.md"
     ),
     Parameter("tags", "strings", "Only documents with all of these tags"),
+    Parameter("title", "string", "Only documents whose title has this in it"),
+    Parameter("type", "string", "Only documents of this type: markdown, code, html ..."),
+    Parameter("lang", "string", "Only documents in this language: en, zh, ja ..."),
     Parameter("after", "string", "Only documents from this day on: 2024, 2024-05 or 2024-05-31"),
     Parameter("before", "string", "Only documents before this day"),
 )
@@ -150,6 +153,9 @@ _RESULT = _object(
         "snippet": _TEXT,
         "body": _TEXT,
         "link": {"type": "string", "description": "Opens the document where it lies: obsidian://..."},
+        "quote": {"type": "string", "description": "The sentence that matches best, word for word"},
+        "stale": {"type": "string", "description": "The file \"changed\" since it was indexed, or is \"gone\""},
+        "duplicates": {"type": "array", "items": _TEXT, "description": "Near-copies, as file:line"},
         "explain": {"type": "object"},
     },
     "docid", "file", "uri", "title", "score", "line",
@@ -182,7 +188,13 @@ QUERY = Tool(
         Parameter("explain", "boolean", "Say how each score came about", False),
     ),
     _object(
-        {"results": {"type": "array", "items": _RESULT}, "degraded": _NOTES, "untrusted": _UNTRUSTED}, "results"
+        {
+            "results": {"type": "array", "items": _RESULT},
+            "nothing_relevant": {"type": "boolean", "description": "True: nothing found seems to answer the question"},
+            "degraded": _NOTES,
+            "untrusted": _UNTRUSTED,
+        },
+        "results",
     ),
 )  # fmt: skip
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from qmd.errors import QmdError
+from qmd.serve.mcp.near import NearIndex
 from qmd.serve.mcp.operations import Kept, Operations
 from qmd.serve.mcp.wire import Conversation, Message, malformed, not_json
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES = 4 * 1024 * 1024
 DRAIN_S = 5.0
 PARENT_POLL_S = 0.5
+IDLE_S = 900.0
+"""Models that no search used for so long are let go."""
+REST_EVERY_S = 30.0
 
 
 def serve_stdio(open_index: Callable[[], AnyIndex]) -> int:
@@ -40,7 +45,10 @@ def serve_stdio(open_index: Callable[[], AnyIndex]) -> int:
     writer = _Writer(sink)
     server = _Lanes(operations, writer)
     stopped = threading.Event()
+    # Two threads read the database while a model loads: one must not wait 5 ms for the other at each row.
+    sys.setswitchinterval(0.0005)
     threading.Thread(target=_watch_parent, args=(os.getppid(), stopped), daemon=True, name="parent").start()
+    threading.Thread(target=_keep_models, args=(index, stopped), daemon=True, name="models").start()
     try:
         while line := source.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
@@ -158,6 +166,18 @@ def _claim() -> tuple[BinaryIO, BinaryIO]:
         os.dup2(nowhere, 1)
         os.close(nowhere)
     return source, sink
+
+
+def _keep_models(index: Kept, stopped: threading.Event) -> None:
+    """Open the models while the client still says hello, and let them go when nobody has searched for long."""
+    with contextlib.suppress(QmdError):  # no index yet, or no model: the answers say it
+        opened = index()
+        if isinstance(opened, NearIndex):
+            opened.warm()
+    while not stopped.wait(REST_EVERY_S):
+        kept = index.opened()
+        if isinstance(kept, NearIndex):
+            kept.rest(IDLE_S)
 
 
 def _watch_parent(parent: int, stopped: threading.Event) -> None:

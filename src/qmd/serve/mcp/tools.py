@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
 from qmd.serve.cli.format_hits import hash_mark, image_line
 from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, safe_tree, uri_of
+from qmd.serve.vault import linker
 
 if TYPE_CHECKING:
     from qmd.index import Index
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from qmd.serve.mcp.near import AnyIndex
     from qmd.types import Hit, Hits
 
+_STALE = {"changed": "changed", "gone": "was deleted"}
 ANSWER_CHARS = 1_000_000
 """Most text in one answer of `multi_get`; what would go beyond it is named instead."""
 
 
+MOST_DOCUMENTS = 1_000
+"""As many documents does one answer of `multi_get` show or name."""
 IMAGE_BYTES = 5 << 20
 """Largest picture that `get` sends."""
 
@@ -85,9 +89,13 @@ def query(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     if searches:
         text = next((words for kind, words in searches if kind == "lex"), searches[0][1])
     call.progress(1, 1, "found")
-    vaults = _vaults(index, hits)
-    records = [_result(hit, vaults) for hit in hits]
-    structured = safe_tree({"results": records, "degraded": list(hits.degraded), "untrusted": True})
+    named = {hit.collection for hit in hits}
+    link = linker(index.store.roots() if named else {}, named)
+    records = [_result(hit, link(hit.collection, hit.path)) for hit in hits]
+    told = {"results": records, "degraded": list(hits.degraded), "untrusted": True}
+    if hits.nothing_relevant:
+        told["nothing_relevant"] = True
+    structured = safe_tree(told)
     return Answer([text_block(_results_text(hits, structured["results"], text))], structured)
 
 
@@ -96,6 +104,9 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
         "collections": asked["collections"] or (),
         "path": asked["path"],
         "tags": asked["tags"] or (),
+        "title": asked["title"],
+        "type": asked["type"],
+        "lang": asked["lang"],
         "after": asked["after"],
         "before": asked["before"],
         "min_score": asked.get("min_score") or None,
@@ -103,17 +114,7 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, ())}
 
 
-def _vaults(index: AnyIndex, hits: Hits) -> dict[str, tuple[Path, Path]]:
-    """collection -> (its root, its vault), for the collections of the hits that lie in one."""
-    from qmd.serve.vault import find_vault
-
-    named = {hit.collection for hit in hits}
-    roots = index.store.roots() if named else {}
-    vaults = {name: find_vault(root) for name, root in roots.items() if name in named}
-    return {name: (Path(roots[name]), vault) for name, vault in vaults.items() if vault is not None}
-
-
-def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
+def _result(hit: Hit, link: str | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "docid": hash_mark(hit.docid),
         "file": f"{hit.collection}/{hit.path}",
@@ -130,13 +131,14 @@ def _result(hit: Hit, vaults: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]
         record["body"] = hit.body
     elif hit.snippet is not None:
         record["snippet"] = numbered(hit.snippet.removesuffix("\n"), hit.line)
-    if hit.collection in vaults:
-        from qmd.serve.vault import obsidian_link
-
-        root, vault = vaults[hit.collection]
-        link = obsidian_link(vault, root / hit.path)
-        if link is not None:
-            record["link"] = link
+    if link is not None:
+        record["link"] = link
+    if hit.quote:
+        record["quote"] = hit.quote
+    if hit.stale:
+        record["stale"] = hit.stale
+    if hit.duplicates:
+        record["duplicates"] = list(hit.duplicates)
     if hit.image is not None:
         record["image"] = dict(hit.image)
     if hit.explain is not None:
@@ -153,6 +155,8 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
         lines.append("Nothing found. Try other words, or `status` to see what is indexed.")
         return "\n".join(lines)
     lines[0] += f" {NOTICE}"
+    if hits.nothing_relevant:
+        lines.append("Nothing here seems to answer this: the results are only the nearest there is.")
     mark = new_mark()
     for record in records:
         place = f"{record['file']}:{record['line']}"
@@ -161,6 +165,8 @@ def _results_text(hits: Hits, records: Sequence[Mapping[str, Any]], text: str) -
             lines.append(
                 f"A picture ({image_line(record['image'])}): `get` shows it, {record['uri']} names it"
             )
+        if record.get("stale"):
+            lines.append(f"Stale: the file {_STALE[record['stale']]} since it was indexed")
         if record.get("context"):
             lines.append(f"Context: {safe_line(record['context'])}")
         shown = record.get("body", record.get("snippet"))
@@ -187,6 +193,7 @@ def image_block(index: AnyIndex, document: DocumentText) -> dict[str, Any] | Non
     """The picture itself, as the protocol's image content; None for a text, and for one too large to send."""
     from base64 import b64encode
 
+    from qmd.index import Index
     from qmd.ingest.walk import PICTURES
     from qmd.serve.service.images import read_image
 
@@ -195,6 +202,8 @@ def image_block(index: AnyIndex, document: DocumentText) -> dict[str, Any] | Non
     try:
         data, kind = read_image(cast("Index", index), document.docid)
     except (NotFound, AttributeError):  # gone since, or no picture after all
+        data, kind = read_image(index if isinstance(index, Index) else index.own, document.docid)
+    except NotFound:  # gone since, or no picture after all
         return None
     if len(data) > IMAGE_BYTES:
         return None
@@ -205,14 +214,12 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     """Raises NotFound where nothing matches at all."""
     from qmd.reports import NotShown
 
-    found = index.multi_get(asked["pattern"], max_lines=asked["max_lines"], max_bytes=asked["max_bytes"])
-    if not found:
-        raise NotFound(f"no document matches {asked['pattern']!r}. `status` shows the collections.")
+    found = index.each(asked["pattern"], max_lines=asked["max_lines"], max_bytes=asked["max_bytes"])
     documents: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     content: list[dict[str, Any]] = []
     mark, size = new_mark(), 0
-    for item in found:
+    for item in islice(found, MOST_DOCUMENTS):
         call.check()
         if isinstance(item, NotShown):
             left_out.append(safe_tree({"file": item.file, "reason": item.reason}))
@@ -228,6 +235,8 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
         content += _document_blocks(
             record, mark, cut=cut, notice=not content, line_numbers=asked["line_numbers"]
         )
+    if not documents and not left_out:
+        raise NotFound(f"no document matches {asked['pattern']!r}. `status` shows the collections.")
     if left_out:
         named = "\n".join(f"Not shown: {row['file']}: {row['reason']}" for row in left_out)
         content.insert(0, text_block(named))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
+from qmd.serve.memory import give_back_memory
 from qmd.serve.service.batching import Batcher
 from qmd.serve.service.lanes import check_job
 from qmd.types import ModelCard
@@ -65,19 +65,8 @@ class Kept(Generic[M]):
             if self._model is None or self._users or time.monotonic() - self._used < idle_s:
                 return False
             self._model = None
-        gc.collect()
         give_back_memory()
         return True
-
-
-def give_back_memory() -> None:
-    """Ask the C library to return freed memory to the system, where it knows how."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 class SharedEmbedder:

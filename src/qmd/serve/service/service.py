@@ -106,6 +106,13 @@ class Service:
         return self._reranker[1]
 
     @property
+    def expander(self) -> SharedGenerator:
+        """Raises UsageError when the configuration names none."""
+        if self._expander is None:
+            raise UsageError("no expansion model is configured. Set `models.expansion` in config.yaml.")
+        return self._expander[1]
+
+    @property
     def kept(self) -> list[Kept[Any]]:
         """The models, loaded or not."""
         return list(self._kept)
@@ -263,11 +270,9 @@ class Service:
 
     def expand_now(self, query: str) -> list[str]:
         """The query and other wordings of it. Raises UsageError when no expansion model is configured."""
-        if self._expander is None:
-            raise UsageError("no expansion model is configured. Set `models.expansion` in config.yaml.")
         from qmd.search.rerank import LLMReranker
 
-        return LLMReranker(expansion=cast("Generator", self._expander[1])).expand_query(query)
+        return LLMReranker(expansion=cast("Generator", self.expander)).expand_query(query)
 
     def status_now(self) -> Status:
         """`Index.status`, counted again only when the index changed."""

@@ -22,11 +22,16 @@ def compute_recall_at_k(similarities: ArrayLike, k: int, relevant: ArrayLike | N
     similarities: (n, m), higher is nearer. With one right candidate a query this is the usual Recall@k of
     text-image retrieval. A right candidate that ties with a wrong one stands behind it.
     """
+    return float(np.mean(recalls_at_k(similarities, k, relevant)))
+
+
+def recalls_at_k(similarities: ArrayLike, k: int, relevant: ArrayLike | None = None) -> Floats:
+    """(n,) the recall of each query, for `bootstrap`."""
     ranks, right = _pessimistic_ranks(similarities, relevant)
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    found = (right & (ranks <= k)).sum(axis=1)
-    return float(np.mean(found / right.sum(axis=1)))
+    found: Floats = (right & (ranks <= k)).sum(axis=1) / right.sum(axis=1)
+    return found
 
 
 def compute_mrr(similarities: ArrayLike, relevant: ArrayLike | None = None) -> float:

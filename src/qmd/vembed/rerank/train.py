@@ -14,14 +14,12 @@ from qmd.vembed.config import TrainConfig
 from qmd.vembed.rerank.lists import CandidateList, candidate_lists, training_rows
 from qmd.vembed.rerank.model import build_reranker
 from qmd.vembed.run import (
-    CURVE,
-    TABLE,
     TrainReport,
     read_data,
     run_trainer,
     trainer_class,
     training_arguments,
-    write_json,
+    write_curve,
     write_record,
 )
 
@@ -40,7 +38,8 @@ def train_reranker(
     from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
     from transformers import set_seed
 
-    from qmd.vembed.evaluation.lists import ListEvaluator, ListRow, evaluate_lists, list_table, score_with
+    from qmd.vembed.evaluation.lists import ListEvaluator, ListRow, evaluate_lists, score_with
+    from qmd.vembed.evaluation.report import write_tables
     from qmd.vembed.model.assemble import merge_lora
 
     output = Path(config.output_dir)
@@ -78,11 +77,9 @@ def train_reranker(
         figures.append(evaluate_lists(score_with(model, config.batch_size), held_out, name="after"))
     if first:
         model.save(str(output), create_model_card=False)
-        write_json(output / CURVE, trainer.state.log_history)
+        write_curve(output, trainer.state.log_history, evaluator.primary_metric if evaluator else None)
         if figures:
-            (output / TABLE).write_text(
-                "".join(f"{line}\n" for line in list_table(figures)), encoding="utf-8"
-            )
+            write_tables(output, figures)
     return TrainReport(
         output_dir=str(output),
         steps=int(result.global_step),
