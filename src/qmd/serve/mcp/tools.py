@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from qmd.errors import NotFound, UsageError
 from qmd.serve.cli.escape import numbered
@@ -15,7 +15,6 @@ from qmd.serve.mcp.marking import NOTICE, marked, new_mark, safe, safe_line, saf
 from qmd.serve.vault import linker
 
 if TYPE_CHECKING:
-    from qmd.index import Index
     from qmd.reports import DocumentText, Status
     from qmd.search.answer import Answer as Written
     from qmd.serve.mcp.near import AnyIndex
@@ -200,8 +199,6 @@ def image_block(index: AnyIndex, document: DocumentText) -> dict[str, Any] | Non
     if document.path.rpartition(".")[2].lower() not in PICTURES:
         return None
     try:
-        data, kind = read_image(cast("Index", index), document.docid)
-    except (NotFound, AttributeError):  # gone since, or no picture after all
         data, kind = read_image(index if isinstance(index, Index) else index.own, document.docid)
     except NotFound:  # gone since, or no picture after all
         return None
