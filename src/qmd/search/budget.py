@@ -106,6 +106,8 @@ class Budget:
             return None
         for stage, _ in known:
             self.costs.forgive(stage)
+        if left <= 0:
+            return f"left out, the {self.limit_ms:.0f} ms are used up"
         return f"left out, takes about {need:.0f} ms and {left:.0f} of {self.limit_ms:.0f} ms are left"
 
     def fitting(self, stage: str, wanted: int, *, loading: str | None = None) -> int:
