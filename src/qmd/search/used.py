@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Used:
 
 def usage_file(database: Path) -> Path:
     """Where the counts of an index are kept."""
-    return database.with_name(f"{database.stem}-used.json")
+    return database.with_suffix(".used.json")
 
 
 def count_used(path: Path, sources: Sequence[Source]) -> None:
@@ -44,8 +45,10 @@ def count_used(path: Path, sources: Sequence[Source]) -> None:
     rows = [[*key, times] for key, times in sorted(counts.items(), key=lambda x: -x[1])[:KEPT]]
     temporary = path.with_suffix(".part")
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, "used": rows}), encoding="utf-8")
-        temporary.chmod(0o600)
+        with open(
+            os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
+            json.dump({"format_version": FORMAT_VERSION, "used": rows}, file)
         temporary.replace(path)
 
 
