@@ -15,7 +15,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 		{ echo "QMD needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), about a minute the first time ..."
-	$(PIP) --editable .
+	$(PIP) --editable '.[images]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/base requirements-dev.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_demo_finds_the_notes_it_should(python: Path, tmp_path: Path) -> None:
     parts = done.stdout.split("\n$ qmd ")[2:]
     assert len(parts) == len(EXPECTED)
     for part, expected in zip(parts, EXPECTED, strict=True):
-        assert f"qmd://vault/{expected}:" in part, part
+        assert re.search(rf"^qmd://vault/{re.escape(expected)}(:\d+)? ", part, re.MULTILINE), part
     reasons = [line for line in done.stderr.splitlines() if "degraded" in line]
     assert all("reads en" in reason for reason in reasons), reasons
 

@@ -258,8 +258,8 @@ class FakeIndex:
         self._note("check")
         return self.checks
 
-    def cleanup(self) -> Cleaned:
-        self._note("cleanup")
+    def cleanup(self, **options: Any) -> Cleaned:
+        self._note("cleanup", **options)
         return Cleaned()
 
 
