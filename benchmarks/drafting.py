@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, help="folder of a trained draft")
     parser.add_argument("--reference", type=int, default=48, help="prompts that transformers writes as well")
     parser.add_argument("--state", type=Path, help="where the identity check keeps what is done")
-    parser.add_argument("--lookups", nargs="+", type=int, default=[3, 5, 10])
+    parser.add_argument("--lookups", nargs="*", type=int, default=[3, 5, 10])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

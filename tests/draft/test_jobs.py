@@ -12,6 +12,7 @@ from qmd.draft import (
     SpeculativeDecoder,
 )
 from qmd.draft.jobs import Bench, Question, read_questions
+from qmd.draft.training import write_samples
 from qmd.draft.writer import LocalWriter, repeats_from
 from qmd.errors import ModelError, NotFound, UsageError
 
@@ -67,6 +68,41 @@ def test_the_four_steps_of_the_specification(bench):
     assert [r.method for r in rows] == ["plain", "suffix", "draft", "suffix, then draft"]
     assert rows[0].speedup == 1
     assert all(r.tokens_per_step >= 1 for r in rows)
+
+
+def test_answers_side_by_side_are_the_same_and_kept_by_their_prompt(bench, qwen3, tmp_path):
+    pairs = [(q.question, q.passage) for q in QUESTIONS]
+    kept = tmp_path / "samples.jsonl"
+    alone = write_samples(bench.target, bench.tokenizer, pairs, max_new_tokens=12)
+    told: list[tuple[int, int | None]] = []
+    side = write_samples(
+        qwen3, bench.tokenizer, pairs[:3], max_new_tokens=12, path=kept, batch=2,
+        progress=lambda stage, done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert side == alone[:3]
+    assert told == [(2, 3), (3, 3)]
+    # another order, one more: what is kept is not written again, and each answer stays with its question
+    again = write_samples(qwen3, bench.tokenizer, pairs[::-1], max_new_tokens=12, path=kept, batch=2)
+    assert again == alone[::-1]
+    assert len(kept.read_text().splitlines()) == 4
+
+
+def test_a_trained_draft_is_found_with_its_configuration(bench, qwen3, monkeypatch):
+    from types import SimpleNamespace
+
+    from qmd.serve.cli import commands_draft
+
+    bench.train_draft(QUESTIONS)
+    seen: list[object] = []
+    monkeypatch.setattr("qmd.draft.jobs.Bench", lambda settings, folder, **_: seen.append(settings))
+    monkeypatch.setattr("qmd.llm.open_embedder", lambda name: None)
+    places, chosen = (
+        SimpleNamespace(data_dir=bench.folder.parent),
+        SimpleNamespace(models=SimpleNamespace(embedding="")),
+    )
+    session = SimpleNamespace(settings=lambda: (places, chosen))
+    commands_draft._bench(session, None, None, bench.folder)
+    assert seen == [bench.config]
 
 
 def test_names_as_the_specification_uses_them(qwen3, tmp_path):
@@ -125,6 +161,9 @@ def test_repetition_is_noticed():
     assert repeats_from("The cat sat down. The dog ran off. The cat sat down. ") == 34
     assert repeats_from("Step 1: stir the pot.\nStep 2: stir the pot.\n") is not None
     assert repeats_from("One thing here. Another thing there. ") is None
+    knees = "1. Knee\n2. Knee\n3. Knee\n"
+    assert knees[: repeats_from(knees)].split() == ["1.", "Knee", "2."]
+    assert repeats_from("Yes.\nNo.\nYes.\nNo.\n") is None
 
 
 def test_beginnings_of_prompts_serve_the_writer(bench, qwen3):

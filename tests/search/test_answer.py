@@ -10,12 +10,19 @@ import qmd.index
 from qmd.errors import ModelError
 from qmd.search.answer import (
     NOTHING_FOUND,
-    Source,
     ask,
-    check_claims,
     cut_passage,
     read_history,
     write_history,
+)
+from qmd.search.claims import (
+    Source,
+    check_claims,
+    content_words,
+    find_quote,
+    held_words,
+    says_something,
+    search_text,
 )
 from qmd.search.endpoint import RemoteWriter
 
@@ -184,3 +191,93 @@ def test_sources_are_counted_and_read_again(index, tmp_path):
     assert [s.file for s in read_used(index, 9)] == [second.file]
     counts.write_text("{")
     assert read_used(index, 9) == []
+
+
+def source(number: int, title: str, text: str) -> Source:
+    return Source(number, f"#{number}", title.lower(), title, 1, 9, text)
+
+
+def test_what_a_question_in_chinese_or_japanese_is_about():
+    assert content_words("麻婆豆腐需要哪些调料？") == {"麻婆", "婆豆", "豆腐", "调料"}
+    assert content_words("堆肥の温度はどのくらいになりますか？") == {"堆肥", "温度"}
+    assert content_words("ssh密钥在哪里") >= {"ssh", "密钥"}
+    assert content_words("どうしたらいいですか")  # nothing but hiragana: its pairs
+    assert search_text("出汁の取り方を教えてください") == "出汁 取 方 教"
+    assert search_text("how do I open a door") == "how do I open a door"
+
+
+def test_a_model_that_does_not_know_the_language_is_not_asked(index, tmp_path):
+    notes = tmp_path / "notes"
+    (notes / "dashi.md").write_text("# 出汁\n\n昆布を水に三十分つける。弱火にかける。\n", encoding="utf-8")
+    index.update()
+    writer = Parrot("1. 1. 1.")
+    writer.languages = ("en",)
+    pieces: list[str] = []
+    answer = ask(index, "昆布は何分水につけますか？", writer=writer, stream=pieces.append)
+    assert writer.messages == []
+    assert answer.text == "昆布を水に三十分つける。弱火にかける。 [1]"
+    assert "".join(pieces) == answer.marked() == answer.text
+    assert [s.file for s in answer.cited] == ["qmd://notes/dashi.md"]
+    assert "does not write this language" in answer.degraded[-1]
+    writer.languages = ("en", "ja")
+    assert ask(index, "昆布は何分水につけますか？", writer=writer).text == "1. 1. 1."
+
+
+def test_a_quote_is_the_line_that_answers():
+    dal = source(
+        1, "Dal", "Rinse 200 g lentils in a lot of water. Simmer for 20 minutes. Pour it over the lentils."
+    )
+    assert find_quote("How long do the lentils for the dal simmer?", [dal]).text == "Simmer for 20 minutes."
+    home = source(1, "Home", "- **Kitchen**: [[compost]] · [[dal]] · [[bread]]")
+    compost = source(2, "Compost", "Two buckets in turn. It reaches sixty degrees, too hot to hold.")
+    quote = find_quote("how hot is the compost in degrees", [home, compost])
+    assert (quote.cited, quote.text) == ((2,), "It reaches sixty degrees, too hot to hold.")
+    assert find_quote("compost", [source(1, "X", "word " * 200)]).text.endswith("word…")
+    assert find_quote("compost", [compost], chars=99).text == compost.text
+    assert find_quote("compost", [home]) is None
+
+
+def test_claims_of_lists_and_code():
+    held = source(1, "Keys", "Make a key with ssh-keygen -t ed25519. 3 keys are enough.")
+    claims = check_claims(
+        "The command is:\n\n```bash\nssh-keygen -t ed25519\n```\n3. Cheese\n4. Cheese", [held]
+    )
+    assert [(c.text, c.supported) for c in claims] == [
+        ("The command is: ssh-keygen -t ed25519", True),
+        ("3. Cheese", False),  # the number of an item is no word of it; said twice is said once
+    ]
+    (kept,) = check_claims("Three keys are enough:", [held])
+    assert kept.text == "Three keys are enough:"
+
+
+def test_a_title_said_again_is_no_answer():
+    held = source(1, "Tomatoes on the balcony", "Uneven watering gives them rot.")
+    told = held_words(held.title)
+    again = check_claims("The answer is: Tomatoes on the balcony [1].", [held])
+    assert again[0].supported
+    assert not says_something(again, told)
+    assert says_something(check_claims("Uneven watering gives tomatoes rot.", [held]), told)
+
+
+def test_an_answer_that_was_cut_says_so(index):
+    writer = Parrot("Water the tomatoes every second")
+    writer.cut = True
+    pieces: list[str] = []
+    assert ask(index, "water tomatoes", writer=writer, stream=pieces.append).text.endswith("second…")
+    assert pieces[-1] == "…"
+    writer = Parrot("1. Water the tomatoes every second morning.\n2.")
+    writer.cut = True
+    assert ask(index, "water tomatoes", writer=writer).text == "1. Water the tomatoes every second morning."
+
+
+def test_a_note_s_head_is_no_passage(tmp_path):
+    notes = tmp_path / "n"
+    notes.mkdir()
+    (notes / "a.md").write_text(
+        "---\ntitle: Bread\ntags: [a]\nsource: Priya\n---\n\n# Bread\n\nRye at ten.\n"
+    )
+    with qmd.index.open(tmp_path / "i.sqlite") as opened:
+        opened.add(notes, name="n", embed=False)
+        answer = ask(opened, "rye bread", writer=Parrot("Rye at ten."))
+    assert answer.sources[0].line >= 6
+    assert "Priya" not in answer.sources[0].text

@@ -48,7 +48,9 @@ class SpeculativeDecoder:
         self.gamma = gamma
         self.proposers: list[Proposer] = _proposers(draft_model, self.target)
         self._cost = cost
-        self.eos = frozenset(eos_token_ids if eos_token_ids is not None else _eos(target_model, tokenizer))
+        self.eos = frozenset(
+            eos_token_ids if eos_token_ids is not None else eos_tokens(target_model, tokenizer)
+        )
         self.stats = Stats()
 
     @property
@@ -247,7 +249,8 @@ def _proposers(draft: Any, target: Target) -> list[Proposer]:
     return [draft]
 
 
-def _eos(model: Any, tokenizer: Any) -> set[int]:
+def eos_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text, by the model's own configuration and the tokenizer's."""
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
         ids = getattr(source, "eos_token_id", None)

@@ -23,8 +23,9 @@ from qmd.llm.session import default_threads
 
 GAMMA = 8
 ROWS = (1, 2, 3, 4, 6, 9)
-CONTEXT = 96
-FORMAT_VERSION = 1
+CONTEXT = 256
+REPEATS = 6
+FORMAT_VERSION = 2
 
 
 class EngineDrafter:
@@ -85,7 +86,7 @@ def attach_drafter(generator: Any) -> EngineDrafter | None:
 
 
 def measured_cost(model: CausalModel, fingerprint: str) -> CostTable:
-    """c(g) of a graph on this machine: measured once (half a second for SmolLM2), then kept beside the prepared graphs.
+    """c(g) of a graph on this machine: measured once (two seconds for SmolLM2), then kept beside the prepared graphs.
 
     Raises ModelError for a graph that cannot be a target.
     """
@@ -94,7 +95,7 @@ def measured_cost(model: CausalModel, fingerprint: str) -> CostTable:
     path = cache_root() / "drafting" / f"{name}.json"
     kept = _read(path)
     if kept is None:
-        kept = CostTable.measure(cast(Target, _Clocked(model)), context=CONTEXT, repeats=3, rows=ROWS)
+        kept = CostTable.measure(cast(Target, _Clocked(model)), context=CONTEXT, repeats=REPEATS, rows=ROWS)
         with contextlib.suppress(OSError):
             write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(kept)}).encode())
     return kept

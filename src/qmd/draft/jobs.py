@@ -24,6 +24,9 @@ from qmd.draft.training import Report, Sample, acceptance, load_draft, render, t
 from qmd.draft.writer import Message, split_prompt
 from qmd.errors import NotFound, UsageError
 
+CONFIG_FILE = "config.json"
+"""The configuration that a draft was trained with, in its folder; `qmd draft test` and `bench` read it."""
+
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -148,17 +151,21 @@ class Bench:
             raise NotFound(f"no trained draft in {self.folder}. Run `qmd draft train CONFIG` first.")
         return load_draft(made, best[-1]) if trained else made
 
-    def samples(self, questions: Sequence[Question]) -> list[Sample]:
+    def samples(self, questions: Sequence[Question], *, progress: Progress | None = None) -> list[Sample]:
+        """The target's answers, kept in the folder; eight are written side by side."""
         pairs = [(q.question, q.passage) for q in questions]
         self.folder.mkdir(parents=True, exist_ok=True)
         length = self.config.training.max_new_tokens
         return write_samples(
-            self.target, self.tokenizer, pairs, max_new_tokens=length, path=self.folder / "samples.jsonl"
-        )
+            self.model, self.tokenizer, pairs, max_new_tokens=length, path=self.folder / "samples.jsonl",
+            batch=8, progress=progress,
+        )  # fmt: skip
 
     def train_draft(self, questions: Sequence[Question], *, progress: Progress | None = None) -> Report:
         """`qmd draft train`: the target writes its answers, the draft learns them; resumes where it stopped."""
-        return train(self.draft(trained=False), self.samples(questions), self.folder, progress=progress)
+        samples = self.samples(questions, progress=progress)
+        (self.folder / CONFIG_FILE).write_bytes(msgspec.json.encode(self.config))
+        return train(self.draft(trained=False), samples, self.folder, progress=progress)
 
     def test_draft(self, questions: Sequence[Question]) -> TestReport:
         """`qmd draft test`: acceptance with and without knowledge, and the answers that speculation writes."""

@@ -97,13 +97,19 @@ class _silent:
         return logging
 
     def __enter__(self) -> None:
+        from transformers import modeling_gguf_pytorch_utils as gguf
+
         logging = self._logging()
+        self._gguf: Any = gguf
+        self._bar = self._gguf.tqdm  # its bar does not ask the library's setting
+        self._gguf.tqdm = lambda rows, **_: rows
         self._before = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
     def __exit__(self, *args: object) -> None:
+        self._gguf.tqdm = self._bar
         logging = self._logging()
         logging.set_verbosity(self._before)
         if self._bars:

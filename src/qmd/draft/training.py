@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qmd.draft.decoder import SpeculativeDecoder
+from qmd.draft.decoder import SpeculativeDecoder, eos_tokens
 from qmd.draft.model import Qwen3DraftModel
 from qmd.draft.torch_target import as_target
 
@@ -52,23 +52,60 @@ def write_samples(
     *,
     max_new_tokens: int = 64,
     path: Path | None = None,
+    batch: int = 1,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> list[Sample]:
     """Let the target answer each (question, passage) greedily. Written to `path` (JSON lines) as it goes; what is
-    there already is not written again."""
-    samples: list[Sample] = []
+    there already is not written again.
+
+    batch: answers written side by side, with a `transformers` model as target: three times faster on one processor,
+    and the text of its own greedy decoding to rounding. 1 drafts one answer after the other, token for token.
+    """
+    asked = [(q, tuple(render(tokenizer, q, passage))) for q, passage in prompts]
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
     if path is not None and path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            samples.append(Sample(tuple(row["prompt"]), tuple(row["answer"]), row["question"]))
-    decoder = SpeculativeDecoder(None, as_target(target), tokenizer, gamma=8)
-    for question, passage in prompts[len(samples) :]:
-        prompt = render(tokenizer, question, passage)
-        out = decoder.generate(prompt, max_new_tokens, temperature=0)[0].tolist()
-        samples.append(Sample(tuple(prompt), tuple(out[len(prompt) :]), question))
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        known = {tuple(row["prompt"]): tuple(row["answer"]) for row in rows}
+    missing = [(q, prompt) for q, prompt in asked if prompt not in known]
+    answer = _writer(target, tokenizer, max_new_tokens, batch)
+    for at in range(0, len(missing), batch):
+        rows_now = missing[at : at + batch]
+        texts = answer([list(prompt) for _, prompt in rows_now])
+        made = [Sample(prompt, tuple(text), q) for (q, prompt), text in zip(rows_now, texts, strict=True)]
+        known |= {s.prompt: s.answer for s in made}
         if path is not None:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(samples[-1])) + "\n")
-    return samples
+                file.writelines(json.dumps(asdict(s)) + "\n" for s in made)
+        if progress is not None:
+            progress("answers", at + len(made), len(missing))
+    return [Sample(prompt, known[prompt], q) for q, prompt in asked]
+
+
+def _writer(
+    target: Any, tokenizer: Any, max_new_tokens: int, batch: int
+) -> Callable[[list[list[int]]], list[list[int]]]:
+    """Prompts to answers, as token ids, up to and with the end of the text."""
+    if batch == 1:
+        decoder = SpeculativeDecoder(None, as_target(target), tokenizer, gamma=8)
+
+        def one_by_one(prompts: list[list[int]]) -> list[list[int]]:
+            written = [decoder.generate(p, max_new_tokens, temperature=0)[0].tolist() for p in prompts]
+            return [text[len(p) :] for text, p in zip(written, prompts, strict=True)]
+
+        return one_by_one
+    ends = eos_tokens(target, tokenizer)
+    pad = min(ends, default=0)
+
+    def side_by_side(prompts: list[list[int]]) -> list[list[int]]:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=target.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=target.device)
+        out = target.generate(
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+        )[:, width:].tolist()
+        return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in out]
+
+    return side_by_side
 
 
 def render(tokenizer: Any, question: str, passage: str = "") -> list[int]:
@@ -146,7 +183,7 @@ def train(
             total, count = total + spent, count + 1
             report.steps += 1
             if progress is not None:
-                progress("train", done + 1, len(batches))
+                progress(f"epoch {epoch + 1} of {t.num_epochs}", done + 1, len(batches))
             if t.max_steps and report.steps >= t.max_steps:
                 break
         report.epochs = epoch + 1

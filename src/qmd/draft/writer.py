@@ -45,6 +45,8 @@ class LocalWriter:
         self.target = as_target(model, precision=precision)
         self.suffix = SuffixProposer()
         self.decoder = SpeculativeDecoder([self.suffix], self.target, self.tokenizer, gamma=gamma)
+        self.cut = False
+        """Whether the last answer ended because it was as long as allowed."""
         self.knowledge: KnowledgeCacheManager | None = None
         if isinstance(self.target, TorchTarget):
             config = self.target.config
@@ -82,6 +84,7 @@ class LocalWriter:
             prompt, max_new_tokens, temperature, top_p, seed=seed, cache=cache, streamer=pieces
         )
         self.suffix.remember([t for t in out[0, len(prompt) :].tolist() if t not in self.decoder.eos])
+        self.cut = not pieces.done and self.stats.new_tokens >= max_new_tokens
         return pieces.text
 
 
@@ -112,10 +115,13 @@ class _Pieces:
         self.tokenizer, self.eos, self.stream = tokenizer, eos, stream
         self.ids: list[int] = []
         self.text = ""
+        self.done = False
+        """The text ended by itself, or was ended where it began to repeat itself."""
 
     def __call__(self, tokens: Sequence[int]) -> bool:
         """Returns True when the text has begun to repeat itself: small models do not stop by themselves then."""
         self.ids += [t for t in tokens if t not in self.eos]
+        self.done = any(t in self.eos for t in tokens)
         text = self.tokenizer.decode(self.ids)
         if text.endswith("\ufffd"):
             return False
@@ -125,4 +131,5 @@ class _Pieces:
             piece, self.text = text[len(self.text) :], text
             if self.stream is not None:
                 self.stream(piece)
+        self.done = self.done or end is not None
         return end is not None

@@ -17,6 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qmd.errors import ModelError
+from qmd.search.claims import (
+    Claim,
+    Source,
+    check_claims,
+    content_words,
+    find_quote,
+    held_words,
+    says_something,
+    search_text,
+    share,
+)
+from qmd.search.scripts import foreign_share
 from qmd.search.used import count_used, most_used, usage_file
 
 if TYPE_CHECKING:
@@ -27,27 +39,17 @@ INSTRUCTION = (
     "You answer questions from the user's notes. Copy the sentences of the notes that answer the question, "
     "and after each write the number of its note, like [1]."
 )
-SUPPORT = 0.6
-"""Share of a claim's content words that its source must hold."""
 ENOUGH_WORDS = 0.4
 ENOUGH_MEANING = 0.35
-
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    a about an and are as at be by can do does for from has have how i if in is it its of on or should
-    so than that the their them then there these they this to up was what when where which who why will
-    with you your we my me our not no but also into one use used using
-    """,
-    )
-)
+QUOTE_CHARS = 160
+"""Length of a quote that stands for an answer."""
 
 
 class Writer(Protocol):
     """What writes the answer: `qmd.draft.writer.LocalWriter`, or `qmd.search.endpoint.RemoteWriter`."""
 
     name: str
+    # a writer may have `cut` (the last text ended because max_new_tokens were written) and `languages`
 
     def write(
         self,
@@ -57,29 +59,6 @@ class Writer(Protocol):
         max_new_tokens: int = 160,
         stream: Callable[[str], None] | None = None,
     ) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A numbered passage. `line`/`end_line` count from 1 in the document."""
-
-    number: int
-    docid: str
-    file: str
-    title: str
-    line: int
-    end_line: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One sentence of the answer. `added`: the citation is ours, found by the sentence's words."""
-
-    text: str
-    cited: tuple[int, ...]
-    supported: bool
-    added: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +115,7 @@ def ask(
     """
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question
-    hits = index.query(wanted, limit=limit, **conditions)
+    hits = index.query(search_text(wanted), limit=limit, **conditions)
     sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars)
     searched = time.perf_counter()
     if on_sources is not None:
@@ -145,6 +124,9 @@ def ask(
         if stream is not None:
             stream(NOTHING_FOUND)
         return Answer(question, NOTHING_FOUND, False, degraded=hits.degraded)
+    if foreign_share(question, getattr(writer, "languages", ())) > 0.5:
+        # a small model writes nonsense in a language that it was not taught
+        return _quote_only(index, question, wanted, sources, writer.name, hits.degraded, stream, begin)
     first: list[float] = []
 
     def pass_on(piece: str) -> None:
@@ -155,6 +137,12 @@ def ask(
 
     keep, messages = write_prompt(question, sources, history)
     text = writer.write(messages, keep=keep, max_new_tokens=max_new_tokens, stream=pass_on).strip()
+    text = re.sub(
+        r"\n\s*(?:\d{1,3}[.)]|[-*+])$", "", text
+    )  # the beginning of a list item that was not written
+    if getattr(writer, "cut", False) and not re.search(r"[.!?。！？:;)\]`]$", text):
+        pass_on("…")
+        text += "…"
     end = time.perf_counter()
     count_used(usage_file(index.store.path), sources)
     timings = {
@@ -163,25 +151,47 @@ def ask(
         "total": 1000 * (end - begin),
     }
     claims = check_claims(text, sources)
-    told = _words(wanted).union(*(_words(s.title) for s in sources))
-    # a claim that only says the question or a title again is true and no answer
-    says_something = any(c.supported and len(_words(c.text)) >= 3 and _words(c.text) - told for c in claims)
-    quote = None if says_something else find_quote(wanted, sources)
+    told = content_words(wanted).union(*(held_words(s.title) for s in sources))
+    quote = None if says_something(claims, told) else find_quote(wanted, sources)
     return Answer(question, text, True, sources, claims, quote, writer.name, hits.degraded, timings)
+
+
+def _quote_only(
+    index: Any,
+    question: str,
+    wanted: str,
+    sources: tuple[Source, ...],
+    model: str,
+    degraded: tuple[str, ...],
+    stream: Callable[[str], None] | None,
+    begin: float,
+) -> Answer:
+    quote = find_quote(wanted, sources, chars=QUOTE_CHARS)
+    claims = () if quote is None else (quote,)
+    text = NOTHING_FOUND if quote is None else f"{quote.text} [{quote.cited[0]}]"
+    if stream is not None:
+        stream(text)
+    count_used(usage_file(index.store.path), sources)
+    spent = 1000 * (time.perf_counter() - begin)
+    timings = {"search": spent, "first_words": spent, "total": spent}
+    degraded = (*degraded, f"{model} does not write this language; the nearest sentences are quoted")
+    return Answer(question, text, bool(claims), sources, claims, None, model, degraded, timings)
 
 
 def read_sources(index: Any, hits: Sequence[Hit], *, question: str, passage_chars: int) -> tuple[Source, ...]:
     """The passages around the hits. A hit is left out if it holds under two fifths of the question's content words and
     is not near to it in meaning either: then there is nothing about this here."""
-    asked = _words(question)
+    asked = content_words(question)
     near: set[str] | None = None
     sources: list[Source] = []
     for hit in hits:
         first = max(1, hit.line - 6)
         document = index.get(hit.docid, from_line=first, max_lines=hit.end_line - first + 25)
-        text, line, end_line = cut_passage(document.text, hit.line - first, passage_chars)
-        held = _words(f"{hit.title} {hit.path} {' '.join(hit.heading_path)} {text}")
-        if asked and _share(asked, held) < ENOUGH_WORDS:
+        at = hit.line - first
+        head = _front_matter(document.text.splitlines()[:at])
+        text, line, end_line = cut_passage(document.text, at, passage_chars, first=head)
+        held = held_words(f"{hit.title} {hit.path} {' '.join(hit.heading_path)} {text}")
+        if asked and share(asked, held) < ENOUGH_WORDS:
             if near is None:
                 near = _near_in_meaning(index, question)
             if hit.docid not in near:
@@ -218,35 +228,30 @@ def _near_in_meaning(index: Any, question: str) -> set[str]:
         return set()
 
 
-def find_quote(question: str, sources: Sequence[Source]) -> Claim | None:
-    """The line or sentence of the sources, headings apart, that holds most of the question's words; the first one if
-    none holds any."""
-    asked = _words(question)
-    best, most = None, -1.0
-    for source in sources:
-        for sentence, _ in _sentences(_unwrapped(re.sub(r"(?m)^#+ .*\n?", "\n", source.text))):
-            if sentence == source.title:
-                continue
-            score = len(asked & _words(sentence)) - 0.01 * source.number
-            if score > most:
-                best, most = Claim(sentence[:400], (source.number,), True, True), score
-    return best
+_KEY = re.compile(r"[\w -]+:(?:\s|$)|\s*- |\s*$|---$")
 
 
-def cut_passage(text: str, at: int, chars: int) -> tuple[str, int, int]:
-    """About `chars` characters of whole lines round line `at` (from 0), more after it than before.
+def _front_matter(lines: Sequence[str]) -> int:
+    """How many of the lines before a hit are the end of a note's head: keys and values, closed by `---`."""
+    at = max((i for i, line in enumerate(lines) if line.rstrip() == "---"), default=-1)
+    return at + 1 if at >= 0 and all(_KEY.match(line) for line in lines[:at]) else 0
+
+
+def cut_passage(text: str, at: int, chars: int, *, first: int = 0) -> tuple[str, int, int]:
+    """About `chars` characters of whole lines round line `at` (from 0), more after it than before, none before line
+    `first`.
 
     Returns the text, its first and its last line (from 0).
     """
     lines = text.splitlines() or [""]
     at = min(at, len(lines) - 1)
-    first = last = at
+    start, first, last = min(first, at), at, at
     size = _size(lines[at])
     while True:
         if last + 1 < len(lines) and size + _size(lines[last + 1]) <= chars:
             last += 1
             size += _size(lines[last])
-        elif first > 0 and at - first < 3 and size + _size(lines[first - 1]) <= chars:
+        elif first > start and at - first < 3 and size + _size(lines[first - 1]) <= chars:
             first -= 1
             size += _size(lines[first])
         else:
@@ -278,63 +283,6 @@ def write_prompt(
     keep = f"Sources:\n\n{listed}\n\n"
     earlier = "".join(f"Earlier question: {q}\nEarlier answer: {a}\n" for q, a in history[-2:])
     return keep, [("system", INSTRUCTION), ("user", f"{keep}{earlier}Question: {question}")]
-
-
-def check_claims(text: str, sources: Sequence[Source]) -> tuple[Claim, ...]:
-    """Split into sentences and hold each against the passages it cites (all of them, if it cites none)."""
-    held = {s.number: _words(f"{s.title} {s.text}") for s in sources}
-    claims: list[Claim] = []
-    for sentence, marks in _sentences(text):
-        cited = tuple(dict.fromkeys(n for n in marks if n in held))
-        words = _words(sentence)
-        if not words:
-            continue
-        supported = bool(cited) and _share(words, set().union(*(held[n] for n in cited))) >= SUPPORT
-        added = False
-        if not supported:
-            best = max(held, key=lambda n: (_share(words, held[n]), -n), default=None)
-            if best is not None and _share(words, held[best]) >= SUPPORT:
-                cited, supported, added = (best,), True, True
-        claims.append(Claim(sentence, cited, supported, added))
-    return tuple(claims)
-
-
-def _sentences(text: str) -> list[tuple[str, list[int]]]:
-    """Sentences without their citation marks, and the marks; a mark after the full stop belongs before it."""
-    text = re.sub(r"([.!?。！？])\s*((?:\[\d+\]\s*)+)", lambda m: f" {m[2].strip()}{m[1]} ", text)
-    found = []
-    for part in re.split(r"(?<=[^\d\s][.!?])\s+|(?<=[。！？])|\n+", text):
-        marks = [int(n) for n in re.findall(r"\[(\d{1,3})\]", part)]
-        plain = re.sub(r"\s*\[\d{1,3}\]\s*", " ", part)
-        plain = re.sub(r"\s+([.!?。！？])", r"\1", plain).strip()
-        if plain.strip(" .!?*-") and not re.fullmatch(r"\d{1,2}\.", plain):  # the number of a list's item
-            found.append((plain, marks))
-    return found
-
-
-def _words(text: str) -> set[str]:
-    """Content words, roughly stemmed; Chinese and Japanese as pairs of characters."""
-    words = {
-        re.sub(r"(?:ing|ed|es|s)$", "", w) if len(w) > 4 else w
-        for w in re.findall(r"[^\W_]+", text.lower())
-        if w not in _STOP_WORDS and not _cjk(w)
-    }
-    for run in re.findall(r"[\u3040-\u30ff\u3400-\u9fff]+", text):
-        words.update(run[i : i + 2] for i in range(max(1, len(run) - 1)))
-    return words
-
-
-def _cjk(text: str) -> bool:
-    return bool(re.search(r"[\u3040-\u30ff\u3400-\u9fff]", text))
-
-
-def _unwrapped(text: str) -> str:
-    """Lines of one paragraph joined; list items, headings, quotes and tables stay lines."""
-    return re.sub(r"(?<=[^\n])\n(?![\n\-*#>|\d])", " ", text)
-
-
-def _share(words: set[str], held: set[str]) -> float:
-    return len(words & held) / len(words) if words else 0.0
 
 
 def read_history(path: Path) -> list[tuple[str, str]]:

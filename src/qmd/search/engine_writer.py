@@ -22,6 +22,13 @@ class EngineWriter:
         self.name = name
         self.generator = generator or open_generator(name)
         self.drafter = attach_drafter(self.generator)
+        self.cut = False
+        """Whether the last answer ended because it was as long as allowed."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What the model writes, by its card; empty for any."""
+        return self.generator.card.languages
 
     @property
     def stats(self) -> Stats | None:
@@ -40,12 +47,13 @@ class EngineWriter:
 
         Raises UsageError for a prompt that is too long, ModelError.
         """
-        text = ""
+        text, pieces, self.cut = "", 0, False
         for piece in self.generator.generate_chat(messages, max_new_tokens=max_new_tokens):
             end = repeats_from(text + piece)
             if end is not None:
                 return text[:end]
-            text += piece
+            text, pieces = text + piece, pieces + 1
             if stream is not None:
                 stream(piece)
+        self.cut = (pieces if self.stats is None else self.stats.new_tokens) >= max_new_tokens
         return text

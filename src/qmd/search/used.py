@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmd.search.answer import Source
+    from qmd.search.claims import Source
 
 KEPT = 500
 """Passages remembered; the least used go first."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qmd.errors import UsageError
+from qmd.serve.cli import exits
 from qmd.serve.cli.answer import answer, answer_list
 from qmd.serve.cli.lazy import LazyGroup, Place
 from qmd.serve.cli.options import command, output_options
+from qmd.serve.cli.screen import say
 from qmd.serve.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def _bench(session: Session, config: Path | None, model: str | None, folder: Pat
     import msgspec
 
     try:
-        from qmd.draft.jobs import Bench
+        from qmd.draft.jobs import CONFIG_FILE, Bench
     except ModuleNotFoundError as error:
         from qmd.errors import MissingExtra
 
@@ -76,12 +78,14 @@ def _bench(session: Session, config: Path | None, model: str | None, folder: Pat
     from qmd.draft.settings import read_config
     from qmd.llm import open_embedder
 
-    settings = read_config(config)
     places, chosen = session.settings()
-    if model is not None:
-        settings = msgspec.structs.replace(settings, target_model=model)
     if folder is None:
         folder = places.data_dir / "draft"
+    if config is None and (folder / CONFIG_FILE).exists():
+        config = folder / CONFIG_FILE
+    settings = read_config(config)
+    if model is not None:
+        settings = msgspec.structs.replace(settings, target_model=model)
     return Bench(settings, folder, embedder=open_embedder(chosen.models.embedding))
 
 
@@ -153,8 +157,21 @@ def build(
 @output_options("cli", "json")
 @pass_session
 def train(session: Session, /, config: Path, questions: Path, model: str | None, folder: Path | None) -> None:
-    """Train a draft on answers the target writes; resumes where it stopped."""
-    report = _bench(session, config, model, folder).train_draft(_read(questions))
+    """Train a draft on answers the target writes; resumes where it stopped.
+
+    Ctrl-C keeps the answers written and the epochs done.
+    """
+    from qmd.serve.cli.progress import ProgressLine
+
+    asked = _read(questions)
+    work = _bench(session, config, model, folder)
+    with ProgressLine() as progress:
+        try:
+            report = work.train_draft(asked, progress=progress)
+        except KeyboardInterrupt:
+            progress.clear()
+            say(f"Stopped. Answers and whole epochs are kept in {work.folder}; the same command goes on.")
+            click.get_current_context().exit(exits.INTERRUPTED)
     lines = [
         f"epoch {i}: loss {loss:.4f}, held-out acceptance {score:.3f}"
         for i, (loss, score) in enumerate(zip(report.loss, report.held_out_acceptance, strict=True), start=1)

@@ -29,7 +29,8 @@ from qmd.types import Hits
 
 if TYPE_CHECKING:
     from qmd.reports import Status
-    from qmd.search.answer import Answer, Source, Writer
+    from qmd.search.answer import Answer, Writer
+    from qmd.search.claims import Source
 
 T = TypeVar("T")
 WAYS = {"hybrid": "query", "keyword": "search", "vector": "vsearch"}
