@@ -85,10 +85,18 @@ def material(size: int) -> list[str]:
 
 
 def make_samples(
-    model: Any, tokenizer: Any, target: TorchTarget, count: int, held: int, tokens: int, folder: Path
+    model: Any,
+    tokenizer: Any,
+    target: TorchTarget,
+    count: int,
+    held: int,
+    tokens: int,
+    folder: Path,
+    read: int = 0,
 ) -> tuple[list[Sample], KnowledgeCacheManager]:
     """The first `held` samples are about passages that no other sample is about. Knowledge: every passage, and for the
-    questions without one what the target answered."""
+    questions without one what the target answered. read: so many passages are learnt as they stand, too: the target
+    reads them, which is cheaper than to let it write."""
     texts = material(240)
     pairs = []
     for i in range(count):
@@ -107,6 +115,11 @@ def make_samples(
         if not passage:
             known[f"{question}\n{tokenizer.decode(sample.answer, skip_special_tokens=True)}"] = None
     manager.build(target, tokenizer, list(known))
+    chosen = texts[held : held + read] if read else []
+    opening = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
+    for text in chosen:
+        ids = tokenizer(text, add_special_tokens=False).input_ids[:tokens]
+        made.append(Sample(tuple(opening), tuple(ids), text[:40]))
     return made, manager
 
 
@@ -119,7 +132,7 @@ def small_run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.process_time()
     held = max(4, round(HELD_OUT * args.samples))
-    made, manager = make_samples(model, tokenizer, target, args.samples, held, args.tokens, folder)
+    made, manager = make_samples(model, tokenizer, target, args.samples, held, args.tokens, folder, args.read)
     written = time.process_time() - begin
     hot = args.hot if args.part == "train" else 0
     inside = sum(t < (hot or 1 << 30) for s in made for t in s.answer) / sum(len(s.answer) for s in made)
@@ -161,7 +174,8 @@ def small_run(args: argparse.Namespace) -> None:
         "question alone": [s for s in test if s.question.startswith(ASKS[-1][:8])],
     }
     figure = {
-        "part": "neural draft", "samples": len(made), "answer_tokens": sum(len(s.answer) for s in made),
+        "part": "neural draft", "samples": len(made), "passages_read": args.read,
+        "answer_tokens": sum(len(s.answer) for s in made),
         "learning_rate": args.rate, "hot_vocabulary": hot, "epochs": epoch,
         "trained_with_knowledge": not args.no_knowledge, "untrained": round(untrained, 3),
         "held_out_acceptance": {n: round(acceptance(draft, g), 3) for n, g in groups.items() if g},
@@ -189,6 +203,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--read", type=int, default=0, help="passages that are learnt as they stand, too")
     parser.add_argument("--no-knowledge", action="store_true", help="train without knowledge")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("draft-run"))

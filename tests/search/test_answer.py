@@ -96,6 +96,15 @@ def test_follow_up_searches_with_the_earlier_question(index, tmp_path):
     assert read_history(tmp_path / "x" / "c.json") == []
 
 
+def test_an_earlier_answer_said_again_is_no_answer(index):
+    said = "Water the tomatoes every second morning [1]."
+    history = [("how often do I water tomatoes", said)]
+    answer = ask(index, "and the leaves?", writer=Parrot(said), history=history)
+    assert answer.quote is not None
+    assert answer.quote.text.endswith("Never on the leaves.")
+    assert ask(index, "how often do I water tomatoes", writer=Parrot(said)).quote is None
+
+
 def test_claims_are_held_against_the_right_passage():
     sources = [
         Source(1, "#1", "a", "Cats", 1, 2, "Cats sleep sixteen hours a day."),
@@ -233,6 +242,8 @@ def test_a_quote_is_the_line_that_answers():
     quote = find_quote("how hot is the compost in degrees", [home, compost])
     assert (quote.cited, quote.text) == ((2,), "It reaches sixty degrees, too hot to hold.")
     assert find_quote("compost", [source(1, "X", "word " * 200)]).text.endswith("word…")
+    listed = source(1, "Lease", "- [ ] Rent on the\n  27th\n- Deposit two months")
+    assert find_quote("rent", [listed]).text == "Rent on the 27th"
     assert find_quote("compost", [compost], chars=99).text == compost.text
     assert find_quote("compost", [home]) is None
 

@@ -160,6 +160,8 @@ def train(
         state = torch.load(last, weights_only=True)
         draft.load_state_dict(state["model_state_dict"])
         optimiser.load_state_dict(state["optimizer_state_dict"])
+        for group in optimiser.param_groups:  # the configuration's, which may have changed since
+            group["lr"] = t.learning_rate
         report = Report(**json.loads(state["report"]))
         report.resumed_at = report.epochs
     for epoch in range(report.epochs, t.num_epochs):

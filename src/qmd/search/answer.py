@@ -152,8 +152,17 @@ def ask(
     }
     claims = check_claims(text, sources)
     told = content_words(wanted).union(*(held_words(s.title) for s in sources))
-    quote = None if says_something(claims, told) else find_quote(wanted, sources)
+    told = told.union(*(content_words(earlier) for _, earlier in history[-2:]))  # a small model says it again
+    quote = (
+        None if says_something(claims, told) else find_quote(_asked_now(question, wanted, sources), sources)
+    )
     return Answer(question, text, True, sources, claims, quote, writer.name, hits.degraded, timings)
+
+
+def _asked_now(question: str, wanted: str, sources: Sequence[Source]) -> str:
+    """The question alone, where the sources hold any of its words; else with the one it follows."""
+    held: set[str] = set().union(*(held_words(s.text) for s in sources))
+    return question if content_words(question) & held else wanted
 
 
 def _quote_only(
@@ -166,7 +175,7 @@ def _quote_only(
     stream: Callable[[str], None] | None,
     begin: float,
 ) -> Answer:
-    quote = find_quote(wanted, sources, chars=QUOTE_CHARS)
+    quote = find_quote(_asked_now(question, wanted, sources), sources, chars=QUOTE_CHARS)
     claims = () if quote is None else (quote,)
     text = NOTHING_FOUND if quote is None else f"{quote.text} [{quote.cited[0]}]"
     if stream is not None:

@@ -92,11 +92,12 @@ def find_quote(question: str, sources: Sequence[Source], *, chars: int = 0) -> C
         return None
     best = max(range(len(rows)), key=lambda i: worth(rows[i]))  # the first of equal ones
     source, quote, *_ = rows[best]
+    quote = _MARKER.sub("", quote)
     for other, sentence, *_ in rows[best + 1 :]:
         if other is not source or len(quote) + len(sentence) >= chars:
             break
         quote += sentence if _RUN.search(quote[-2:]) else f" {sentence}"
-    return Claim(_shorten(quote), (source.number,), True, True)
+    return Claim(_shorten(re.sub(r" {2,}", " ", quote)), (source.number,), True, True)
 
 
 def check_claims(text: str, sources: Sequence[Source]) -> tuple[Claim, ...]:
