@@ -97,13 +97,18 @@ def make_samples(
     """The first `held` samples are about passages that no other sample is about. Knowledge: every passage, and for the
     questions without one what the target answered. read: so many passages are learnt as they stand, too: the target
     reads them, which is cheaper than to let it write."""
-    texts = material(240)
-    pairs = []
-    for i in range(count):
-        own = i if i < held else held + (i - held) % (len(texts) - held)
-        ask = ASKS[(i + i // len(texts)) % len(ASKS)]
-        about = " ".join(texts[own].replace("#", " ").split()[:5])
-        pairs.append((ask.format(about), "" if ask is ASKS[-1] else texts[own]))
+    chosen = folder / "prompts.json"  # the notes and pages may change between two calls
+    if not chosen.exists():
+        texts = material(240)
+        pairs = []
+        for i in range(count):
+            own = i if i < held else held + (i - held) % (len(texts) - held)
+            ask = ASKS[(i + i // len(texts)) % len(ASKS)]
+            about = " ".join(texts[own].replace("#", " ").split()[:5])
+            pairs.append((ask.format(about), "" if ask is ASKS[-1] else texts[own]))
+        chosen.write_text(json.dumps({"held": held, "pairs": pairs, "others": texts[held:]}))
+    kept = json.loads(chosen.read_text())
+    pairs = [(question, passage) for question, passage in kept["pairs"]][:count]
     made = write_samples(
         model, tokenizer, pairs, max_new_tokens=tokens, path=folder / "samples.jsonl", batch=8
     )[:count]
@@ -115,9 +120,8 @@ def make_samples(
         if not passage:
             known[f"{question}\n{tokenizer.decode(sample.answer, skip_special_tokens=True)}"] = None
     manager.build(target, tokenizer, list(known))
-    chosen = texts[held : held + read] if read else []
     opening = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
-    for text in chosen:
+    for text in kept["others"][:read]:
         ids = tokenizer(text, add_special_tokens=False).input_ids[:tokens]
         made.append(Sample(tuple(opening), tuple(ids), text[:40]))
     return made, manager
@@ -131,7 +135,8 @@ def small_run(args: argparse.Namespace) -> None:
     target = TorchTarget(model)
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.process_time()
-    held = max(4, round(HELD_OUT * args.samples))
+    chosen = folder / "prompts.json"
+    held = json.loads(chosen.read_text())["held"] if chosen.exists() else round(HELD_OUT * args.samples) or 1
     made, manager = make_samples(model, tokenizer, target, args.samples, held, args.tokens, folder, args.read)
     written = time.process_time() - begin
     hot = args.hot if args.part == "train" else 0
