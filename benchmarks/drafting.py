@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--parts", nargs="+", default=["cost", "identity", "ttft", "speed"])
     parser.add_argument("--draft", type=Path, help="folder of a trained draft")
+    parser.add_argument("--new", type=int, default=24, help="tokens of each prompt of the identity check")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop the identity check after this time")
     parser.add_argument("--reference", type=int, default=48, help="prompts that transformers writes as well")
     parser.add_argument("--state", type=Path, help="where the identity check keeps what is done")
     parser.add_argument("--lookups", nargs="*", type=int, default=[3, 5, 10])
@@ -105,10 +108,17 @@ def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, 
         "suffix": ([SuffixProposer()], 8, table),
         "suffix, always 16": ([SuffixProposer()], 16, CostTable.flat()),
     }
-    if args.draft:
+    if args.draft:  # alone: the suffix ways have a run of their own
         neural = open_draft(args.draft, model, target)
-        ways["draft, always 4"] = ([neural], 4, CostTable.flat())
-        ways["suffix, then draft"] = ([SuffixProposer(), neural], 8, table)
+        knowing = open_draft(args.draft, model, target, tokenizer)
+        knowing.query_text = "the text"
+        ways = {
+            "draft, always 4": ([neural], 4, CostTable.flat()),
+            "draft with knowledge, always 4": ([knowing], 4, CostTable.flat()),
+            "suffix, then draft, always 8": ([SuffixProposer(), neural], 8, CostTable.flat()),
+        }
+        work = [work[i] for start in range(20) for i in range(start, len(work), 20)]  # all kinds, early
+    end = time.monotonic() + 60 * args.minutes
     plain = SpeculativeDecoder([], target, tokenizer)
     decoders = {n: SpeculativeDecoder(p, target, tokenizer, g, cost=c) for n, (p, g, c) in ways.items()}
     done: dict[str, Any] = {}
@@ -118,16 +128,18 @@ def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, 
         key = hashlib.sha256(str((prompt, sorted(ways))).encode()).hexdigest()[:16]
         if key in done:
             continue
+        if time.monotonic() > end:
+            break
         cache = target.new_cache()
         target.forward(prompt[:-1], cache, last_only=True)  # once: what is compared is decoding
-        expected = plain.generate(prompt, 24, temperature=0, cache=cache)
+        expected = plain.generate(prompt, args.new, temperature=0, cache=cache)
         row: dict[str, Any] = {"prompt": key, "equal": {}, "accepted": {}, "proposed": {}}
         for name, decoder in decoders.items():
-            out = decoder.generate(prompt, 24, temperature=0, cache=cache)
+            out = decoder.generate(prompt, args.new, temperature=0, cache=cache)
             row["equal"][name] = bool(torch.equal(out, expected))
             row["accepted"][name], row["proposed"][name] = decoder.stats.accepted, decoder.stats.proposed
         if len(done) < args.reference and not args.draft:
-            reference = greedy(model, tokenizer, prompt, 24)
+            reference = greedy(model, tokenizer, prompt, args.new)
             row["equal"]["(transformers greedy)"] = bool(torch.equal(reference, expected))
         done[key] = row
         if args.state:
@@ -140,6 +152,7 @@ def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, 
             "method": name,
             "equal": sum(r["equal"][name] for r in rows),
             "prompts": len(rows),
+            "tokens": args.new,
             "accepted": sum(r["accepted"].get(name, 0) for r in rows),
             "proposed": sum(r["proposed"].get(name, 0) for r in rows),
         }
@@ -149,15 +162,21 @@ def identity(model: Any, tokenizer: Any, target: TorchTarget, table: CostTable, 
                 file.write(json.dumps(figure | {"model": args.model, "precision": target.precision}) + "\n")
 
 
-def open_draft(folder: Path, model: Any, target: TorchTarget) -> Any:
-    """The trained draft of a folder (`drafting_neural.py train --folder`), as a proposer."""
+def open_draft(folder: Path, model: Any, target: TorchTarget, tokenizer: Any = None) -> Any:
+    """The trained draft of a folder (`drafting_neural.py train --folder`), as a proposer; with a tokenizer it has the
+    knowledge that is stored there."""
     from qmd.draft import Qwen3DraftModel
     from qmd.draft.neural import NeuralProposer
     from qmd.draft.training import load_draft
 
     best = max(folder.glob("best_draft_model_knowledge_epoch*.pth"), key=lambda p: p.stat().st_mtime_ns)
     config = json.loads((folder / "config.json").read_text())
-    return NeuralProposer(load_draft(Qwen3DraftModel(config, model), best), target)
+    shape = (model.config.hidden_size, 8, 512)
+    manager = KnowledgeCacheManager(*shape, folder=folder / "knowledge_cache")
+    manager.tokenizer = tokenizer
+    if tokenizer is not None:
+        manager.attach(target)
+    return NeuralProposer(load_draft(Qwen3DraftModel(config, model, manager), best), target)
 
 
 def greedy(model: Any, tokenizer: Any, prompt: list[int], tokens: int, **more: Any) -> torch.Tensor:
