@@ -133,7 +133,7 @@ def try_models(config: Config) -> Iterator[CheckResult]:
 
     for key, role, name in configured_models(config):
         try:
-            found = verify_model(name, role)
+            found = verify_model(name, role, dim=config.models.dim if role == "embedding" else None)
         except QmdError as error:
             message, _, remedy = str(error).partition(". ")
             yield CheckResult(f"{key} works", "problem", f"{name}: {message}", remedy or None)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from qmd.llm import open_embedder
-from qmd.llm.protocols import Embedder
+from qmd.llm.cut import doubt_of
+from qmd.llm.protocols import DerivedEmbedder, Embedder
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,18 @@ def test_a_folder_with_a_card_is_read_by_its_card(tiny_model: Any, tmp_path: Pat
         trained.embed_query("bread"), plain.embed_documents(["q: bread"])[0], atol=1e-5
     )
     np.testing.assert_allclose(trained.embed_documents(["x"]), plain.embed_documents(["d: x"]), atol=1e-5)
-    assert open_embedder(str(folder), dim=16).embed_query("bread").shape == (16,)
+    cut = open_embedder(str(folder), dim=16)
+    wanted = trained.embed_query("bread")[:16]
+    np.testing.assert_allclose(cut.embed_query("bread"), wanted / np.linalg.norm(wanted), atol=1e-6)
+    assert cut.embed_documents([]).shape == (0, 16)
+    assert isinstance(cut, Embedder)
+    assert isinstance(cut, DerivedEmbedder)
+    assert cut.base_fingerprint == trained.fingerprint != cut.fingerprint
+    assert open_embedder(str(folder), dim=32).fingerprint == trained.fingerprint
+    assert (doubt_of(trained.card, 16), doubt_of(trained.card, None)) == ("", "")
+    assert "it was for 32, 16" in doubt_of(trained.card, 20)
+    with pytest.raises(ModelError, match="gives vectors of 32 numbers, 33 were asked for"):
+        open_embedder(str(folder), dim=33)
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-9])
     with pytest.raises(ModelError, match="Export the model again"):
         open_embedder(str(folder))

@@ -58,12 +58,11 @@ class OnnxEmbedder:
         load: Callable[[], onnxruntime.InferenceSession],
         tokenizer: TextTokenizer,
         *,
-        dim: int | None = None,
         threads: int | None = None,
         prepare: bool = False,
     ) -> None:
         self.card = files.card
-        self.dim = dim or files.card.dim
+        self.dim = files.card.dim
         self.max_tokens = files.card.max_tokens
         self.fingerprint = space_fingerprint(files.card, self.dim, files.sha256)
         self.threads = threads
@@ -98,7 +97,6 @@ class OnnxEmbedder:
         files: ModelFiles,
         *,
         threads: int | None = None,
-        dim: int | None = None,
         prepare: bool = True,
         providers: tuple[str, ...] = ("CPUExecutionProvider",),
     ) -> OnnxEmbedder:
@@ -116,7 +114,7 @@ class OnnxEmbedder:
             check_role(files.card, find_form(read_signature(session)))
             return session
 
-        embedder = cls(files, load, tokenizer, dim=dim, threads=threads, prepare=prepare and ready is None)
+        embedder = cls(files, load, tokenizer, threads=threads, prepare=prepare and ready is None)
         if ready is not None and ready[0]:
             embedder._form = f"prepared {ready[1].products}"
         if not any(variant.sha256 for variant in files.card.variants):
@@ -169,14 +167,14 @@ class OnnxEmbedder:
         self._tokens_seen += sum(lengths)
         if self._prepare and self._tokens_seen > PREPARE_AFTER_TOKENS:
             self.prepare()
-        pooled = np.empty((len(rows), self.card.dim), dtype=np.float32)
+        pooled = np.empty((len(rows), self.dim), dtype=np.float32)
         session, signature, _ = self._session()
         budget, most = token_budget(session.get_providers()), signature.most_rows or MOST_ROWS
         for batch in plan_batches(lengths, token_budget=budget, max_rows=most):
             pooled[batch] = self._forward([rows[i] for i in batch])
         if len(rows) > len(texts):
             pooled = _average_windows(_unit_rows(pooled), np.array(owners), np.array(lengths), len(texts))
-        return _unit_rows(pooled[:, : self.dim])
+        return _unit_rows(pooled)
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Vectors:
         ids, mask = pad_rows(rows, self._tokenizer.pad_id)

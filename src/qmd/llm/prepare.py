@@ -119,7 +119,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         try:
             graph = write_bert(weights, products=candidate, pooling=files.card.pooling, ranges=ranges)
             session = open_session(graph, threads=source.threads)
-            runner = OnnxEmbedder(files, partial(_same, session), tokenizer, dim=source.dim)
+            runner = OnnxEmbedder(files, partial(_same, session), tokenizer)
             cosine = (runner.embed_documents(texts) * wanted).sum(axis=1)
         except (KeyError, ValueError, ModelError):
             continue

@@ -140,6 +140,7 @@ _KEYS = {
 @command(
     epilog="""
     qmd models use BAAI/bge-m3
+    qmd models use Qwen/Qwen3-Embedding-0.6B --dim 256
     qmd models use ./my-trained-model
     qmd models use http://localhost:11434/api/embed?model=nomic-embed-text
     qmd models use cross-encoder/ms-marco-MiniLM-L-6-v2 --role reranker
@@ -150,20 +151,28 @@ _KEYS = {
     "--role", type=click.Choice(tuple(_KEYS)), default="embedding", show_default=True, help="What for."
 )
 @click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Cut the vectors to so many numbers; without it they stay whole.",
+)
+@click.option(
     "--embed/--no-embed", default=True, show_default=True, help="Make the vectors of the index anew."
 )
 @pass_session
-def use(session: Session, name: str, role: str, embed: bool) -> None:
+def use(session: Session, name: str, role: str, dim: int | None, embed: bool) -> None:
     """Make a model the configured one; a new embedding model makes the vectors anew.
 
     NAME is of the catalog, of a hub, a folder (also one that `qmd train` exported) or the address of an embedding
     server. The model is loaded and tried first; where that fails, nothing is changed. Vectors of the old model stay
-    until the new ones are complete, and are never compared with them.
+    until the new ones are complete, and are never compared with them. --dim makes them shorter, and the
+    index smaller: at little cost for models that were trained for it.
     """
     from pathlib import Path
     from typing import cast
 
     from qmd.config import CONFIG_NAME, set_model
+    from qmd.errors import UsageError
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
     from qmd.types import Role
@@ -171,13 +180,20 @@ def use(session: Session, name: str, role: str, embed: bool) -> None:
     local = Path(name).expanduser()
     if local.exists() and "://" not in name:
         name = str(local.absolute())
-    found = verify_model(name, cast("Role", _KEYS[role]))
+    if dim is not None and role != "embedding":
+        raise UsageError(f"--dim is for embedding models, not for {role}.")
+    found = verify_model(name, cast("Role", _KEYS[role]), dim=dim)
     places, config = session.settings()
     say(f"{name} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
     if getattr(config.models, role) != name:
         set_model(places.config_dir / CONFIG_NAME, role, name)
         say(f"models.{role} is now {name} ({places.config_dir / CONFIG_NAME}).")
     if role == "embedding":
+        if config.models.dim != dim:
+            set_model(places.config_dir / CONFIG_NAME, "dim", dim)
+            say(f"models.dim is now {'null: vectors stay whole' if dim is None else dim}.")
+        if found.doubt:
+            say(f"Note: {found.doubt}.")
         _embed_anew(session, embed)
     if role == "image":
         _look_anew(session, embed)
