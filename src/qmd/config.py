@@ -167,8 +167,9 @@ def load_config_of(places: Places) -> Config:
 
 
 def _reaches(name: str) -> bool:
-    """Whether a model's name is an address or a file: anything but a plain name or `owner/name`."""
-    parts = name.split("/")
+    """Whether a model's name is an address or a file: anything but a plain name, `owner/name` or, of GGUF files,
+    `owner/name:QUANTISATION`."""
+    parts = re.sub(r"(?<=[\w.-]):\w+$", "", name).split("/") if "/" in name else [name]
     plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
     return not plain or name.endswith(".gguf") or os.path.exists(name)
 

@@ -100,6 +100,7 @@ def list_(session: Session) -> None:
     epilog="""
     qmd models pull BAAI/bge-m3
     qmd models pull me/my-model --revision v2
+    qmd models pull Qwen/Qwen3-0.6B-GGUF:Q8_0
     """
 )
 @click.argument("name")
@@ -115,14 +116,20 @@ def list_(session: Session) -> None:
 def pull(session: Session, name: str, role: str, revision: str | None) -> None:
     """Download the variant of a model that fits this machine, and verify it.
 
-    The commit of the first download is used ever after; --revision moves the model to another one.
+    The commit of the first download is used ever after; --revision moves the model to another one. Of a repository of
+    GGUF files one is taken: Q4_K_M or the nearest to it, or the one that is named after a colon.
     """
     from typing import cast
 
+    from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
     from qmd.llm.open import find_card, find_files
     from qmd.serve.cli.screen import say
     from qmd.types import Role
 
+    if is_gguf_on_hub(name):
+        path = find_gguf_on_hub(name, revision=revision)
+        say(f"{name} is here ({path.stat().st_size / 1e6:.0f} MB, commit {path.parent.name[:12]}): {path}")
+        return
     files, placement = find_files(find_card(name, cast("Role", role)), revision=revision)
     commit = f", commit {files.card.revision[:12]}" if files.card.revision else ""
     say(f"{name} is here ({placement.variant.precision} for {placement.device}{commit}): {files.graph}")
@@ -261,8 +268,9 @@ def _embed_anew(session: Session, embed: bool) -> None:
 def export(name: str, folder: str, precision: str | None) -> None:
     """Write a trained or a GGUF model as an ONNX folder.
 
-    NAME is a folder that `qmd train` left, a GGUF file, or a packaged model such as smollm2-135m. The folder can be
-    given wherever a model is named; a trained model is compared with its files before they count as written.
+    NAME is a folder that `qmd train` left, a GGUF file (here or of a hub), or a packaged model such as smollm2-135m.
+    The folder can be given wherever a model is named; a trained model is compared with its files before they count
+    as written.
     """
     from pathlib import Path
     from typing import cast
@@ -270,24 +278,19 @@ def export(name: str, folder: str, precision: str | None) -> None:
     from qmd.errors import UsageError
     from qmd.llm.causal_graph import Precision
     from qmd.llm.fastest import write_folder
-    from qmd.llm.files import find_packaged_file
-    from qmd.llm.open import find_card
+    from qmd.llm.open import find_gguf
     from qmd.serve.cli.screen import say
 
     source = Path(name).expanduser()
     if source.is_dir():
         say(_export_trained(source, Path(folder), precision))
         return
-    if source.suffix != ".gguf":
-        card = find_card(name, "generation")
-        if not card.package:
-            raise UsageError(
-                f"{name} is no GGUF model; it has ONNX files already. Run `qmd models pull {name}`."
-            )
-        source = find_packaged_file(card)
-    elif not source.is_file():
-        raise UsageError(f"there is no file {source}.")
-    graph = write_folder(source, Path(folder), cast("Precision", precision or "q4"))
+    gguf = find_gguf(name)[0]
+    if gguf is None:
+        raise UsageError(f"{name} is no GGUF model; it has ONNX files already. Run `qmd models pull {name}`.")
+    if not gguf.is_file():
+        raise UsageError(f"there is no file {gguf}.")
+    graph = write_folder(gguf, Path(folder), cast("Precision", precision or "q4"))
     say(f"{graph} is written ({graph.stat().st_size / 1e6:.0f} MB).")
 
 
@@ -317,9 +320,11 @@ def remove(session: Session, name: str) -> None:
     from qmd.errors import NotFound
     from qmd.llm.catalog import CATALOG
     from qmd.llm.hub import remove_cached
+    from qmd.llm.hub_gguf import repository_of
     from qmd.serve.cli.screen import say
 
     card = CATALOG.get(name)
+    name = repository_of(name)
     if not remove_cached([card.repo or card.name if card else name]):
         raise NotFound(f"{name} is not among the downloaded models. `qmd models list` shows them.")
     say(f"{name} was removed.")
