@@ -237,6 +237,12 @@ def _unknown(repo: str, revision: str | None) -> ModelError:
     )
 
 
+def _offline(repo: str, name: str) -> ModelError:
+    return ModelError(
+        f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
+    )
+
+
 def _commit_of(path: Path, name: str) -> str:
     """The snapshot folder of the cache is named after the commit."""
     return path.parents[len(Path(name).parts) - 1].name
@@ -244,7 +250,7 @@ def _commit_of(path: Path, name: str) -> str:
 
 def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: bool) -> Path | None:
     import httpx
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -261,6 +267,8 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
     except LocalEntryNotFoundError as error:
         if optional:
             return None
+        if constants.HF_HUB_OFFLINE:
+            raise _offline(repo, name) from error
         raise ModelError(
             f"{name} of {repo} is not on this machine and cannot be downloaded. Check the network or "
             f"proxy, set "
@@ -278,9 +286,7 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _unknown(repo, revision) from error
     except OfflineModeIsEnabled as error:
-        raise ModelError(
-            f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
-        ) from error
+        raise _offline(repo, name) from error
     except (HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
         raise ModelError(
             f"downloading {name} of {repo} failed ({type(error).__name__}: {str(error)[:120]}). "

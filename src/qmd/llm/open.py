@@ -35,8 +35,8 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
     """
     if role == "embedding" and is_gguf(name):
         raise ModelError(
-            f"{name} is a GGUF file, and those are for models that write text. For vectors name a model with ONNX "
-            "files (`qmd models list`), or the address of a server that runs this one."
+            f"{name} is a GGUF file, and those are for models that write text (`--role generation`). For vectors name "
+            "a model with ONNX files (`qmd models list`), or the address of a server that runs this one."
         )
     plain, _, revision = name.partition("@")
     card = CATALOG.get(name if not revision else plain)
