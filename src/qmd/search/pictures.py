@@ -38,7 +38,7 @@ MOST_SHOWN = 5
 """Pictures that join a search by looks which did not ask for pictures."""
 MOST_WORDS = 8
 """A longer question describes no single picture."""
-NAMED = 0.8
+NAMED = 0.6
 """A name says what a picture shows and no more: a text that matches as well comes first."""
 HALF = 0.5
 """Of what was asked for, weighed by rarity, the words of a picture hold at least this much."""
