@@ -86,7 +86,7 @@ def find_quote(question: str, sources: Sequence[Source], *, chars: int = 0) -> C
         source, sentence, about, words = row
         number = 0.4 * (amount and re.search(r"\d", sentence) is not None)
         rare = sum(1 / math.sqrt(lines[w]) for w in words)
-        return len(about) + rare + number - 0.05 * source.number
+        return len(about) + rare + number - 0.5 * source.number  # search put the first one first
 
     if not rows:
         return None
