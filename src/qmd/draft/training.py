@@ -58,8 +58,8 @@ def write_samples(
     """Let the target answer each (question, passage) greedily. Written to `path` (JSON lines) as it goes; what is
     there already is not written again.
 
-    batch: answers written side by side, with a `transformers` model as target: three times faster on one processor,
-    and the text of its own greedy decoding to rounding. 1 drafts one answer after the other, token for token.
+    batch: answers written side by side, with a `transformers` model as target: the text of its own greedy decoding
+    to rounding. 1 drafts one answer after the other, token for token.
     """
     asked = [(q, tuple(render(tokenizer, q, passage))) for q, passage in prompts]
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
