@@ -39,7 +39,7 @@ class Backbone:
 
 def config(**options: float) -> Any:
     return SimpleNamespace(
-        **{"ridge_image": 0.0, "ridge_text": 0.0, "ridge_both": 1e-6, "correlation_power": 0.0} | options
+        **{"ridge_image": 0.0, "ridge_text": 0.0, "ridge_both": 1e-9, "correlation_power": 0.0, "change_weight": 0.0} | options
     )
 
 
@@ -89,7 +89,7 @@ def test_a_picture_and_a_text_together_mean_the_changed_picture() -> None:
         for k in range(3)
         for i in range(30)
     ]
-    fit_heads(backbone, pairs, config(ridge_image=0.1, ridge_text=0.1, ridge_both=1e-3))
+    fit_heads(backbone, pairs, config(ridge_image=0.1, ridge_text=0.1, ridge_both=1e-5))
     rows = backbone.image_head.apply_rows(images)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     right = 0
