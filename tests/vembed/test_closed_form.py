@@ -39,7 +39,14 @@ class Backbone:
 
 def config(**options: float) -> Any:
     return SimpleNamespace(
-        **{"ridge_image": 0.0, "ridge_text": 0.0, "ridge_both": 1e-9, "correlation_power": 0.0, "change_weight": 0.0} | options
+        **{
+            "ridge_image": 0.0,
+            "ridge_text": 0.0,
+            "ridge_both": 1e-9,
+            "correlation_power": 0.0,
+            "change_weight": 0.0,
+        }
+        | options
     )
 
 
