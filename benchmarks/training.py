@@ -33,7 +33,7 @@ from qmd.vembed.model.assemble import build_model
 from qmd.vembed.model.tiny import make_tiny_model, make_tiny_pairs
 from qmd.vembed.run import dataset_of, preprocessor, train
 
-EPOCHS = 12
+EPOCHS = 5
 CHUNK = 8
 
 

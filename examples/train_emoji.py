@@ -22,13 +22,15 @@ import json
 import random
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from qmd.vembed import load_train_config, read_pairs, train, two_stage_search
-from qmd.vembed.evaluation.report import Row, evaluate_pairs, table_lines
+from qmd.vembed.data import Item
+from qmd.vembed.evaluation.evaluator import encode_items, pair_similarities
+from qmd.vembed.evaluation.metrics import recalls_at_k
 from qmd.vembed.export_pictures import export_image_text
 from qmd.vembed.model.assemble import load_model
 
@@ -43,8 +45,9 @@ RECIPE = {
     "projection_dim": 256,
     "loss_type": "cca",
     "ridge_image": 0.5,
-    "ridge_text": 0.5,
-    "ridge_both": 1.0,
+    "ridge_text": 0.25,
+    "ridge_both": 0.001,
+    "change_weight": 0.4,
     "correlation_power": 0.75,
     "use_mrl": True,
     "mrl_dims": [256, 128, 64],
@@ -240,37 +243,44 @@ def teach(
 
 def run_seed(
     concepts: list[Concept], more: list[Concept], out: Path, seed: int, settings: list[str], *, chinese: bool
-) -> dict[str, float]:
+) -> dict[str, np.ndarray]:
+    """Figures of one split: name -> the recall of each query in percent, or one number."""
     folder = out / f"seed-{seed}"
     held, taught = split(concepts, seed)
     model, seconds = teach(training_rows(taught, more, chinese=chinese), out, folder, settings)
     test = write_lines(folder / "data" / "validation.jsonl", test_rows(held))
     named = [pair(concept.chinese, concept.pictures[0]) for concept in held if concept.chinese]
     other = write_lines(folder / "data" / "chinese.jsonl", named)
-    english = read_pairs(test, retrieval_mode="t2i").pairs
-    rows = evaluate_pairs(model, english, name="emoji", dims=(64,), batch_size=256)
-    in_chinese = read_pairs(other, retrieval_mode="t2i").pairs
-    rows += [
-        Row("emoji, Chinese names", row.mode, row.dim, row.queries, row.metrics)
-        for row in evaluate_pairs(model, in_chinese, name="", batch_size=256)
-    ]
+    asked = read_pairs(test, retrieval_mode="t2i").pairs
+    by_name = [row for row in asked if row.mode == "t2i"]
+    with_tone = [row for row in asked if row.mode == "m2i"]
+    views = {
+        "text to image, 256 dimensions": (by_name, None),
+        "text to image, 64 dimensions": (by_name, 64),
+        "Chinese names": (read_pairs(other, retrieval_mode="t2i").pairs, None),
+        "image and tone to image": (with_tone, None),
+        "image and tone, 64 dimensions": (with_tone, 64),
+        "the same, image only": (
+            [replace(row, query=Item(image=row.query.image)) for row in with_tone],
+            None,
+        ),
+        "the same, text only": ([replace(row, query=Item(row.query.text)) for row in with_tone], None),
+    }
+    figures = {}
+    for name, (rows, dim) in views.items():
+        similarities, relevant = pair_similarities(model, rows, batch_size=256, dim=dim)
+        for k in (1, 5, 10):
+            figures[f"{name} @{k}"] = 100 * recalls_at_k(similarities, k, relevant)
     model[0].write_features(out / "features.safetensors")
-    (folder / "evaluation.md").write_text("\n".join(table_lines(rows)) + "\n", encoding="utf-8")
-    figures = {"train s": seconds}
-    for row in rows:
-        for key in ("recall@1", "recall@5", "recall@10"):
-            name = f"{row.model} {row.mode} {row.control} {row.dim} {key}".replace("  ", " ")
-            figures[name] = 100 * row.metrics[key]
-    whole = figures["emoji t2i 256 recall@10"]
-    figures["64 of 256 keep, % of R@10"] = 100 * figures["emoji t2i 64 recall@10"] / max(whole, 1e-9)
-    figures["two stages kept"] = 100 * two_stages(model, [p for p in english if p.mode == "t2i"])
+    whole, cut = (figures[f"text to image, {dim} dimensions @10"].mean() for dim in (256, 64))
+    figures["64 of 256 dimensions keep, % of R@10"] = np.array([100 * cut / max(whole, 1e-9)])
+    figures["two stages keep, % of the top ten"] = np.array([100 * two_stages(model, by_name)])
+    figures["solving, seconds"] = np.array([seconds])
     return figures
 
 
 def two_stages(model: object, pairs: list[object]) -> float:
     """Share of the exact top ten that 64 components and 100 candidates keep."""
-    from qmd.vembed.evaluation.evaluator import encode_items
-
     queries, pictures = (
         encode_items(model, [getattr(pair, side) for pair in pairs]) for side in ("query", "positive")
     )
@@ -284,8 +294,6 @@ def fit_evidence(concepts: list[Concept], more: list[Concept], out: Path, foreig
     nearest ten of each; and `foreign`, questions that no picture answers.
     """
     from qmd.search.pictures import background
-    from qmd.vembed.data import Item
-    from qmd.vembed.evaluation.evaluator import encode_items
 
     features, right = [], []
     for seed in (100,):
@@ -311,11 +319,33 @@ def fit_evidence(concepts: list[Concept], more: list[Concept], out: Path, foreig
     return [round(float(weight), 3) for weight in weights]
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and the half width of its 95% interval over seeds (Student's t)."""
-    t = {1: 0.0, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return float(np.mean(values)), t * spread / len(values) ** 0.5
+def interval(seeds: list[np.ndarray], samples: int = 2000) -> tuple[float, float, float]:
+    """Mean over seeds of a figure, and its 95% interval: seeds are drawn again, and queries within each."""
+    draw = np.random.default_rng(0)
+    means = [
+        np.mean([values[draw.integers(0, len(values), len(values))].mean() for values in chosen])
+        for chosen in ([seeds[i] for i in draw.integers(0, len(seeds), len(seeds))] for _ in range(samples))
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([values.mean() for values in seeds])), float(low), float(high)
+
+
+def table(results: list[dict[str, np.ndarray]]) -> list[str]:
+    """Figures over seeds as Markdown: mean (95% interval), and the means of the seeds one by one."""
+
+    def cell(name: str) -> str:
+        mean, low, high = interval([figures[name] for figures in results])
+        return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+    lines = ["| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
+    for name in dict.fromkeys(name.rsplit(" @", 1)[0] for name in results[0] if " @" in name):
+        lines.append(f"| {name} | " + " | ".join(cell(f"{name} @{k}") for k in (1, 5, 10)) + " |")
+    lines.append("")
+    for name in results[0]:
+        each = ", ".join(f"{figures[name].mean():.1f}" for figures in results)
+        if " @" not in name or name.endswith("@1") or name.startswith("text to image, 256"):
+            lines.append(f"- {name}: {cell(name)}; seeds {each}")
+    return lines
 
 
 def main() -> None:
@@ -335,18 +365,18 @@ def main() -> None:
     concepts, more = read_concepts(given.assets, cache), read_more(given.assets, cache)
     toned = sum(bool(concept.toned) for concept in concepts)
     print(f"{len(concepts)} concepts, {toned} of them with skin tones; {len(more)} more", file=sys.stderr)
-    results: dict[str, list[float]] = {}
+    results = []
     for seed in given.seeds:
-        figures = run_seed(concepts, more, given.out, seed, given.set, chinese=given.chinese)
-        for name, value in figures.items():
-            results.setdefault(name, []).append(value)
-            print(f"seed {seed}: {name} {value:.1f}", file=sys.stderr, flush=True)
+        results.append(run_seed(concepts, more, given.out, seed, given.set, chinese=given.chinese))
+        print(
+            f"seed {seed}: " + ", ".join(f"{k} {v.mean():.1f}" for k, v in results[-1].items()),
+            file=sys.stderr,
+            flush=True,
+        )
     if results:
-        print(f"| figure | mean of {len(given.seeds)} seeds | 95% +- |\n| --- | ---: | ---: |")
-        for name, values in results.items():
-            mean, half = interval(values)
-            print(f"| {name} | {mean:.1f} | {half:.1f} |")
-        (given.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        lines = table(results)
+        print("\n".join(lines))
+        (given.out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if given.export:
         foreign = given.foreign.read_text(encoding="utf-8").splitlines() if given.foreign else []
         evidence = given.evidence or fit_evidence(concepts, more, given.out, foreign)

@@ -220,12 +220,11 @@ def test_accelerate_launch_on_two_ranks_ends_where_one_process_does(
             use_gradient_cache="true", gradient_cache_chunk_size=4, use_mrl="true", mrl_dims="[24]",
         )  # fmt: skip
         given = [f"{key}={json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
-        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        if (
-            ranks == 2
-        ):  # accelerate starts several processor ranks by MPI alone; this is what it starts GPUs with
-            launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        launch = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(ranks)]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        # With --cpu it would start the second rank by MPI alone; several ranks are what --multi_gpu is for, and the
+        # environment below keeps them on the processor, where they speak gloo.
+        launch += ["--multi_gpu"] if ranks == 2 else ["--cpu"]
         done = subprocess.run(
             [sys.executable, *launch, "-m", "qmd.vembed", "--config_override", *given],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"},

@@ -37,21 +37,21 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("mode", ["t2i", "i2t"])
-def test_qwen_learns_with_lora_cache_and_matryoshka(configure: Callable[..., TrainConfig], mode: str) -> None:
-    config = configure("qwen3_vl", mode, **LEARNING)
+@pytest.mark.parametrize(
+    "mode,rank",
+    [("t2i", {}), ("i2t", {}), ("m2i", {"lora_r": 32, "lora_alpha": 64})],
+    ids=lambda value: str(value)[:3],
+)
+def test_qwen_learns_with_lora_cache_and_matryoshka(
+    configure: Callable[..., TrainConfig], mode: str, rank: dict[str, int]
+) -> None:
+    """m2i too: the text names a colour, the image a shape, and only both together the image that is meant."""
+    config = configure("qwen3_vl", mode, **LEARNING, **rank)
     report = train(config)
     curve = losses(config.output_dir)
     assert report.steps == 20
     assert curve[0] > 2.5
     assert curve[-1] < 1.0
-
-
-def test_qwen_learns_to_change_an_image(configure: Callable[..., TrainConfig]) -> None:
-    config = configure("qwen3_vl", "m2i", **LEARNING, lora_r=32)
-    train(config)
-    curve = losses(config.output_dir)
-    assert curve[-1] < 0.75 * curve[0]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,11 @@ pair, centred, and C their covariances: the singular vectors of (Cxx + r)^-1/2 C
 which pictures and texts vary together, best first, so that a cut vector is a good vector (Matryoshka by construction).
 Each is weighed by a power of its correlation. r and s are in units of the mean variance.
 
-A question of a picture and a text ("this one, with dark skin") gets what ridge regression adds to the sum of both.
+What tells a picture from its changed twin is often none of that: names say nothing of skin tones. Where there are m2i
+pairs, the first few dimensions are therefore the directions in which pictures change as texts ask: the correlation of
+(changed - given) with the text, in the metric of the changes and of all pictures, so that they are calm where nothing
+was asked for. A question of a picture and a text ("this one, with dark skin") gets what ridge regression adds to the
+sum of both.
 """
 
 from __future__ import annotations
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.float64]
 BLOCK = 4096
+CALM = 5.0
+"""How much all pictures count beside the changes, in the metric of the changes' directions."""
+CHANGE_RIDGES = (0.1, 1e-3)
+"""Of pictures and texts there, in units of the mean variance. Texts that ask for changes are few and far apart."""
+LEAST_CORRELATION = 0.3
+"""Of a direction of change, as a share of the first one's."""
 
 
 def fit_heads(backbone: Any, pairs: Sequence[Pair], config: TrainConfig) -> float:
@@ -42,15 +52,45 @@ def fit_heads(backbone: Any, pairs: Sequence[Pair], config: TrainConfig) -> floa
     dim = backbone.projection_dim
     if len(correlations) < dim:
         raise ModelError(f"the towers allow {len(correlations)} dimensions, projection_dim asks for {dim}.")
-    weight = correlations[:dim] ** config.correlation_power
-    image_map, text_map = left @ u[:, :dim] * weight, right @ v.T[:, :dim] * weight
+    changed = [pair for pair in pairs if pair.mode == "m2i"]
+    directions, spread = _changes(backbone, changed, cxx, dim // 8 if config.change_weight else 0)
+    kept = dim - directions.shape[1]
+    weight = correlations[:kept] ** config.correlation_power
+    image_map, text_map = left @ u[:, :kept] * weight, right @ v.T[:, :kept] * weight
     # One scale for both, so that a sum of a text and a picture weighs them alike.
-    scales = [float(np.sqrt(np.trace(m.T @ c @ m))) for m, c in ((image_map, cxx), (text_map, cyy))]
-    image_map, text_map = image_map / scales[0], text_map / scales[1]
+    image_map /= np.sqrt(np.trace(image_map.T @ cxx @ image_map))
+    text_map /= np.sqrt(np.trace(text_map.T @ cyy @ text_map))
+    if kept < dim:
+        widths = [float(np.sqrt(np.trace(m.T @ spread @ m))) for m in (image_map, directions)]
+        directions = directions * (config.change_weight * widths[0] / max(widths[1], 1e-12))
+        image_map = np.concatenate([directions, image_map], axis=1)
+        text_map = np.concatenate([np.zeros((len(text_map), dim - kept)), text_map], axis=1)
     backbone.image_head.set_linear(image_map, -image_mean @ image_map)
     backbone.text_head.set_linear(text_map, -text_mean @ text_map)
-    _fit_both(backbone, [pair for pair in pairs if pair.mode == "m2i"], config.ridge_both)
-    return float(correlations[:dim].mean())
+    _fit_both(backbone, changed, config.ridge_both)
+    return float(correlations[:kept].mean())
+
+
+def _changes(backbone: Any, pairs: Sequence[Pair], cxx: Rows, most: int) -> tuple[Rows, Rows]:
+    """(directions (d_image, k) in which pictures change as texts ask, covariance of the changed pictures)."""
+    if not pairs or not most:
+        return np.zeros((len(cxx), 0)), cxx
+    text_of, image_of = _prepared(backbone)
+    texts = text_of([str(pair.query.text) for pair in pairs])
+    given, changed = (
+        image_of([item.image for item in side])
+        for side in ([pair.query for pair in pairs], [pair.positive for pair in pairs])
+    )
+    texts -= texts.mean(axis=0)
+    change = changed - given
+    change -= change.mean(axis=0)
+    own = change.T @ change / len(change)
+    metric = own / max(np.trace(own), 1e-12) + CALM * cxx / max(np.trace(cxx), 1e-12)
+    left = _inverse_root(metric, CHANGE_RIDGES[0])
+    right = _inverse_root(texts.T @ texts / len(texts), CHANGE_RIDGES[1])
+    u, correlations, _ = np.linalg.svd(left @ (change.T @ texts / len(texts)) @ right, full_matrices=False)
+    count = min(most, int((correlations > LEAST_CORRELATION * correlations[0]).sum()))
+    return left @ u[:, :count] * correlations[:count], np.cov(changed.T, bias=True)
 
 
 def _prepared(backbone: Any) -> tuple[Callable[[Sequence[str]], Rows], Callable[[Sequence[Any]], Rows]]:
@@ -63,7 +103,10 @@ def _prepared(backbone: Any) -> tuple[Callable[[Sequence[str]], Rows], Callable[
 
 
 def _fit_both(backbone: Any, pairs: Sequence[Pair], ridge: float) -> None:
-    """The joint head: what is missing between (text + picture) and the picture that is meant."""
+    """The joint head: what is missing between (text + picture) and the picture that is meant.
+
+    ridge: in units of the variance, over all features, of the texts for the texts, of the pictures for the pictures.
+    """
     backbone.fuse_head.set_linear(
         np.zeros((backbone.fuse_head.dim_in, backbone.projection_dim)), np.zeros(backbone.projection_dim)
     )
@@ -79,7 +122,8 @@ def _fit_both(backbone: Any, pairs: Sequence[Pair], ridge: float) -> None:
     mean, offset = rows.mean(axis=0), missing.mean(axis=0)
     centred = rows - mean
     square = centred.T @ centred / len(rows)
-    square += ridge * np.trace(square) / len(square) * np.eye(len(square))
+    widths = np.diag(square)[: texts.shape[1]].sum(), np.diag(square)[texts.shape[1] :].sum()
+    square += ridge * np.diag(np.repeat(widths, [texts.shape[1], images.shape[1]]))
     weights = np.linalg.solve(square, centred.T @ (missing - offset) / len(rows))
     backbone.fuse_head.set_linear(weights, offset - mean @ weights)
 

@@ -56,7 +56,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     adapter: Literal["none", "residual"] = "none"
     ridge_image: float = 1.0
     ridge_text: float = 0.5
-    ridge_both: float = 1.0
+    ridge_both: float = 0.001
+    change_weight: float = 0.4
     correlation_power: float = 0.5
 
     use_lora: bool = False

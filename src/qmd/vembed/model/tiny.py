@@ -51,6 +51,9 @@ def make_tiny_model(family: Family, folder: str | Path, *, seed: int = 0) -> str
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
                     module.weight.normal_(std=module.in_features**-0.5)
+            if family == "qwen3_vl":
+                # As large as an image's tokens: beside those, words of .02 are lost, and with them what m2i asks for.
+                model.get_input_embeddings().weight.normal_()
         model.save_pretrained(folder)
     finally:
         torch.random.set_rng_state(state)
