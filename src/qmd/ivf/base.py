@@ -352,7 +352,7 @@ class Index:
         missing = address < 0
         if not self._lists.slabs:
             ids = address
-        elif bool(missing.any()):
+        elif self.device.type != "cpu" or bool(missing.any()):  # asking another device would wait for it
             ids = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
             ids.masked_fill_(missing, -1)
         else:

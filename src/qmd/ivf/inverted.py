@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from qmd.ivf import cost
+from qmd.ivf import cost, tiles
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
@@ -197,7 +197,7 @@ class IndexIVF(Index):
         lists = self._lists
         table = lists.table()
         n, p = probes.lists.shape
-        few = n * p * 4 < self.nlist
+        few = n * p * 4 < self.nlist and not tiles.wanted(self.device)
         norms = []
         total = 0
         if few:  # look at ids of the probed lists alone
@@ -261,6 +261,8 @@ class IndexIVF(Index):
             return mode == "csr"
         if self._threshold is not None:
             return nq * nprobe / self.nlist >= self._threshold * (self.nlist / 512)
+        if tiles.wanted(self.device):
+            return True  # as few launches for one query as for many
         if nq <= 1:
             return False
         mean = max(1, self.ntotal // self.nlist)

@@ -78,7 +78,7 @@ def recheck(
     step = max(1, (_RECHECK_BYTES if q.device.type == "cpu" else 1 << 28) // (max(c, 1) * d * 4))
     plain = lists.codec.exact and probes.centroids is None and probes.source is None
     whole = n <= step and k_here == k
-    padded = bool((address < 0).any())
+    padded = q.device.type != "cpu" or bool((address < 0).any())  # asking another device would wait for it
     safe = address.clamp(min=0) if padded else address
     buffer = torch.empty(step * c, d, device=q.device) if plain and n > step else None
     if not whole:
