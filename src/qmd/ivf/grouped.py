@@ -28,6 +28,7 @@ _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
 _FAR_BLOCK, _FAR_MINIMA = 1 << 15, 1 << 27  # the same for devices that want much work at once
 _SCORE_BLOCK = 512  # queries of one product
+_VECTOR, _LOOSE = 8, 5  # queries of a product are a multiple of _VECTOR, unless they are no more than _LOOSE
 _INF = float("inf")
 
 
@@ -58,7 +59,9 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
 class _Pieces:
     """Products to make: `run`, `count` queries, and where the piece's group minima begin; all (pieces,).
 
-    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `count` values.
+    width: columns of the product, the count rounded up: BLAS kernels take whole vectors of queries, and what is left over
+    one by one, so that 47 cost 1.6 times what 48 do.
+    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `width` values.
     """
 
     group: int
@@ -66,6 +69,7 @@ class _Pieces:
 
     run: np.ndarray
     count: np.ndarray
+    width: np.ndarray
     begin: np.ndarray
     total: int
     units: np.ndarray
@@ -79,8 +83,9 @@ class _Pieces:
         run = np.repeat(np.arange(len(counts)), number)
         nth = np.arange(len(run)) - np.repeat(np.cumsum(number) - number, number)
         count = np.minimum(counts[run] - nth * most, most)
-        room = count * units[run] * unit
-        return cls(group, unit, run, count, np.cumsum(room) - room, int(room.sum()), units)
+        width = np.where(count > _LOOSE, -(-count // _VECTOR) * _VECTOR, count)
+        room = width * units[run] * unit
+        return cls(group, unit, run, count, width, np.cumsum(room) - room, int(room.sum()), units)
 
 
 def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -162,7 +167,7 @@ def _places(pieces: _Pieces, order: Tensor, tasks: int) -> tuple[Tensor, Tensor]
     column = np.arange(order.shape[0]) - np.repeat(ends - pieces.count, pieces.count)
     both = torch.zeros(2, tasks, dtype=torch.int64)
     both[0, order] = torch.from_numpy(np.repeat(pieces.begin, pieces.count) + column)
-    both[1, order] = torch.from_numpy(np.repeat(pieces.count, pieces.count))
+    both[1, order] = torch.from_numpy(np.repeat(pieces.width, pieces.count))
     return both[0], both[1]
 
 
@@ -182,9 +187,9 @@ def _fill(
     d, dev = lists.codec.d, coded.device
     group, unit = pieces.group, pieces.unit
     alpha = -2.0 if metric == "l2" else -1.0
-    most = int(pieces.count.max(initial=1))
+    most = int(pieces.width.max(initial=1))
     scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + group), dev)
-    qbuf = scratch.take("queries", most * d, dev).view(most, d)
+    qbuf = scratch.take("queries", most * d, dev).zero_().view(most, d)
     lines_of_units = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
     exact = lists.codec.exact
     plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
@@ -193,8 +198,8 @@ def _fill(
     who = torch.split(torch.div(order, dense.shape[0] // coded.shape[0], rounding_mode="floor"), counts)
     caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else None
     last = -1
-    for i, (r, count, begin) in enumerate(
-        zip(pieces.run.tolist(), counts, pieces.begin.tolist(), strict=True)
+    for i, (r, count, m, begin) in enumerate(
+        zip(pieces.run.tolist(), counts, pieces.width.tolist(), pieces.begin.tolist(), strict=True)
     ):
         if r != last:
             last, u, n = r, int(pieces.units[r]), int(table.size[r])
@@ -207,22 +212,27 @@ def _fill(
                 norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
                 rows = lists.codec.factor(rows)
             have = min(norms.shape[0], height * group)
-            rows, bias = rows[:have], norms[:have, None]
-        full = scores[: height * group * count].view(height * group, count)
+            rows, bias = rows if have == norms.shape[0] else rows[:have], norms[:have, None]
+        full = scores[: height * group * m].view(height * group, m)
         part = full if have == height * group else full[:have]
         if plain:
-            qs = torch.index_select(coded, 0, who[i], out=qbuf[:count])
-            torch.addmm(bias, rows, qs.T, alpha=alpha, out=part)
+            torch.index_select(coded, 0, who[i], out=qbuf[:count])
+            torch.addmm(bias, rows, qbuf[:m].T, alpha=alpha, out=part)
         else:
-            operators.biased_product(bias, rows, coded.index_select(0, who[i]), alpha, part)
+            qbuf[:count] = coded.index_select(0, who[i])
+            operators.biased_product(bias, rows, qbuf[:m], alpha, part)
         if part is not full:
             full[have:] = _INF
         if caps is not None and bool((caps[i] < n).any()):
-            full.masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
-        lines = minima[begin : begin + count * u * unit].view(u * unit, count)
+            full[:, :count].masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
+        lines = minima[begin : begin + m * u * unit].view(u * unit, m)
         if height != u * unit:
             lines[height:] = _INF
-        least = lines_of_units[: u * count].view(u, count)
-        operators.least_of(full.view(group, height, count), lines[:height])
-        operators.least_of(lines.view(unit, u, count), least)
-        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least.T)
+        least = lines_of_units[: u * m].view(u, m)
+        if plain:
+            torch.amin(full.view(group, height, m), 0, out=lines[:height])
+            torch.amin(lines.view(unit, u, m), 0, out=least)
+        else:
+            operators.least_of(full.view(group, height, m), lines[:height])
+            operators.least_of(lines.view(unit, u, m), least)
+        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least[:, :count].T)

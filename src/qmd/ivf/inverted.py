@@ -15,7 +15,7 @@ from qmd.ivf.flat import IndexFlat
 from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
 from qmd.ivf.metric import Array, as_rows
-from qmd.ivf.operators import row_products
+from qmd.ivf.operators import row_products, smallest
 from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.ranges import range_scan
@@ -163,8 +163,13 @@ class IndexIVF(Index):
             s = torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
         else:
             s = torch.addmm(self._bias[1], q, c.T, alpha=alpha)
-        value, lists = torch.topk(s, min(nprobe, self.nlist), dim=1, largest=False)
-        return value, lists
+        some = min(nprobe, self.nlist)
+        if s.device.type != "cpu" or s.shape[0] <= 16:
+            value, lists = torch.topk(s, some, dim=1, largest=False)
+            return value, lists
+        value, lists = smallest(s, some)  # choosing first leaves less to sort
+        value, order = torch.sort(value, dim=1)
+        return value, torch.gather(lists, 1, order)
 
     def rebuild_lists(self, *, ordering: str = "residual_norm_asc") -> None:
         """Sort every list by distance to its centroid, so that a prefix holds its most typical rows."""
