@@ -59,8 +59,8 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
 class _Pieces:
     """Products to make: `run`, `count` queries, and where the piece's group minima begin; all (pieces,).
 
-    width: columns of the product, the count rounded up: BLAS kernels take whole vectors of queries, and what is left over
-    one by one, so that 47 cost 1.6 times what 48 do.
+    width: columns of the product, the count rounded up: BLAS kernels take whole vectors of queries, and what is left
+    over one by one, so that 47 cost 1.6 times what 48 do.
     units: (runs,), units of each run. A piece's minima are `unit` * units lines of `width` values.
     """
 
