@@ -110,7 +110,11 @@ class Index:
         """Append rows (n, d) under the next free ids: ntotal onwards as long as no id was given by hand."""
         rows = as_rows(x, self.d, self.device)
         n = rows.shape[0]
-        self._append(rows, torch.arange(self._next_id, self._next_id + n, device=self.device))
+        first = self._next_id
+        one = n == 1 and self.device.type == "cpu"  # the common case of a loop, made cheap
+        self._append(
+            rows, torch.tensor([first]) if one else torch.arange(first, first + n, device=self.device)
+        )
         self._next_id += n
 
     def add_with_ids(self, x: Array, ids: Array) -> None:

@@ -155,14 +155,7 @@ class IndexIVF(Index):
     def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
         """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance less ||q||^2; IP:
         -product), lists."""
-        c = self.centroids
-        if self._bias is None or self._bias[0] is not c:
-            self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
-        alpha = -2.0 if self.metric == "l2" else -1.0
-        if q.shape[0] == 1:
-            s = torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
-        else:
-            s = torch.addmm(self._bias[1], q, c.T, alpha=alpha)
+        s = self._list_scores(q)
         some = min(nprobe, self.nlist)
         if s.device.type != "cpu" or s.shape[0] <= 16:
             value, lists = torch.topk(s, some, dim=1, largest=False)
