@@ -150,7 +150,19 @@ class IndexIVF(Index):
         self.is_trained = not self._lists.codec.learns
 
     def _assign(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 1:  # a row by itself: what does not depend on it is kept
+            return self._list_scores(x).argmin(1)
         return assign(x, self.centroids, self.metric)[0]
+
+    def _list_scores(self, q: Tensor) -> Tensor:
+        """Of each query with every centroid: (n, nlist). L2: squared distance less ||q||^2; IP: -product."""
+        c = self.centroids
+        if self._bias is None or self._bias[0] is not c:
+            self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
+        alpha = -2.0 if self.metric == "l2" else -1.0
+        if q.shape[0] == 1:
+            return torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
+        return torch.addmm(self._bias[1], q, c.T, alpha=alpha)
 
     def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
         """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance less ||q||^2; IP:
