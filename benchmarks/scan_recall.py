@@ -30,8 +30,8 @@ def main() -> None:
         scan = dense.Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
         chosen = np.random.default_rng(0).permutation(len(matrix.rows))[: options.queries]
         exact = [set(scan.search(matrix.rows[i], 11, method="exact")[0].tolist()) for i in chosen]
-        for candidates in (dense.LEAST_CANDIDATES, 50, 20):
-            dense.LEAST_CANDIDATES, dense.CANDIDATES_PER_HIT = candidates, 1
+        for more in (dense.MORE_CANDIDATES, 40, 10):
+            dense.MORE_CANDIDATES = more
             found = [set(scan.search(matrix.rows[i], 11, method="int8")[0].tolist()) for i in chosen]
             recall = np.mean(
                 [
@@ -39,7 +39,7 @@ def main() -> None:
                     for e, f, i in zip(exact, found, chosen, strict=True)
                 ]
             )
-            print(f"{model.name}, {len(matrix.rows)} rows, {candidates} candidates: recall@10 {recall:.5f}")
+            print(f"{model.name}, {len(matrix.rows)} rows, {11 + more} candidates: recall@10 {recall:.5f}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def main() -> None:
         try:
             english = f"{url}/#q=rolling+median+of+the+gauges"
             keep(take(browser, english, **DESKTOP), "page.png")
+            keep(take(browser, f"{url}/#q=type:image+tram", **DESKTOP), "page-images.png")
             japanese = f"{url}/#q=" + "花粉の薬はいつから飲むか"
             keep(take(browser, japanese, color_scheme="dark", locale="ja-JP", **DESKTOP), "page-dark.png")
             chinese = f"{url}/#q=" + "如何设置文件权限"

@@ -42,11 +42,11 @@ def test_the_score_of_a_document_is_its_bm25(index):
     rows = store.keyword._db.all(
         "SELECT c.document_id, k.sz FROM chunks c JOIN keyword_docsize k ON k.id = c.id", ()
     )
-    from qmd.store.wholes import _varints
+    from qmd.store.keyword import varints
 
     length: dict[int, int] = {}
     for document, sizes in rows:
-        length[document] = length.get(document, 0) + _varints(sizes)[2]
+        length[document] = length.get(document, 0) + varints(sizes)[2]
     mean = sum(length.values()) / len(ids)
     found = store.wholes.match([('"banana"', 1)], ids.values())
     (chunk, share) = max(found.chunks.items(), key=lambda item: item[1])

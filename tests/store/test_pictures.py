@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qmd.errors import ModelMismatch
-from qmd.store import Store
+from qmd.store import Store, schema
 from qmd.types import Chunk, Collection, Document
 
 
@@ -88,16 +89,38 @@ def test_another_model_replaces_the_first(store: Store) -> None:
     assert store.pictures.models() == {"n": 1}
 
 
-def test_an_index_of_the_former_format_is_taken_up(tmp_path: Path) -> None:
-    from qmd.store import schema
-
+def test_indexes_of_former_formats_are_taken_up(tmp_path: Path) -> None:
+    """Before version 3 there were no pictures; in version 3 their words stood among those of texts."""
     path = tmp_path / "old.sqlite"
-    Store.open(path).close()
-    import sqlite3
-
+    with Store.open(path) as store:
+        store.add_collection(Collection("c", "/c"))
+        put(store, "red apple.png", b"1")
+        words = store.db.one("SELECT id, 'red apple.png', '', 'name', 'red apple.png' FROM chunks")
+        put(store, "note.md", b"2", "text")
+    assert words is not None
     db = sqlite3.connect(path)
-    db.executescript("DROP TABLE picture_vectors; DROP INDEX pictures_by_hash; PRAGMA user_version = 2;")
+    db.executescript(
+        "DROP TABLE picture_words; DROP TABLE picture_words_terms; DROP TABLE picture_words_places; "
+        "PRAGMA user_version = 3;"
+    )
+    db.execute("INSERT INTO keyword(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)", words)
+    db.commit()
     db.close()
     with Store.open(path) as store:
+        assert store.db.value("PRAGMA user_version") == schema.FORMAT_VERSION
+        assert [i for i, _ in store.picture_words.match("apple")] == [words[0]]
+        assert store.keyword.match("apple") == []
+        assert (store.keyword.count(), store.picture_words.count()) == (1, 1)
+        assert store.wholes.count() == 1
+        assert store.integrity() == []
+    older = tmp_path / "older.sqlite"
+    Store.open(older).close()
+    db = sqlite3.connect(older)
+    db.executescript(
+        "DROP TABLE picture_words; DROP TABLE picture_words_terms; DROP TABLE picture_words_places; "
+        "DROP TABLE picture_vectors; DROP INDEX pictures_by_hash; PRAGMA user_version = 2;"
+    )
+    db.close()
+    with Store.open(older) as store:
         assert not store.pictures.any()
         assert store.db.value("PRAGMA user_version") == schema.FORMAT_VERSION

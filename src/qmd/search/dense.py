@@ -27,9 +27,8 @@ Ids = NDArray[np.int64]
 Method = Literal["auto", "exact", "int8"]
 
 PRESCAN_ROWS = 20_000
-CANDIDATES_PER_HIT = 8
-LEAST_CANDIDATES = 200
-"""Rows rescored exactly: int8 keeps the order but for near-ties."""
+MORE_CANDIDATES = 200
+"""Rows scored exactly beyond those wanted: int8 keeps the order but for near-ties."""
 SUBSET_SHARE = 0.2
 """Below this share of allowed rows, gathering them is cheaper than scanning all."""
 
@@ -69,11 +68,13 @@ class Scan:
     ) -> None:
         if rows.ndim != 2 or ids.shape != (rows.shape[0],):
             raise ValueError(f"rows {rows.shape} and ids {ids.shape} do not belong together")
-        self.rows = rows
+        # Views: picking rows from a memory map itself costs more than from what it maps.
+        self.rows = rows.view(np.ndarray)
         self.ids = ids
         self._live = None if rows.shape[0] == 0 or ids.min() >= 0 else ids >= 0
         self._places: tuple[Ids, NDArray[np.intp]] | None = None
-        self._codes = None if codes is None or scales is None else (codes, scales)
+        self._codes = None if codes is None or scales is None else (codes.view(np.ndarray), scales)
+        self._usual: NDArray[np.intp] | None = None
 
     def search(
         self, query: Floats, k: int, *, allowed: Ids | None = None, method: Method = "auto"
@@ -102,7 +103,7 @@ class Scan:
             rough = self._rough_scores(query)
             if mask is not None:
                 rough = np.where(mask, rough, -np.inf)
-            places = _top(rough, min(max(k * CANDIDATES_PER_HIT, LEAST_CANDIDATES), live))
+            places = _top(rough, min(k + MORE_CANDIDATES, live))
         return self.best_of(places, query, k)
 
     def mask(self, allowed: Ids | None) -> NDArray[np.bool_] | None:
@@ -141,18 +142,27 @@ class Scan:
         found = sorted_ids[at] == wanted
         return wanted[found], order[at[found]]
 
-    def background(self, query: Floats) -> Background:
-        """From rows spread evenly over the matrix, those that are gone left out."""
-        n = self.rows.shape[0]
-        places = np.unique(np.linspace(0, max(n - 1, 0), min(n, BACKGROUND_ROWS)).astype(np.int64))
-        if self._live is not None:
-            places = places[self._live[places]]
+    def background(self, query: Floats, without: Ids | None = None) -> Background:
+        """From rows spread evenly over the matrix, those that are gone and `without` left out. That choice is made
+        once."""
+        if self._usual is None:
+            self._usual = self._spread(without)
         mean, deviation, weight = USUAL
-        cosines = self.rows[places] @ query
+        cosines = self.rows[self._usual] @ query
         count = cosines.shape[0]
         centre = (mean * weight + float(cosines.sum())) / (weight + count)
         spread = deviation**2 * weight + float(np.square(cosines - cosines.mean()).sum() if count else 0.0)
         return Background(centre, (spread / (weight + count)) ** 0.5)
+
+    def _spread(self, without: Ids | None) -> NDArray[np.intp]:
+        n = self.rows.shape[0]
+        if without is None or not without.shape[0]:
+            places = np.unique(np.linspace(0, max(n - 1, 0), min(n, BACKGROUND_ROWS)).astype(np.intp))
+            return places if self._live is None else places[self._live[places]]
+        kept = np.flatnonzero((self.ids >= 0) & ~np.isin(self.ids, without))
+        m = kept.shape[0]
+        at = np.unique(np.linspace(0, max(m - 1, 0), min(m, BACKGROUND_ROWS)).astype(np.intp))
+        return kept[at]
 
     def _best(self, scores: Floats, k: int, mask: NDArray[np.bool_] | None) -> tuple[Ids, Floats]:
         live = scores.shape[0]

@@ -97,13 +97,19 @@ def find_best(index: KeywordIndex, query: Query, limit: int) -> KeywordList:
 
 
 def find_all_first(
-    index: KeywordIndex, query: Query, limit: int, enough: Callable[[Ranked], bool] | None = None
+    index: KeywordIndex,
+    query: Query,
+    limit: int,
+    enough: Callable[[Ranked], bool] | None = None,
+    *,
+    spell: bool = True,
 ) -> KeywordList:
     """Chunks with every word and phrase by BM25, then those with some by BM25, up to `limit`.
 
-    Those with some are looked for only if those with every word are not `enough` (default: `limit` of them).
+    Those with some are looked for only if those with every word are not `enough` (default: `limit` of them). spell:
+    whether a word that the index does not have is replaced by its nearest spellings.
     """
-    strict, loose, notes, words, missing = _prepare(index, query)
+    strict, loose, notes, words, missing = _prepare(index, query, spell=spell)
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
@@ -139,7 +145,7 @@ def _weighed(query: Query, atoms: Sequence[Atom]) -> tuple[tuple[str, int], ...]
 
 
 def _prepare(
-    index: KeywordIndex, query: Query
+    index: KeywordIndex, query: Query, *, spell: bool = True
 ) -> tuple[list[Atom], list[Atom], tuple[str, ...], tuple[str, ...], int]:
     """Atoms for AND, atoms for OR, notes, the words to mark in a text, and how many the index does not have."""
     strict = list(dict.fromkeys(atom for term in query.terms for atom in _strict(term)))
@@ -151,7 +157,7 @@ def _prepare(
     spelled: dict[str, list[str]] = {}
     for atom in loose:
         word = atom.word
-        if word and not frequency[word] and len(word) >= SPELLING_LETTERS and not has_cjk(word):
+        if spell and word and not frequency[word] and len(word) >= SPELLING_LETTERS and not has_cjk(word):
             near = [term for term in index.near_terms(word, SPELLINGS) if term != word]
             if near:
                 spelled[word] = near

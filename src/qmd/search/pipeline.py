@@ -392,7 +392,8 @@ def answer(state: State) -> Hits:
     shown = Shown(asked=tuple(dict.fromkeys(asked)), words=words)
     hits, evidence = make_hits(state, shown)
     any_relevant = calibrate.any_relevant(evidence)
-    if state.models.pictures is not None and request_looks(state):
+    state.clock.lap("hits")
+    if state.store.pictures.any():
         from qmd.search.pictures import join_pictures
 
         hits = join_pictures(state, hits)
@@ -401,11 +402,6 @@ def answer(state: State) -> Hits:
     nothing = any_relevant is not None and any_relevant < calibrate.NOTHING_BELOW
     state.clock.lap("hits")
     return Hits(tuple(hits), tuple(dict.fromkeys(state.degraded)), state.clock.laps, any_relevant, nothing)
-
-
-def request_looks(state: State) -> bool:
-    """Whether pictures may take part: there are some, and the search is by meaning."""
-    return state.request.mode != "keyword" and state.store.pictures.any()
 
 
 def _bounded(bm25: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from qmd.errors import ModelMismatch, NotFound
 from qmd.search.lexical import KeywordList, exclusions, find_all_first, find_best, required
@@ -96,18 +97,25 @@ class Nearest:
         matrix = open_matrix(store, embedder)
         self.notes = list(matrix.notes)
         live = matrix.live
-        missing = store.keyword.count() - (len(matrix) if live is None else int(live.sum()))
+        have = len(matrix) if live is None else int(live.sum())
+        missing = store.keyword.count() + store.picture_words.count() - have
         if missing > 0:
             self.notes.append(f"vector: {missing} passages have no vector yet; run `qmd embed`")
         self._allowed: NDArray[numpy.int64] | None = store.chunk_ids(query.filter)
-        quoted = required(store.keyword, query)
+        tables = [store.keyword] + ([store.picture_words] if store.picture_words.count() else [])
+        quoted = next((phrase for table in tables if (phrase := required(table, query))), None)
         if quoted is not None:
-            self._allowed = numpy.array(store.keyword.candidates(quoted, query.filter), dtype=numpy.int64)
+            holding = [chunk for table in tables for chunk in table.candidates(quoted, query.filter)]
+            self._allowed = numpy.array(sorted(holding), dtype=numpy.int64)
         self._excluded = {
-            chunk for e in exclusions(query) for chunk in store.keyword.candidates(e, query.filter)
+            chunk
+            for e in exclusions(query)
+            for table in tables
+            for chunk in table.candidates(e, query.filter)
         }
         self._scan = scan_of(matrix)
         self._search = MatrixSearch(matrix, vectors, self._scan)
+        self._pictures = store.pictures.chunk_ids()
         clock.lap("matrix")
 
     def embed(self, text: str, *, passage: bool = False) -> Vectors:
@@ -134,8 +142,8 @@ class Nearest:
         return self._scan.middle(chunks)
 
     def background(self, vector: Vectors) -> Background:
-        """How near the question is to passages of this index at large."""
-        return self._scan.background(vector)
+        """How near the question is to texts of this index at large: pictures, known by their names, say nothing."""
+        return self._scan.background(vector, self._pictures)
 
 
 def open_matrix(store: Store, embedder: Embedder) -> VectorMatrix:
@@ -152,20 +160,32 @@ def open_matrix(store: Store, embedder: Embedder) -> VectorMatrix:
     return store.vectors.matrix(embedder.fingerprint)
 
 
+_scans: WeakKeyDictionary[VectorMatrix, Scan] = WeakKeyDictionary()
+
+
 def scan_of(matrix: VectorMatrix) -> Scan:
+    """One for each matrix: what it has worked out of its rows serves the next search."""
     from qmd.search.dense import Scan
 
-    return Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
+    scan = _scans.get(matrix)
+    if scan is None:
+        scan = Scan(matrix.rows, matrix.chunk_ids, matrix.codes, matrix.scales)
+        _scans[matrix] = scan
+    return scan
 
 
 def group(found: Found, places: Mapping[int, tuple[int, str, int]], *, by_chunk: bool = False) -> Grouped:
     """One entry a document (`by_chunk`: a chunk). Equal scores are ordered by docid and line, so that the order in
     which documents came into the index says nothing."""
-    alive = [(chunk, score) for chunk, score in found.ranked if chunk in places]
-    alive.sort(key=lambda item: (-round(item[1], 6), *places[item[0]][1:]))
+    alive = [
+        (-round(score, 6), *places[chunk][1:], chunk, score)
+        for chunk, score in found.ranked
+        if chunk in places
+    ]
+    alive.sort()
     best: dict[int, tuple[int, float]] = {}
     ranks: dict[int, int] = {}
-    for rank, (chunk, score) in enumerate(alive, start=1):
+    for rank, (_, _, _, chunk, score) in enumerate(alive, start=1):
         ranks[chunk] = rank
         best.setdefault(chunk if by_chunk else places[chunk][0], (chunk, score))
     order = list(best)

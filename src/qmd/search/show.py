@@ -107,10 +107,12 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     return hits, evidence
 
 
-def show_passages(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]:
-    """Hits for (chunk id, score) that no words were looked for; the snippet is how the passage begins."""
+def show_passages(
+    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None
+) -> list[Hit]:
+    """Hits for (chunk id, score), in their order; without a marker the snippet is how the passage begins."""
     rows = store.chunks(chunk for chunk, _ in found)
-    files, marker = _Files(store), Marker((), ())
+    files, marker = _Files(store), marker or Marker((), ())
     hits: list[Hit] = []
     for chunk, score in found:
         row = rows.get(chunk)
@@ -130,6 +132,7 @@ def show_passages(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]
                 heading_path=row.heading_path,
                 context=store.context_for(row.collection, row.path),
                 snippet=snippet.text,
+                marks=snippet.marks,
                 quote=cut_quote(snippet),
                 stale=files.look(row),
                 image=facts_of(store, row),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from qmd.store.cjk import has_cjk
 
@@ -13,6 +15,7 @@ LINES = 4
 CHARACTERS = 400
 _FRONT = re.compile(r"---[ \t]*\n(?:(.*?)\n)??(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.S)
 _WORD = re.compile(r"[^\W_]+")
+_REST = re.compile(r"[^\W_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,43 @@ class Marker:
             self._stems.setdefault(entry[1][:2], []).append(entry)
         self._cjk = [word for word in words if has_cjk(word)]
         self._kinds: dict[str, str | None] = {}
-        starts = {*(word for word in self._plain), *(start for _, start, _ in kept)} - {""}
-        self._hint = re.compile("|".join(map(re.escape, sorted(starts)))) if starts else None
+        starts = {*self._plain, *(start for _, start, _ in kept)} - {""}
+        self._starts = [s for s in starts if not any(s != other and s.startswith(other) for other in starts)]
+
+    def find_in(self, lines: Sequence[str], text: str) -> list[list[tuple[int, int, str]]]:
+        """The matches of each line of `text`."""
+        if not text.isascii():
+            return [self.find(line) for line in lines]
+        ends = list(accumulate(len(line) + 1 for line in lines))
+        found: list[list[tuple[int, int, str]]] = [[] for _ in lines]
+        for start, end, kind in self._find_ascii(text):
+            number = bisect_right(ends, start)
+            before = ends[number - 1] if number else 0
+            found[number].append((start - before, end - before, kind))
+        return found
+
+    def _find_ascii(self, text: str) -> list[tuple[int, int, str]]:
+        """Looks at the places where a word may begin and at nothing else."""
+        lowered = text.lower()
+        out: list[tuple[int, int, str]] = []
+        for begin in self._starts:
+            at = lowered.find(begin)
+            while at >= 0:
+                end = at + len(begin)
+                if at == 0 or not lowered[at - 1].isalnum():
+                    rest = _REST.match(lowered, end)
+                    end = rest.end() if rest is not None else end
+                    kind = self._kind(lowered[at:end])
+                    if kind is not None:
+                        out.append((at, end, kind))
+                at = lowered.find(begin, end)
+        out.sort()
+        return out
 
     def find(self, line: str) -> list[tuple[int, int, str]]:
         """(start, end, which word) of every match, by start."""
-        if line.isascii() and (self._hint is None or not self._hint.search(line.lower())):
-            return []
+        if line.isascii():
+            return self._find_ascii(line)
         out: list[tuple[int, int, str]] = []
         kinds = self._kinds
         for match in _WORD.finditer(line) if line else ():
@@ -57,7 +90,7 @@ class Marker:
             kind = kinds[word]
             if kind is not None:
                 out.append((*match.span(), kind))
-        if self._cjk and not line.isascii():
+        if self._cjk:
             lowered = line.lower() if len(line.lower()) == len(line) else line
             for word in self._cjk:
                 at = lowered.find(word)
@@ -82,7 +115,7 @@ def cut_snippet(text: str, first_line: int, marker: Marker) -> Snippet:
     text: a chunk that begins at line `first_line`. Without a match it is the first lines that say something.
     """
     lines = text.split("\n")
-    found = [marker.find(line) for line in lines]
+    found = marker.find_in(lines, text)
     best, best_key = 0, (0, 0)
     for start in range(len(lines)):
         if not found[start]:

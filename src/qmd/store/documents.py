@@ -15,6 +15,7 @@ from qmd.errors import StoreDamaged, UsageError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
 from qmd.store.filters import path_condition
+from qmd.store.schema import PICTURES, TEXTS
 from qmd.types import Document, Link
 
 DOCID_LENGTH = 6
@@ -262,6 +263,11 @@ def _document(row: tuple[Any, ...], text: str | None = None) -> StoredDocument:
     )
 
 
+def words_table(type: str) -> str:
+    """Where the words of a document of this type are looked up."""
+    return PICTURES if type == "image" else TEXTS
+
+
 class DocumentWriter:
     """Writes documents, inside one write transaction of the store."""
 
@@ -358,7 +364,7 @@ class DocumentWriter:
             )
             words.append((number, title_words, index_text(headings), index_text(piece), path_words))
         self._db.many("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self._db.many("INSERT INTO keyword(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)", words)
+        self._index(words_table(document.type), words)
 
     def touch(self, document_id: int, size: int, mtime_ns: int) -> None:
         """The file was written but its bytes are the same: remember its new stamp."""
@@ -376,8 +382,8 @@ class DocumentWriter:
         title: the new title, if it came from the file's name.
         """
         self.changed = True
-        words = self._words(document_id)
-        self._unindex(words)
+        table, words = self._words(document_id)
+        self._unindex(table, words)
         if title is not None and clean(title) == self._db.value(
             "SELECT title FROM documents WHERE id = ?", (document_id,)
         ):
@@ -387,14 +393,8 @@ class DocumentWriter:
         self._db.run(f"UPDATE documents SET {sets} WHERE id = ?", (*values, document_id))
         self.touch(document_id, size, mtime_ns)
         new_path_words = index_text(clean(new_path))
-        self._db.many(
-            "INSERT INTO keyword(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)",
-            [
-                (w[0], w[1] if title is None else index_text(clean(title)), w[2], w[3], new_path_words)
-                for w in words
-            ],
-        )
-
+        new_title = None if title is None else index_text(clean(title))
+        self._index(table, [(w[0], new_title or w[1], w[2], w[3], new_path_words) for w in words])
         if title is not None:
             self._renew_keys(document_id, clean(title))
 
@@ -418,7 +418,7 @@ class DocumentWriter:
         """Take documents out of every table and the keyword index. Their vectors stay until `cleanup`."""
         for document_id in document_ids:
             self.changed = True
-            self._unindex(self._words(document_id))
+            self._unindex(*self._words(document_id))
             for table, column in (
                 ("chunks", "document_id"),
                 ("tags", "document_id"),
@@ -449,23 +449,29 @@ class DocumentWriter:
             [(collection_id, path_value(p)) for p in paths],
         )
 
-    def _words(self, document_id: int) -> list[tuple[object, ...]]:
-        """The rows of the keyword index, made again from the stored text exactly as they were written."""
-        from qmd.store.chunks import SEPARATOR  # noqa: F401  (same separator as written)
-
-        row = self._db.one("SELECT title, path FROM documents WHERE id = ?", (document_id,))
+    def _words(self, document_id: int) -> tuple[str, list[tuple[object, ...]]]:
+        """The table of its words and its rows there, made again from the stored text exactly as they were written."""
+        row = self._db.one("SELECT title, path, type FROM documents WHERE id = ?", (document_id,))
         if row is None:
-            return []
+            return TEXTS, []
         chunks = self._db.all(
             "SELECT id, headings, start, end FROM chunks WHERE document_id = ?", (document_id,)
         )
         text = body_of(self._db, document_id)
         title, path = index_text(row[0]), index_text(clean(stored_path(row[1])))
-        return [(i, title, index_text(h), index_text(text[start:end]), path) for i, h, start, end in chunks]
+        words: list[tuple[object, ...]] = [
+            (i, title, index_text(h), index_text(text[start:end]), path) for i, h, start, end in chunks
+        ]
+        return words_table(row[2]), words
 
-    def _unindex(self, words: Sequence[tuple[object, ...]]) -> None:
+    def _index(self, table: str, words: Sequence[tuple[object, ...]]) -> None:
         self._db.many(
-            "INSERT INTO keyword(keyword, rowid, title, headings, body, path) VALUES ('delete', ?, ?, ?, ?, ?)",
+            f"INSERT INTO {table}(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)", words
+        )
+
+    def _unindex(self, table: str, words: Sequence[tuple[object, ...]]) -> None:
+        self._db.many(
+            f"INSERT INTO {table}({table}, rowid, title, headings, body, path) VALUES ('delete', ?, ?, ?, ?, ?)",
             words,
         )
 

@@ -16,7 +16,7 @@ from qmd.store.chunks import Chunks
 from qmd.store.cjk import has_cjk, query_terms
 from qmd.store.connect import Connection
 from qmd.store.filters import compile_filter
-from qmd.store.schema import COLUMNS, TOKENIZER, WEIGHTS
+from qmd.store.schema import COLUMNS, TEXTS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ NO_FILTER = Filter()
 
 
 class Keyword:
-    """Matches, counts and near spellings. Scores are BM25 (k1 1.2, b 0.75) over weighted columns; higher is
-    better.
+    """Matches, counts and near spellings of one table of words, `TEXTS` or `PICTURES`.
+
+    Scores are BM25 (k1 1.2, b 0.75) over weighted columns; higher is better.
     """
 
-    def __init__(self, db: Connection) -> None:
+    def __init__(self, db: Connection, table: str = TEXTS) -> None:
         self._db = db
+        self.table = table
         self._frequencies: tuple[int, dict[str, int]] = (-1, {})
         self._total = (-1, 0)
         self._stems: dict[str, list[str]] = {}
@@ -62,12 +64,15 @@ class Keyword:
         rank = f"bm25({', '.join(str(float(w)) for w in weights)})"
         condition = compile_filter(filter)
         if condition is None:
-            sql = "SELECT rowid, -rank FROM keyword WHERE keyword MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
+            sql = (
+                f"SELECT rowid, -rank FROM {self.table} WHERE {self.table} MATCH ? AND rank MATCH ? "
+                "ORDER BY rank LIMIT ?"
+            )
             values: tuple[object, ...] = (expression, rank, limit)
         else:
             sql = (
-                "SELECT k.rowid, -k.rank FROM keyword k CROSS JOIN chunks c ON c.id = k.rowid "
-                "WHERE keyword MATCH ? AND k.rank MATCH ? "
+                f"SELECT k.rowid, -k.rank FROM {self.table} k CROSS JOIN chunks c ON c.id = k.rowid "
+                f"WHERE {self.table} MATCH ? AND k.rank MATCH ? "
                 f"AND c.document_id IN ({condition.documents}) ORDER BY k.rank LIMIT ?"
             )
             values = (expression, rank, *condition.parameters, limit)
@@ -82,11 +87,11 @@ class Keyword:
             return [
                 r[0]
                 for r in self._query(
-                    "SELECT rowid FROM keyword WHERE keyword MATCH ? LIMIT ?", (expression, limit)
+                    f"SELECT rowid FROM {self.table} WHERE {self.table} MATCH ? LIMIT ?", (expression, limit)
                 )
             ]
         sql = (
-            "SELECT k.rowid FROM keyword k CROSS JOIN chunks c ON c.id = k.rowid WHERE keyword MATCH ? "
+            f"SELECT k.rowid FROM {self.table} k CROSS JOIN chunks c ON c.id = k.rowid WHERE {self.table} MATCH ? "
             f"AND c.document_id IN ({condition.documents}) LIMIT ?"
         )
         return [r[0] for r in self._query(sql, (expression, *condition.parameters, limit))]
@@ -96,9 +101,9 @@ class Keyword:
     ) -> list[tuple[int, float]]:
         """(chunk id, score as `match` gives it) of those among `ids` that match; only they are ranked."""
         sql = (
-            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in weights)}) FROM keyword "
+            f"SELECT rowid, -bm25({self.table}, {', '.join(str(float(w)) for w in weights)}) FROM {self.table} "
             # The unary plus makes this a test on each match; else every id would be a search of its own.
-            "WHERE keyword MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY 2 DESC, 1"
+            f"WHERE {self.table} MATCH ? AND +rowid IN (SELECT value FROM json_each(?)) ORDER BY 2 DESC, 1"
         )
         return [(row[0], float(row[1])) for row in self._query(sql, (expression, json.dumps(list(ids))))]
 
@@ -181,7 +186,8 @@ class Keyword:
         generation = self._generation()
         if self._common is None or self._common.generation != generation:
             identity = str(self._db.value("SELECT value FROM meta WHERE key = 'database'"))
-            path = self._db.path.with_name(f"{self._db.path.name}.words")
+            ending = "words" if self.table == TEXTS else self.table
+            path = self._db.path.with_name(f"{self._db.path.name}.{ending}")
             self._common = CommonWords(path, identity, generation)
         return self._common
 
@@ -192,8 +198,8 @@ class Keyword:
         if found is not None:
             return found
         sql = (
-            f"SELECT rowid, -bm25(keyword, {', '.join(str(float(w)) for w in WEIGHTS)}), "
-            "-bm25(keyword, 0.0, 0.0, 1.0, 0.0) FROM keyword WHERE keyword MATCH ?"
+            f"SELECT rowid, -bm25({self.table}, {', '.join(str(float(w)) for w in WEIGHTS)}), "
+            f"-bm25({self.table}, 0.0, 0.0, 1.0, 0.0) FROM {self.table} WHERE {self.table} MATCH ?"
         )
         return as_arrays(self._query(sql, (expression,)))
 
@@ -216,7 +222,9 @@ class Keyword:
         """Number of indexed chunks, N in BM25. Remembered until the index changes."""
         generation = self._generation()
         if self._total[0] != generation:
-            self._total = (generation, int(self._db.value("SELECT count(*) FROM chunks")))
+            # Record 1 of FTS5's data table: rows, then tokens of each column.
+            totals = varints(self._db.value(f"SELECT block FROM {self.table}_data WHERE id = 1") or b"\0")
+            self._total = (generation, totals[0])
         return self._total[1]
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
@@ -269,7 +277,9 @@ class Keyword:
         stems = self.stem(words)
         missing = {t for w in words for t in stems[w] if t not in known}
         for term in missing:
-            known[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
+            known[term] = int(
+                self._db.value(f"SELECT doc FROM {self.table}_terms WHERE term = ?", (term,)) or 0
+            )
         return {w: min((known[t] for t in stems[w]), default=0) for w in words}
 
     def near_terms(self, word: str, limit: int = 10) -> list[str]:
@@ -293,13 +303,26 @@ class Keyword:
         edits -= forms
         rows = self._db.all(
             "SELECT w.value FROM json_each(?) w WHERE EXISTS "
-            "(SELECT 1 FROM keyword_places p WHERE p.term = w.value)",
+            f"(SELECT 1 FROM {self.table}_places p WHERE p.term = w.value)",
             (json.dumps(sorted(edits)),),
         )
         found = {row[0]: 0 for row in rows}
         for term in found:
-            found[term] = int(self._db.value("SELECT doc FROM keyword_terms WHERE term = ?", (term,)) or 0)
+            found[term] = int(
+                self._db.value(f"SELECT doc FROM {self.table}_terms WHERE term = ?", (term,)) or 0
+            )
         return sorted(found, key=lambda t: (-found[t], t))[:limit]
+
+
+def varints(data: bytes) -> list[int]:
+    """SQLite's variable-length integers: seven bits a byte, high bit for "more", big end first."""
+    numbers, value = [], 0
+    for byte in data:
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            numbers.append(value)
+            value = 0
+    return numbers
 
 
 def _edits(word: str) -> set[str]:

@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 20
 DEAD_SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class VectorMatrix:
     """Vectors of one model, ready to scan. Read-only.
 

@@ -56,11 +56,26 @@ class Pictures:
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._kept: tuple[int, str, PictureMatrix] | None = None
+        self._chunks: tuple[int, NDArray[np.int64]] | None = None
 
     def any(self) -> bool:
         """Whether the index holds a picture: one look into an index that has nothing else in it."""
         return bool(self._db.value("SELECT EXISTS (SELECT 1 FROM documents INDEXED BY pictures_by_hash "
                                    "WHERE type = 'image')"))  # fmt: skip
+
+    def chunk_ids(self) -> NDArray[np.int64]:
+        """(n,) rising: the chunks with the words of pictures. Remembered until the index changes."""
+        import numpy as np
+
+        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
+        if self._chunks is None or self._chunks[0] != generation:
+            rows = self._db.all(
+                "SELECT c.id FROM documents d INDEXED BY pictures_by_hash JOIN chunks c ON c.document_id = d.id "
+                "WHERE d.type = 'image'"
+            )
+            ids = np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+            self._chunks = (generation, ids)
+        return self._chunks[1]
 
     def models(self) -> dict[str, int]:
         """fingerprint -> number of its vectors."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from qmd.errors import StoreDamaged, StoreError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
-from qmd.store.documents import clean, stored_path
+from qmd.store.documents import clean, stored_path, words_table
 from qmd.store.pictures import bad_vectors as bad_pictures
 from qmd.store.pictures import tidy as tidy_pictures
-from qmd.store.schema import NEW_GENERATION
+from qmd.store.schema import NEW_GENERATION, PICTURES, TEXTS
 from qmd.store.vectors import Vectors, remove_matrix
 
 BATCH = 500
@@ -110,15 +110,21 @@ def integrity(db: Connection, vectors: Vectors) -> list[Problem]:
 
 def _keyword_problems(db: Connection) -> list[str]:
     found = []
-    try:
-        db.raw.execute("INSERT INTO keyword(keyword) VALUES ('integrity-check')")
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
-            return [] if "readonly" in str(error) or "locked" in str(error) else [f"keyword index: {error}"]
-        found.append(f"the keyword index is damaged ({error})")
+    for table in (TEXTS, PICTURES):
+        try:
+            db.raw.execute(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                return (
+                    [] if "readonly" in str(error) or "locked" in str(error) else [f"keyword index: {error}"]
+                )
+            found.append(f"the keyword index is damaged ({error})")
     chunks = db.value("SELECT count(*) FROM chunks")
-    indexed = db.value("SELECT count(*) FROM keyword_docsize")
-    missing = db.value("SELECT count(*) FROM chunks WHERE id NOT IN (SELECT id FROM keyword_docsize)")
+    indexed = sum(int(db.value(f"SELECT count(*) FROM {table}_docsize")) for table in (TEXTS, PICTURES))
+    missing = db.value(
+        "SELECT count(*) FROM chunks c JOIN documents d ON d.id = c.document_id WHERE CASE d.type WHEN 'image' "
+        f"THEN c.id NOT IN (SELECT id FROM {PICTURES}_docsize) ELSE c.id NOT IN (SELECT id FROM {TEXTS}_docsize) END"
+    )
     if chunks != indexed or missing:
         found.append(f"the keyword index holds {indexed} chunks, the index {chunks}")
     return found
@@ -190,7 +196,8 @@ def cleanup(db: Connection, vectors: Vectors) -> CleanupReport:
             rebuild_keyword(db)
             notes.append("the keyword index was rebuilt from the stored texts")
         else:
-            db.run("INSERT INTO keyword(keyword) VALUES ('optimize')")
+            for table in (TEXTS, PICTURES):
+                db.run(f"INSERT INTO {table}({table}) VALUES ('optimize')")
         db.run(NEW_GENERATION)
     db.run("VACUUM")
     db.one("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -215,17 +222,18 @@ def _renew_matrices(db: Connection, vectors: Vectors, notes: list[str]) -> None:
 
 def rebuild_keyword(db: Connection) -> None:
     """Write the keyword index anew from the stored texts. The caller holds the write transaction."""
-    db.run("INSERT INTO keyword(keyword) VALUES ('delete-all')")
+    for table in (TEXTS, PICTURES):
+        db.run(f"INSERT INTO {table}({table}) VALUES ('delete-all')")
     for (document_id,) in db.all("SELECT id FROM documents ORDER BY id"):
         row = db.one(
-            "SELECT d.title, d.path, b.text FROM documents d JOIN bodies b ON b.id = d.id WHERE d.id = ?",
+            "SELECT d.title, d.path, b.text, d.type FROM documents d JOIN bodies b ON b.id = d.id WHERE d.id = ?",
             (document_id,),
         )
         if row is None:
             raise StoreError(f"document {document_id} lost its text while the keyword index was rebuilt.")
         title, path, text = index_text(row[0]), index_text(clean(stored_path(row[1]))), str(row[2], "utf-8")
         db.many(
-            "INSERT INTO keyword(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)",
+            f"INSERT INTO {words_table(row[3])}(rowid, title, headings, body, path) VALUES (?, ?, ?, ?, ?)",
             [
                 (i, title, index_text(headings), index_text(text[start:end]), path)
                 for i, headings, start, end in db.all(

@@ -13,6 +13,10 @@ COLUMNS = ("title", "headings", "body", "path")
 WEIGHTS = (4.0, 2.0, 1.0, 1.5)
 """BM25 weights of COLUMNS: a word of the title counts four times a word of the body."""
 
+TEXTS, PICTURES = "keyword", "picture_words"
+"""Tables of words: of texts, and of pictures, whose names and captions would otherwise count as texts of a few words
+and change how rare every word is and how long every text."""
+
 NEW_GENERATION = "UPDATE meta SET value = value + 1 + abs(random() % 1099511627776) WHERE key = 'generation'"
 """The generation rises by a random step: after a backup is restored, it never again equals one seen before."""
 
@@ -86,7 +90,32 @@ def _picture_vectors(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX pictures_by_hash ON documents (hash) WHERE type = 'image'")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _skipped_files, _picture_vectors)
+def _picture_words(db: sqlite3.Connection) -> None:
+    """Words of pictures leave the table of texts for one of their own."""
+    from qmd.store.cjk import index_text
+    from qmd.store.documents import clean, stored_path
+
+    columns = ", ".join(COLUMNS)
+    db.execute(f"CREATE VIRTUAL TABLE {PICTURES} USING fts5({columns}, content='', tokenize='{TOKENIZER}')")
+    db.execute(f"CREATE VIRTUAL TABLE {PICTURES}_terms USING fts5vocab('{PICTURES}', 'row')")
+    db.execute(f"CREATE VIRTUAL TABLE {PICTURES}_places USING fts5vocab('{PICTURES}', 'instance')")
+    pictures = db.execute(
+        "SELECT c.id, d.title, c.headings, b.text, c.start, c.end, d.path FROM documents d "
+        "JOIN bodies b ON b.id = d.id JOIN chunks c ON c.document_id = d.id WHERE d.type = 'image'"
+    ).fetchall()
+    for chunk, title, headings, body, start, end, path in pictures:
+        text = str(body, "utf-8")[start:end]
+        words = (chunk, *(index_text(part) for part in (title, headings, text, clean(stored_path(path)))))
+        db.execute(f"INSERT INTO {TEXTS}({TEXTS}, rowid, {columns}) VALUES ('delete', ?, ?, ?, ?, ?)", words)
+        db.execute(f"INSERT INTO {PICTURES}(rowid, {columns}) VALUES (?, ?, ?, ?, ?)", words)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _first,
+    _skipped_files,
+    _picture_vectors,
+    _picture_words,
+)
 FORMAT_VERSION = len(MIGRATIONS)
 """Kept in the database header as `PRAGMA user_version`."""
 

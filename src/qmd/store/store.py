@@ -16,7 +16,7 @@ from qmd.store.connect import BUSY_TIMEOUT_S, Connection, open_database
 from qmd.store.documents import Documents, DocumentWriter, FileStamp, StoredDocument
 from qmd.store.keyword import Keyword
 from qmd.store.pictures import Pictures
-from qmd.store.schema import NEW_GENERATION
+from qmd.store.schema import NEW_GENERATION, PICTURES
 from qmd.store.wholes import Wholes
 from qmd.types import Collection, Filter
 
@@ -43,6 +43,7 @@ class Store:
         self.keyword = Keyword(db)
         self.pictures = Pictures(db)
         self.wholes = Wholes(db, self.keyword)
+        self.picture_words = Keyword(db, PICTURES)
         self._warn = warn
         self._collections = Collections(db)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmd.store.connect import Connection
-from qmd.store.keyword import K1, WEIGHTS, B, Keyword
+from qmd.store.keyword import K1, WEIGHTS, B, Keyword, varints
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ PAIRS = 100
 _BODY_ONLY = (0.0, 0.0, 1.0, 0.0)
 _LEAST_IDF = 1e-6  # FTS5's own floor, for words in more than half of all rows
 MOST = 0.999
+_PICTURES = "SELECT count(*) FROM documents INDEXED BY pictures_by_hash WHERE type = 'image'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Wholes:
             return self._match(atoms, documents, missing)
 
     def count(self) -> int:
-        """Documents in the index; remembered until it changes."""
+        """Documents in the index but for pictures; remembered until it changes."""
         return self._totals()[0]
 
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
@@ -135,7 +136,7 @@ class Wholes:
             "CROSS JOIN keyword_docsize k ON k.id = c.id",
             (json.dumps(missing),),
         ):
-            lengths = _varints(sizes)
+            lengths = varints(sizes)
             fresh[document].append((chunk, sum(lengths), lengths[2]))
         self._lengths.update(fresh)
         return {document: self._lengths[document] for document in documents}
@@ -197,8 +198,9 @@ class Wholes:
         generation = self._keyword.generation()
         if self._known[0] != generation:
             documents = int(self._db.value("SELECT count(*) FROM documents"))
+            documents -= int(self._db.value(_PICTURES))
             # Record 1 of FTS5's data table: rows, then tokens of each column.
-            totals = _varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
+            totals = varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
             sizes = [*totals[1:], 0, 0, 0, 0][:4]
             self._lengths = {}
             self._known = (generation, {}, (documents, sum(sizes), sizes[2]))
@@ -250,17 +252,6 @@ def _times(share: float, norm: float) -> float:
 
 def _rarity(documents: int, holding: int) -> float:
     return math.log(1 + (max(documents, holding) - holding + 0.5) / (holding + 0.5))
-
-
-def _varints(data: bytes) -> list[int]:
-    """SQLite's variable-length integers: seven bits a byte, high bit for "more", big end first."""
-    numbers, value = [], 0
-    for byte in data:
-        value = value << 7 | byte & 0x7F
-        if byte < 0x80:
-            numbers.append(value)
-            value = 0
-    return numbers
 
 
 __all__ = ["DOCUMENT_SHARE", "Matches", "Means", "Wholes", "Word"]

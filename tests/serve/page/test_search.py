@@ -289,6 +289,8 @@ def test_indexed_images_stand_in_a_grid_and_are_shown(visit: Any, pictured: Any)
     image = page.locator(".grid img").first
     expect(image).to_have_js_property("naturalWidth", 144)
     assert image.get_attribute("alt") == "IMG 0417"
+    expect(page.locator("figure.picture img")).to_be_visible()
+    expect(page.locator(".ln.in")).to_have_count(0)
     docid = pictured.service.index.store.find_document("album", "IMG_0417.png").docid
     assert [u for u in there.asked if u.endswith(f"/raw/{docid}")]
     page.locator(".grid .hit").first.click()
