@@ -31,10 +31,10 @@ class Cost:
 
     def prefers_grouped(self, nq: int, nprobe: int, nlist: int, rows: float) -> bool:
         """rows: mean length of a list. The measured constants decide where few and many are not plain: a list has 3
-        to 16 queries in the mean."""
+        to 8 queries in the mean."""
         tasks = nq * nprobe
-        if not 3 * nlist < tasks < 16 * nlist:
-            return tasks >= 16 * nlist
+        if not 3 * nlist < tasks < 8 * nlist:
+            return tasks >= 8 * nlist
         touched = nlist * (1.0 - (1.0 - 1.0 / nlist) ** tasks) if nlist > 1 else 1.0
         few = touched * self.few + (tasks - touched) * self.few_more + tasks * rows * self.row
         grouped = touched * self.grouped + (tasks - touched) * self.grouped_more
