@@ -95,6 +95,8 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     if not table.views or not n or not s:
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     flat = seg.reshape(-1)
+    if limits is not None:  # a list of which nothing is to be read is no task
+        flat = flat.masked_fill(limits.reshape(-1) <= 0, -1)
     made = (_by_tiles if tiles.wanted(dev) else _by_run)(lists, table, q, probes, flat, limits, metric)
     minima, dense = made.minima, made.dense
     group_rows, unit_groups = shape_of(lists.codec.d)
@@ -214,16 +216,18 @@ def _fill(
             have = min(norms.shape[0], height * group)
             rows, bias = rows if have == norms.shape[0] else rows[:have], norms[:have, None]
         full = scores[: height * group * m].view(height * group, m)
-        part = full if have == height * group else full[:have]
+        cap = n if caps is None else min(n, int(caps[i].max()))
+        read = have if cap == n else cap  # no query of the piece wants more
+        part = full if read == height * group else full[:read]
         if plain:
             torch.index_select(coded, 0, who[i], out=qbuf[:count])
-            torch.addmm(bias, rows, qbuf[:m].T, alpha=alpha, out=part)
+            torch.addmm(bias[:read], rows[:read], qbuf[:m].T, alpha=alpha, out=part)
         else:
             qbuf[:count] = coded.index_select(0, who[i])
-            operators.biased_product(bias, rows, qbuf[:m], alpha, part)
+            operators.biased_product(bias[:read], rows[:read], qbuf[:m], alpha, part)
         if part is not full:
-            full[have:] = _INF
-        if caps is not None and bool((caps[i] < n).any()):
+            full[read:] = _INF
+        if caps is not None and int(caps[i].min()) < read:
             full[:, :count].masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
         lines = minima[begin : begin + m * u * unit].view(u * unit, m)
         if height != u * unit:
