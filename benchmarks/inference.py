@@ -47,25 +47,32 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--tokens", type=int, default=32, help="decoded in each repeat")
+    options.add_argument("--keep", type=Path, help="file of repeats: those of earlier runs count, too")
     options.add_argument("--ndcg", action="store_true", help="embed: nDCG@10 of int8 and fp32, whole corpus")
     chosen = options.parse_args()
     rows = [json.loads(line) for line in chosen.corpus.open()]
     texts = [f"{row['title']} {row['text']}" for row in rows]
     for part in chosen.parts.split(","):
+        chosen.part = f"{part} {chosen.documents} {chosen.layers} {chosen.threads}"
         result = PARTS[part](chosen, rows, texts)
         print(json.dumps({"part": part, "threads": chosen.threads, **result}), flush=True)
 
 
-def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Run each in turn, `repeats` times after one unmeasured round."""
+def alternate(runs: Mapping[str, Callable[[], Any]], chosen: Any) -> dict[str, dict[str, Any]]:
+    """Run each in turn, `--repeats` times after one unmeasured round. With `--keep` every repeat is written down, and
+    those of earlier runs of the same part and size, also of one that was ended early, count as well."""
     for run in runs.values():
         run()
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    kept = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
+    earlier = kept.get(chosen.part, {})
+    figures: dict[str, list[tuple[float, float]]] = {name: list(earlier.get(name, [])) for name in runs}
+    for _ in range(chosen.repeats):
         for name, run in runs.items():
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             figures[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        if chosen.keep:
+            chosen.keep.write_text(json.dumps(kept | {chosen.part: figures}))
     found = {}
     for name, pairs in figures.items():
         walls = sorted(wall for wall, _ in pairs)
@@ -73,6 +80,7 @@ def alternate(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
             "wall_s": round(statistics.median(walls), 4),
             "spread_s": [round(walls[0], 4), round(walls[-1], 4)],
             "cpu_s": round(statistics.median(cpu for _, cpu in pairs), 4),
+            "repeats": len(pairs),
         }
     return found
 
@@ -99,7 +107,7 @@ def embed(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[str
     tokens = sum(ours.count_tokens(sample))
     assert max(ours.count_tokens(sample)) <= 256
     runs: dict[str, Callable[[], Any]] = {"qmd": lambda: ours.embed_documents(sample)}
-    found = alternate(runs | peers(sample, chosen.threads), chosen.repeats)
+    found = alternate(runs | peers(sample, chosen.threads), chosen)
     for figures in found.values():
         figures["tokens_per_s"] = round(tokens / figures["wall_s"])
     gemm = gemm_gflops()
@@ -230,7 +238,7 @@ def rerank(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[st
         "batched, as it came": lambda: scored(plain, True),
         "prepared, one after another": lambda: scored(ours, False),
     }
-    found = alternate(runs, chosen.repeats)
+    found = alternate(runs, chosen)
     share = {
         name: round(found["qmd"]["wall_s"] / f["wall_s"], 2) for name, f in found.items() if name != "qmd"
     }
@@ -317,7 +325,7 @@ def causal(chosen: Any, rows: list[dict[str, str]], texts: list[str]) -> dict[st
         return found
 
     difference = float(np.abs(np.concatenate(ours()) - np.concatenate(one_by_one())).max())
-    found = alternate({"qmd": ours, "one forward per document": one_by_one}, chosen.repeats)
+    found = alternate({"qmd": ours, "one forward per document": one_by_one}, chosen)
     return {
         **found, "layers": chosen.layers, "words": words, "greatest_difference": round(difference, 6),
         "times_faster": ratios(found, "qmd"), "times_less_cpu": ratios(found, "qmd", "cpu_s"),

@@ -68,20 +68,31 @@ def _database(store: Store) -> Iterator[CheckResult]:
 
 
 def _vectors(store: Store, config: Config, open_embedder: Callable[[], Embedder]) -> Iterator[CheckResult]:
+    from qmd.llm.cut import doubt_of
+
     try:
         embedder = open_embedder()
     except QmdError as error:
         yield CheckResult("embedding model", "problem", str(error), "Keyword search works without it.")
         return
     card = embedder.card
-    yield CheckResult("embedding model", "ok", f"{card.name}, {embedder.dim} dimensions")
+    width = f"{embedder.dim} of {card.dim}" if embedder.dim < card.dim else f"{embedder.dim}"
+    doubt = doubt_of(card, embedder.dim)
+    yield CheckResult(
+        "embedding model",
+        "warning" if doubt else "ok",
+        f"{card.name}, {width} dimensions" + (f"; {doubt}" if doubt else ""),
+        f"Run `qmd models use {card.name} --dim {card.dims[-1] if card.dims else card.dim}`."
+        if doubt
+        else None,
+    )
     for model in store.vectors.models():
         if model.fingerprint != embedder.fingerprint and model.count:
             yield CheckResult(
                 "vectors",
                 "problem",
-                f"the index holds {model.count} vectors of {model.name}, "
-                f"the configuration asks for {card.name}",
+                f"the index holds {model.count} vectors of {model.name} ({model.dim}d), "
+                f"the configuration asks for {card.name} ({embedder.dim}d)",
                 "Run `qmd embed --model-changed`, or restore the old model in the configuration.",
             )
     done, total = store.vectors.count(embedder.fingerprint)

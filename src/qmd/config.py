@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -33,10 +33,12 @@ class Memory(Section, frozen=True):
 
 
 class Models(Section, frozen=True):
-    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server. `image`: what looks at
-    pictures; null: pictures are found by their words alone."""
+    """Names of catalog rows, hub ids, local folders, or (embedding) URLs of an embedding server. `dim`: to how many
+    numbers its vectors are cut; null: they are not. `image`: what looks at pictures; null: pictures are found by their
+    words alone."""
 
     embedding: str = "all-MiniLM-L6-v2"
+    dim: Annotated[int, msgspec.Meta(ge=1)] | None = None
     reranker: str | None = None
     expansion: str | None = None
     generation: str | None = None
@@ -165,8 +167,9 @@ def load_config_of(places: Places) -> Config:
 
 
 def _reaches(name: str) -> bool:
-    """Whether a model's name is an address or a file: anything but a plain name or `owner/name`."""
-    parts = name.split("/")
+    """Whether a model's name is an address or a file: anything but a plain name, `owner/name` or, of GGUF files,
+    `owner/name:QUANTISATION`."""
+    parts = re.sub(r"(?<=[\w.-]):\w+$", "", name).split("/") if "/" in name else [name]
     plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
     return not plain or name.endswith(".gguf") or os.path.exists(name)
 
@@ -194,8 +197,8 @@ def _refuse_unknown(tree: dict[Any, Any], section: type[Section], source: str, p
             _refuse_unknown(value, kind, source, f"{prefix}{key}.")
 
 
-def set_model(path: Path, key: str, name: str) -> None:
-    """Write `models.KEY: NAME` into a configuration file, leaving every other line and comment as it is.
+def set_model(path: Path, key: str, value: str | int | None) -> None:
+    """Write `models.KEY: VALUE` into a configuration file, leaving every other line and comment as it is.
 
     Raises ConfigError, and changes nothing, where the file cannot be read or would not say so afterwards.
     """
@@ -203,11 +206,11 @@ def set_model(path: Path, key: str, name: str) -> None:
 
     load_config(path)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    line = f"  {key}: {json.dumps(name, ensure_ascii=False)}"
+    line = f"  {key}: {json.dumps(value, ensure_ascii=False)}"
     lines = text.splitlines()
     start = next((i for i, row in enumerate(lines) if re.match(r"models\s*:\s*(#.*)?$", row)), None)
     if start is None and any(re.match(r"['\"]?models\b", row) for row in lines):
-        raise ConfigError(f"{path} writes `models` in another style. Set `models.{key}: {name}` by hand.")
+        raise ConfigError(f"{path} writes `models` in another style. Set `models.{key}: {value}` by hand.")
     if start is None:
         lines += ["models:", line]
     else:
@@ -226,8 +229,8 @@ def set_model(path: Path, key: str, name: str) -> None:
         said = parse_config(yaml.safe_load(written), source=str(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} cannot be changed safely ({error}). Set models.{key} by hand.") from error
-    if getattr(said.models, key) != name:
-        raise ConfigError(f"{path} cannot be changed safely. Set `models.{key}: {name}` by hand.")
+    if getattr(said.models, key) != value:
+        raise ConfigError(f"{path} cannot be changed safely. Set `models.{key}: {value}` by hand.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(written, encoding="utf-8")

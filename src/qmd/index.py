@@ -313,10 +313,11 @@ class Index(Searches):
     # ---- state
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
+        from qmd.llm.cut import is_cut
         from qmd.search.inverted import inverted_file
 
         counts = self.store.counts()
-        wanted = self.config.models.embedding
+        models = self.config.models
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
@@ -327,7 +328,8 @@ class Index(Searches):
                     model.dim,
                     done,
                     total,
-                    model.name == wanted,
+                    model.name == models.embedding
+                    and (model.dim == models.dim if models.dim else not is_cut(model.fingerprint)),
                     inverted_file(self.store.vectors.stem(model.fingerprint)),
                 )
             )
@@ -339,7 +341,8 @@ class Index(Searches):
             collections=tuple(self.list_collections()),
             documents=counts.documents,
             chunks=counts.chunks,
-            model=wanted,
+            model=models.embedding,
+            dim=models.dim,
             pending=min((v.total - v.done for v in vectors if v.configured), default=counts.chunks),
             vectors=tuple(vectors),
             contexts=tuple(self.list_contexts()),

@@ -108,12 +108,16 @@ def _verified(name: str, role: Role) -> str:
     from pathlib import Path
 
     from qmd.llm.files import find_packaged_file
+    from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
     from qmd.llm.open import find_card, find_files
 
-    if name.endswith(".gguf"):
-        if not Path(name).expanduser().is_file():
-            raise QmdError(f"there is no file {name}. Correct the configuration.")
-        return "here"
+    if role == "generation" or role == "reranker":
+        if is_gguf_on_hub(name):
+            return f"here, verified, {find_gguf_on_hub(name, download=False).name}"
+        if name.endswith(".gguf"):
+            if not Path(name).expanduser().is_file():
+                raise QmdError(f"there is no file {name}. Correct the configuration.")
+            return "here"
     if role == "image":
         from qmd.llm.image_text import check_image_text
 
@@ -133,7 +137,7 @@ def try_models(config: Config) -> Iterator[CheckResult]:
 
     for key, role, name in configured_models(config):
         try:
-            found = verify_model(name, role)
+            found = verify_model(name, role, dim=config.models.dim if role == "embedding" else None)
         except QmdError as error:
             message, _, remedy = str(error).partition(". ")
             yield CheckResult(f"{key} works", "problem", f"{name}: {message}", remedy or None)

@@ -180,7 +180,7 @@ class CollectionStatus:
 @dataclass(frozen=True, slots=True)
 class Status:
     """The state of an index. Sizes in bytes; `pending` counts chunk texts without a vector of the model in
-    force.
+    force; `dim`: to what length its vectors are cut, None where they are not.
     """
 
     database: str
@@ -196,6 +196,7 @@ class Status:
     contexts: tuple[Context, ...] = ()
     languages: Mapping[str, int] = field(default_factory=dict)
     pictures: PictureStatus | None = None
+    dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Searches:
                 if self._embedder is None:
                     from qmd.llm import open_embedder
 
-                    self._embedder = open_embedder(self.config.models.embedding)
+                    self._embedder = open_embedder(self.config.models.embedding, dim=self.config.models.dim)
         return self._embedder
 
     def warm(self) -> None:
@@ -81,7 +81,7 @@ class Searches:
                 return
             from qmd.llm import open_embedder
 
-            embedder = open_embedder(self.config.models.embedding)
+            embedder = open_embedder(self.config.models.embedding, dim=self.config.models.dim)
             if self.store.vectors.has(embedder.fingerprint):
                 threading.Thread(target=self._warm_matrix, args=(embedder.fingerprint,), daemon=True).start()
             embedder.embed_query("warm")
@@ -114,7 +114,8 @@ class Searches:
 
     def _text_embedder(self, name: str) -> Embedder:
         """The configured embedder where it is that one, so that it is loaded once."""
-        if name == self.config.models.embedding and self.embedder.card.name == name:
+        models = self.config.models
+        if models.dim is None and name == models.embedding and self.embedder.card.name == name:
             return self.embedder
         from qmd.llm import open_embedder
 

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qmd.errors import ModelError
 from qmd.llm import open_embedder
-from qmd.llm.protocols import Embedder
+from qmd.llm.batches import run_batches
+from qmd.llm.cut import doubt_of
+from qmd.llm.protocols import DerivedEmbedder, Embedder
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,29 @@ def test_a_batch_gives_what_single_texts_give(minilm: Embedder) -> None:
     assert (batch * single).sum(axis=1).min() > 0.999
 
 
+def test_batches_side_by_side_give_what_one_after_another_gives(minilm: Embedder) -> None:
+    texts = [f"{word} " * (3 * n + 1) for n, word in enumerate(["bread", "river", "law", "engine"] * 6)]
+    one: Any = open_embedder("all-MiniLM-L6-v2", threads=1)
+    two: Any = open_embedder("all-MiniLM-L6-v2", threads=2)
+    assert (one.workers, two.workers, two.session_threads) == (1, 2, 1)
+    np.testing.assert_allclose(two.embed_documents(texts), one.embed_documents(texts), atol=1e-5)
+
+
+def test_a_batch_that_fails_ends_the_run() -> None:
+    done: list[int] = []
+
+    def work(batch: list[int]) -> None:
+        if batch == [3]:
+            raise ModelError("no memory")
+        done.extend(batch)
+
+    with pytest.raises(ModelError, match="no memory"):
+        run_batches([[n] for n in range(1000)], work, workers=2)
+    assert len(done) < 1000
+    run_batches([[1], [2]], done.extend, workers=1)
+    assert done[-2:] == [1, 2]
+
+
 def test_long_text_is_windowed_and_its_end_counts(minilm: Embedder) -> None:
     filler = "the weather was mild and the road was long " * 60
     plain, ending = minilm.embed_documents([filler, filler + "quantum chromodynamics of gluons " * 60])
@@ -64,7 +90,6 @@ def test_a_folder_with_a_card_is_read_by_its_card(tiny_model: Any, tmp_path: Pat
     import shutil
     from dataclasses import asdict
 
-    from qmd.errors import ModelError
     from qmd.llm.files import file_sha256
     from qmd.types import ModelCard, ModelVariant
 
@@ -81,7 +106,18 @@ def test_a_folder_with_a_card_is_read_by_its_card(tiny_model: Any, tmp_path: Pat
         trained.embed_query("bread"), plain.embed_documents(["q: bread"])[0], atol=1e-5
     )
     np.testing.assert_allclose(trained.embed_documents(["x"]), plain.embed_documents(["d: x"]), atol=1e-5)
-    assert open_embedder(str(folder), dim=16).embed_query("bread").shape == (16,)
+    cut = open_embedder(str(folder), dim=16)
+    wanted = trained.embed_query("bread")[:16]
+    np.testing.assert_allclose(cut.embed_query("bread"), wanted / np.linalg.norm(wanted), atol=1e-6)
+    assert cut.embed_documents([]).shape == (0, 16)
+    assert isinstance(cut, Embedder)
+    assert isinstance(cut, DerivedEmbedder)
+    assert cut.base_fingerprint == trained.fingerprint != cut.fingerprint
+    assert open_embedder(str(folder), dim=32).fingerprint == trained.fingerprint
+    assert (doubt_of(trained.card, 16), doubt_of(trained.card, None)) == ("", "")
+    assert "it was for 32, 16" in doubt_of(trained.card, 20)
+    with pytest.raises(ModelError, match="gives vectors of 32 numbers, 33 were asked for"):
+        open_embedder(str(folder), dim=33)
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-9])
     with pytest.raises(ModelError, match="Export the model again"):
         open_embedder(str(folder))

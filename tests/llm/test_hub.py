@@ -390,6 +390,9 @@ def test_no_network_says_network_proxy_mirror(hub: Hub, monkeypatch: pytest.Monk
     )
     with pytest.raises(ModelError, match=r"HF_ENDPOINT"):
         find_on_hub(CARD, CARD.variants[0])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+        find_on_hub(CARD, CARD.variants[0])
 
 
 def test_a_damaged_lock_file_is_not_forgotten(hub: Hub) -> None:

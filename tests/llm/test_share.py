@@ -33,6 +33,9 @@ def test_two_engines_share_one_process_and_get_the_same_vectors(place: Path) -> 
     np.testing.assert_allclose(first.embed_texts(texts), alone, atol=1e-4)
     np.testing.assert_allclose(second.embed_query(texts[0]), alone[0], atol=1e-4)
     assert first.embedder.fingerprint == LLMEngine().embedder.fingerprint
+    cut = LLMEngine("auto", dim=64)  # the process keeps whole vectors for whoever wants them
+    assert cut.embed_query(texts[0]).shape == (64,)
+    assert cut.embedder.fingerprint == LLMEngine(dim=64).embedder.fingerprint
     connection = connect(start=False)
     assert connection is not None
     info = connection.ask("status").info

@@ -258,3 +258,48 @@ def _WithCache(model: Any, keep: bool = False) -> Any:
             return (out[0], *flat)
 
     return WithCache()
+
+
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def write_gguf(path: Path, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE) -> None:
+    """A LLaMA network of two layers with random weights and a tokenizer of single bytes, as GGUF."""
+    import gguf
+    import numpy as np
+    from tokenizers import pre_tokenizers
+
+    random = np.random.default_rng(seed)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, alphabet[0] + alphabet[1], "<|im_start|>", "<|im_end|>"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(alphabet) + 1) + [3, 3])
+    writer.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_chat_template(chat_template)
+    shapes = {"token_embd": (len(tokens), 64)}
+    for layer in range(2):
+        shapes |= {
+            f"blk.{layer}.attn_q": (64, 64), f"blk.{layer}.attn_k": (32, 64), f"blk.{layer}.attn_v": (32, 64),
+            f"blk.{layer}.attn_output": (64, 64), f"blk.{layer}.ffn_gate": (128, 64),
+            f"blk.{layer}.ffn_up": (128, 64), f"blk.{layer}.ffn_down": (64, 128),
+        }  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.2, shape).astype(np.float32))
+    for name in ("output_norm", *(f"blk.{n}.{part}_norm" for n in range(2) for part in ("attn", "ffn"))):
+        writer.add_tensor(f"{name}.weight", np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

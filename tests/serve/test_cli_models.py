@@ -87,6 +87,66 @@ def test_use_changes_the_configuration_and_makes_the_vectors_anew(place: Path, l
         index.embed()
 
 
+def test_dim_cuts_the_vectors_and_the_index_knows(place: Path) -> None:
+    with qmd.index.open() as index:
+        whole = index.embedder
+        texts = ["Knead the dough.", "Renew it at the town hall."]
+        wanted = whole.embed_documents(texts)[:, :64]
+        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+
+    shorter = run("models", "use", "all-MiniLM-L6-v2", "--dim", "64")
+    assert shorter.exit_code == 0, shorter.output
+    assert "models.dim is now 64" in shorter.output
+    assert "was not trained for vectors of 64 numbers" in shorter.output
+    assert load_config(place / "config.yaml").models.dim == 64
+    with qmd.index.open() as index:
+        np.testing.assert_allclose(index.embedder.embed_documents(texts), wanted, atol=1e-6)
+        assert index.embedder.fingerprint != whole.fingerprint
+        assert [(v.dim, v.done, v.configured) for v in index.status().vectors] == [(64, 2, True)]
+        assert index.vsearch("dough")[0].title == "Bread"
+    rows = {row["name"]: row for row in json.loads(run("check", "--json").stdout)}
+    assert rows["embedding model"]["state"] == "warning"
+    assert "64 of 384 dimensions" in rows["embedding model"]["message"]
+    assert rows["vectors"]["message"] == "all 2 passages have one"
+    assert "all-MiniLM-L6-v2, cut to 64 dimensions: complete" in run("status").output
+    assert json.loads(run("status", "--json").stdout)["dim"] == 64
+
+    set_model(place / "config.yaml", "dim", 32)  # by hand: nothing is mixed, and what to do is said
+    with qmd.index.open() as index:
+        assert index.status().pending == 2
+        with pytest.raises(ModelMismatch, match=r"64d.*32d.*--model-changed"):
+            index.embed()
+        with pytest.raises(ModelMismatch):
+            index.vsearch("dough")
+    again = run("embed", "--model-changed")
+    assert again.exit_code == 0, again.output
+    with qmd.index.open() as index:
+        assert [(v.dim, v.done) for v in index.status().vectors] == [(32, 2)]
+    back = run("models", "use", "all-MiniLM-L6-v2")
+    assert "vectors stay whole" in back.output
+    with qmd.index.open() as index:
+        assert [(v.dim, v.done, v.configured) for v in index.status().vectors] == [(384, 2, True)]
+
+
+def test_a_shorter_dim_reads_no_text_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_model(place / "config.yaml", "dim", 128)
+    with qmd.index.open() as index:
+        monkeypatch.setattr(index.embedder.base, "embed_documents", None)  # type: ignore[attr-defined]
+        assert index.embed(model_changed=True).embedded == 2
+        assert [(v.dim, v.done) for v in index.status().vectors] == [(128, 2)]
+
+
+def test_a_dim_that_cannot_be_is_refused(place: Path) -> None:
+    too_long = run("models", "use", "all-MiniLM-L6-v2", "--dim", "500")
+    assert "gives vectors of 384 numbers, 500 were asked for" in str(too_long.exception)
+    other_role = run("models", "use", "BAAI/bge-reranker-base", "--role", "reranker", "--dim", "64")
+    assert isinstance(other_role.exception, UsageError)
+    assert not (place / "config.yaml").exists()
+    (place / "config.yaml").write_text("models:\n  dim: 0\n")
+    with pytest.raises(ConfigError, match=r"models\.dim|>= 1"):
+        load_config(place / "config.yaml")
+
+
 def test_a_model_that_fails_changes_nothing(place: Path) -> None:
     for name in ("no-such-model", str(place / "notes"), "cross-encoder/ms-marco-MiniLM-L-6-v2"):
         result = run("models", "use", name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ MOST_ROWS = 256
 TOKEN_BUDGET = 1024
 """Rows x longest row of one forward pass. Larger ones fall out of the processor's caches (17 rows of 237 tokens ran at
 .94 of the speed of 4)."""
+SMALL_TOKEN_BUDGET = 512
+"""The same where each batch has one processor to itself."""
 GPU_TOKEN_BUDGET = 16384
 BUSY_TOKENS = 160
 """A row of so many tokens keeps a processor busy alone: beside rows of its own length only, nothing is padded, and
@@ -43,6 +45,19 @@ def plan_batches(
         batch.append(row)
     if batch:
         yield batch
+
+
+def run_batches(batches: Sequence[list[int]], work: Callable[[list[int]], None], workers: int) -> None:
+    """`work` on every batch, `workers` at once. An exception ends it after the batches that run."""
+    if workers == 1 or len(batches) == 1:
+        for batch in batches:
+            work(batch)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(workers, len(batches))) as pool:
+        for _ in pool.map(work, batches):
+            pass
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> tuple[Ids, Ids]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from qmd.errors import UsageError
 from qmd.llm.catalog import DEFAULT_EMBEDDING
+from qmd.llm.cut import cut_embedder
 from qmd.llm.open import open_embedder, open_generator, open_reranker
 from qmd.llm.protocols import ChatGenerator, Embedder, Reranker, Vectors
 from qmd.llm.providers import Device
@@ -19,7 +20,8 @@ class LLMEngine:
 
     standalone: the model lives in this process. server: in a process that owns it for all programs of
     this user,
-    started on demand. auto: there if such a process runs already, else here.
+    started on demand. auto: there if such a process runs already, else here. dim: numbers of a vector, where fewer are
+    wanted than the model gives.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class LLMEngine:
         mode: Mode = "standalone",
         *,
         model: str = DEFAULT_EMBEDDING,
+        dim: int | None = None,
         device: Device | None = None,
         threads: int | None = None,
     ) -> None:
@@ -34,6 +37,7 @@ class LLMEngine:
             raise UsageError(f"mode {mode!r} is not one of standalone, server, auto.")
         self.mode: Mode = mode
         self.model = model
+        self.dim = dim
         self._device = device
         self._threads = threads
         self._embedder: Embedder | None = None
@@ -78,5 +82,5 @@ class LLMEngine:
 
             connection = connect(start=self.mode == "server")
             if connection is not None:
-                return SharedEmbedder(connection, self.model)
-        return open_embedder(self.model, threads=self._threads, device=self._device)
+                return cut_embedder(SharedEmbedder(connection, self.model), self.dim)
+        return open_embedder(self.model, dim=self.dim, threads=self._threads, device=self._device)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from qmd.errors import ModelError
-from qmd.llm.catalog import CATALOG, CHATML
+from qmd.llm.catalog import CATALOG, CHATML, CHATML_NO_THINKING
 from qmd.llm.files import ModelFiles, cache_root, file_sha256, write_atomically
+from qmd.llm.open import CARD_NAME, read_card
 from qmd.types import ModelCard, ModelVariant
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Way = Literal["llama.cpp", "q4", "int8", "fp32"]
 FORMAT_VERSION = 2
 MEASURED_TOKENS = 32
+CHATML_MARK = "<|im_start|>"
 _SENTENCE = "The baker of house {n} takes rye flour, water, salt and a spoon of starter, and waits until the morning. "
 _PROMPT_SENTENCES = 11
 
@@ -151,7 +153,9 @@ def rewritten(
     if pinned is None or not graph.is_file() or file_sha256(graph) != pinned:
         write_folder(path, folder, precision)
         pinned = _pinned(folder) or ""
-    card = replace(card or _card(path, ""), variants=(ModelVariant(precision, ("model.onnx",), pinned),))
+    card = replace(
+        card or read_card(folder / CARD_NAME), variants=(ModelVariant(precision, ("model.onnx",), pinned),)
+    )
     return ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", pinned)
 
 
@@ -174,10 +178,10 @@ def _rewritable(path: Path) -> bool:
     from qmd.llm.gguf_file import read_gguf
 
     try:
-        read_gguf(path)
+        template = read_gguf(path).chat_template
     except ModelError:
         return False
-    return True
+    return not template or CHATML_MARK in template  # llama.cpp can follow the other ones
 
 
 def _card(path: Path, chat_template: str) -> ModelCard:
@@ -185,7 +189,9 @@ def _card(path: Path, chat_template: str) -> ModelCard:
     known = next((c for c in CATALOG.values() if path.name in {f for v in c.variants for f in v.files}), None)
     if known is not None:
         return known
-    template = CHATML if "<|im_start|>" in chat_template else ""
+    template = ""
+    if CHATML_MARK in chat_template:
+        template = CHATML_NO_THINKING if "enable_thinking" in chat_template else CHATML
     return ModelCard(path.stem, "generation", max_tokens=4096, form="causal", template=template)
 
 

@@ -107,6 +107,7 @@ class GgufGenerator:
             "stop": list(stop),
             "stream": True,
             "cache_prompt": True,
+            "chat_template_kwargs": {"enable_thinking": False},
         }
         if seed is not None:
             request["seed"] = seed

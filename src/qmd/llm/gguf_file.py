@@ -104,7 +104,12 @@ def write_tokenizer(model: GgufFile, target: Path) -> None:
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     kinds: list[int] = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     merges = [tuple(line.split(" ", 1)) for line in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    try:
+        tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ModelError(
+            f"the tokenizer in {model.path.name} is damaged ({error}). Download it again."
+        ) from error
     kind = str(fields.get("tokenizer.ggml.pre", ""))
     if kind in _DIGITS_ONE_BY_ONE:
         steps: list[Any] = [

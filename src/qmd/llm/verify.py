@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qmd.errors import MissingExtra, ModelError
+from qmd.llm.cut import doubt_of
 from qmd.llm.memory import gpus, process_bytes
 from qmd.llm.open import open_embedder, open_generator, open_reranker
 from qmd.types import Role
@@ -34,13 +36,19 @@ class Verified:
     unit: str
     memory_bytes: int | None
     gpu_bytes: int | None = None
+    doubt: str = ""
+    """What is to be said of the model although it works."""
 
 
-def verify_model(name: str, role: Role) -> Verified:
-    """Open, try and time one model. Raises QmdError where it does not load, or gives nonsense."""
+def verify_model(name: str, role: Role, *, dim: int | None = None) -> Verified:
+    """Open, try and time one model. Raises QmdError where it does not load, or gives nonsense.
+
+    dim: of an embedding model, to what length its vectors are cut.
+    """
     before, gpu_before = process_bytes(), _own_gpu()
     start = time.perf_counter()
-    model, load_s, first_ms, speed, unit = _TRIALS[role](name, start)
+    trial = partial(_try_embedder, dim=dim) if role == "embedding" else _TRIALS[role]
+    model, load_s, first_ms, speed, unit = trial(name, start)
     after, gpu_after = process_bytes(), _own_gpu()
     return Verified(
         role=role,
@@ -52,6 +60,7 @@ def verify_model(name: str, role: Role) -> Verified:
         unit=unit,
         memory_bytes=None if before is None or after is None else max(0, after - before),
         gpu_bytes=None if gpu_after is None else gpu_after - (gpu_before or 0),
+        doubt=doubt_of(model.card, dim),
     )
 
 
@@ -60,8 +69,8 @@ def runs_on(model: Any) -> str:
     return str(getattr(model, "runs_on", type(model).__name__))
 
 
-def _try_embedder(name: str, start: float) -> Trial:
-    embedder = open_embedder(name)
+def _try_embedder(name: str, start: float, dim: int | None) -> Trial:
+    embedder = open_embedder(name, dim=dim)
     rows = embedder.embed_documents([QUESTION])
     load_s = time.perf_counter() - start
     begin = time.perf_counter()
@@ -144,7 +153,6 @@ def _try_image_text(name: str, start: float) -> Trial:
 
 
 _TRIALS = {
-    "embedding": _try_embedder,
     "reranker": _try_reranker,
     "generation": _try_generator,
     "image": _try_image_text,

@@ -393,8 +393,9 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
 
 def _runs_in_engine(model: str) -> bool:
     from qmd.llm.catalog import CATALOG
+    from qmd.llm.open import is_gguf
 
     folder = Path(model).expanduser()
     if folder.is_dir():
         return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
-    return folder.suffix == ".gguf" or model in CATALOG
+    return model in CATALOG or is_gguf(model)

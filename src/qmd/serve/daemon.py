@@ -276,7 +276,7 @@ class ModelDoor(threading.Thread):
 
     def _embedder(self, name: str) -> Embedder:
         if name == self.service.config.models.embedding:
-            return cast("Embedder", self.service.embedder)
+            return cast("Embedder", self.service.whole_embedder)
         from qmd.llm import open_embedder
 
         return open_embedder(name)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -79,6 +80,24 @@ def test_a_model_that_fails_to_load_is_tried_again(fresh: Callable[..., SimpleNa
     service = fresh(open_embedder=load).service
     assert "vector: the file is not there." in service.search_now("hybrid", "water").degraded
     assert service.search_now("hybrid", "water").degraded == ()
+
+
+def test_cut_vectors_come_of_the_one_model_that_is_loaded(fresh: Callable[..., SimpleNamespace]) -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> WordEmbedder:
+        loads.append(name)
+        return WordEmbedder()
+
+    models = msgspec.structs.replace(CONFIG.models, dim=8)
+    service = fresh(open_embedder=load, config=msgspec.structs.replace(CONFIG, models=models)).service
+    whole = service.whole_embedder.embed_query("water")
+    cut = service.embedder.embed_query("water")
+    np.testing.assert_allclose(cut, whole[:8] / np.linalg.norm(whole[:8]), atol=1e-6)
+    assert service.embedder.fingerprint == f"{service.whole_embedder.fingerprint}/8"
+    assert loads == ["words"]
+    found = service.search_now("hybrid", "water")  # the index holds whole vectors: not compared, and said
+    assert "(32d), the configuration asks for words (8d)" in found.degraded[0]
 
 
 def test_concurrent_texts_run_in_one_batch_and_come_back_to_their_askers() -> None:

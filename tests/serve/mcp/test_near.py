@@ -33,7 +33,7 @@ class Watched(WordEmbedder):
 def close_to(home: Path, places: Places, monkeypatch: pytest.MonkeyPatch) -> Any:
     Watched.opened = 0
     monkeypatch.setenv("QMD_NO_DAEMON", "1")
-    monkeypatch.setattr(qmd.llm, "open_embedder", lambda name: Watched())
+    monkeypatch.setattr(qmd.llm, "open_embedder", lambda name, **_: Watched())
     session = SimpleNamespace(
         index="index",
         open=lambda: qmd.index.open(places=places, config=CONFIG, create=False),
@@ -77,7 +77,7 @@ def test_a_model_that_is_missing_is_told_by_the_search_and_not_before(
 ) -> None:
     from qmd.errors import ModelError
 
-    def missing(name: str) -> None:
+    def missing(name: str, **_: object) -> None:
         raise ModelError("no such model")
 
     monkeypatch.setattr(qmd.llm, "open_embedder", missing)

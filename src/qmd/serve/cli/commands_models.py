@@ -100,6 +100,7 @@ def list_(session: Session) -> None:
     epilog="""
     qmd models pull BAAI/bge-m3
     qmd models pull me/my-model --revision v2
+    qmd models pull Qwen/Qwen3-0.6B-GGUF:Q8_0
     """
 )
 @click.argument("name")
@@ -115,14 +116,20 @@ def list_(session: Session) -> None:
 def pull(session: Session, name: str, role: str, revision: str | None) -> None:
     """Download the variant of a model that fits this machine, and verify it.
 
-    The commit of the first download is used ever after; --revision moves the model to another one.
+    The commit of the first download is used ever after; --revision moves the model to another one. Of a repository of
+    GGUF files one is taken: Q4_K_M or the nearest to it, or the one that is named after a colon.
     """
     from typing import cast
 
+    from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
     from qmd.llm.open import find_card, find_files
     from qmd.serve.cli.screen import say
     from qmd.types import Role
 
+    if is_gguf_on_hub(name):
+        path = find_gguf_on_hub(name, revision=revision)
+        say(f"{name} is here ({path.stat().st_size / 1e6:.0f} MB, commit {path.parent.name[:12]}): {path}")
+        return
     files, placement = find_files(find_card(name, cast("Role", role)), revision=revision)
     commit = f", commit {files.card.revision[:12]}" if files.card.revision else ""
     say(f"{name} is here ({placement.variant.precision} for {placement.device}{commit}): {files.graph}")
@@ -140,6 +147,7 @@ _KEYS = {
 @command(
     epilog="""
     qmd models use BAAI/bge-m3
+    qmd models use Qwen/Qwen3-Embedding-0.6B --dim 256
     qmd models use ./my-trained-model
     qmd models use http://localhost:11434/api/embed?model=nomic-embed-text
     qmd models use cross-encoder/ms-marco-MiniLM-L-6-v2 --role reranker
@@ -150,20 +158,28 @@ _KEYS = {
     "--role", type=click.Choice(tuple(_KEYS)), default="embedding", show_default=True, help="What for."
 )
 @click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Cut the vectors to so many numbers; without it they stay whole.",
+)
+@click.option(
     "--embed/--no-embed", default=True, show_default=True, help="Make the vectors of the index anew."
 )
 @pass_session
-def use(session: Session, name: str, role: str, embed: bool) -> None:
+def use(session: Session, name: str, role: str, dim: int | None, embed: bool) -> None:
     """Make a model the configured one; a new embedding model makes the vectors anew.
 
     NAME is of the catalog, of a hub, a folder (also one that `qmd train` exported) or the address of an embedding
     server. The model is loaded and tried first; where that fails, nothing is changed. Vectors of the old model stay
-    until the new ones are complete, and are never compared with them.
+    until the new ones are complete, and are never compared with them. --dim makes them shorter, and the
+    index smaller: at little cost for models that were trained for it.
     """
     from pathlib import Path
     from typing import cast
 
     from qmd.config import CONFIG_NAME, set_model
+    from qmd.errors import UsageError
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
     from qmd.types import Role
@@ -171,13 +187,20 @@ def use(session: Session, name: str, role: str, embed: bool) -> None:
     local = Path(name).expanduser()
     if local.exists() and "://" not in name:
         name = str(local.absolute())
-    found = verify_model(name, cast("Role", _KEYS[role]))
+    if dim is not None and role != "embedding":
+        raise UsageError(f"--dim is for embedding models, not for {role}.")
+    found = verify_model(name, cast("Role", _KEYS[role]), dim=dim)
     places, config = session.settings()
     say(f"{name} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
     if getattr(config.models, role) != name:
         set_model(places.config_dir / CONFIG_NAME, role, name)
         say(f"models.{role} is now {name} ({places.config_dir / CONFIG_NAME}).")
     if role == "embedding":
+        if config.models.dim != dim:
+            set_model(places.config_dir / CONFIG_NAME, "dim", dim)
+            say(f"models.dim is now {'null: vectors stay whole' if dim is None else dim}.")
+        if found.doubt:
+            say(f"Note: {found.doubt}.")
         _embed_anew(session, embed)
     if role == "image":
         _look_anew(session, embed)
@@ -245,8 +268,9 @@ def _embed_anew(session: Session, embed: bool) -> None:
 def export(name: str, folder: str, precision: str | None) -> None:
     """Write a trained or a GGUF model as an ONNX folder.
 
-    NAME is a folder that `qmd train` left, a GGUF file, or a packaged model such as smollm2-135m. The folder can be
-    given wherever a model is named; a trained model is compared with its files before they count as written.
+    NAME is a folder that `qmd train` left, a GGUF file (here or of a hub), or a packaged model such as smollm2-135m.
+    The folder can be given wherever a model is named; a trained model is compared with its files before they count
+    as written.
     """
     from pathlib import Path
     from typing import cast
@@ -254,24 +278,19 @@ def export(name: str, folder: str, precision: str | None) -> None:
     from qmd.errors import UsageError
     from qmd.llm.causal_graph import Precision
     from qmd.llm.fastest import write_folder
-    from qmd.llm.files import find_packaged_file
-    from qmd.llm.open import find_card
+    from qmd.llm.open import find_gguf
     from qmd.serve.cli.screen import say
 
     source = Path(name).expanduser()
     if source.is_dir():
         say(_export_trained(source, Path(folder), precision))
         return
-    if source.suffix != ".gguf":
-        card = find_card(name, "generation")
-        if not card.package:
-            raise UsageError(
-                f"{name} is no GGUF model; it has ONNX files already. Run `qmd models pull {name}`."
-            )
-        source = find_packaged_file(card)
-    elif not source.is_file():
-        raise UsageError(f"there is no file {source}.")
-    graph = write_folder(source, Path(folder), cast("Precision", precision or "q4"))
+    gguf = find_gguf(name)[0]
+    if gguf is None:
+        raise UsageError(f"{name} is no GGUF model; it has ONNX files already. Run `qmd models pull {name}`.")
+    if not gguf.is_file():
+        raise UsageError(f"there is no file {gguf}.")
+    graph = write_folder(gguf, Path(folder), cast("Precision", precision or "q4"))
     say(f"{graph} is written ({graph.stat().st_size / 1e6:.0f} MB).")
 
 
@@ -301,9 +320,11 @@ def remove(session: Session, name: str) -> None:
     from qmd.errors import NotFound
     from qmd.llm.catalog import CATALOG
     from qmd.llm.hub import remove_cached
+    from qmd.llm.hub_gguf import repository_of
     from qmd.serve.cli.screen import say
 
     card = CATALOG.get(name)
+    name = repository_of(name)
     if not remove_cached([card.repo or card.name if card else name]):
         raise NotFound(f"{name} is not among the downloaded models. `qmd models list` shows them.")
     say(f"{name} was removed.")

@@ -181,7 +181,8 @@ def _status_lines(status: Status) -> Iterator[str]:
         state = paint.warn(f"{status.pending:,} texts have no vector yet: run `qmd embed`")
     else:
         state = "complete" if status.chunks else "nothing to embed yet"
-    yield f"{paint.bold('Vectors')} {clean_line(status.model)}: {state}"
+    length = f", cut to {status.dim} dimensions" if status.dim else ""
+    yield f"{paint.bold('Vectors')} {clean_line(status.model)}{length}: {state}"
     for made in status.vectors:
         if made.inverted is not None:
             file = made.inverted
@@ -190,7 +191,8 @@ def _status_lines(status: Status) -> Iterator[str]:
             )
             yield f"        {text}, recall {file.recall:.3f} (on {file.sample} of your own vectors)"
         if not made.configured:
-            yield f"        {clean_line(made.name)}: {made.done:,} vectors of an unused model (`qmd cleanup`)"
+            name = f"{clean_line(made.name)} ({made.dim}d)"
+            yield f"        {name}: {made.done:,} vectors of an unused model (`qmd cleanup`)"
     if status.pictures is not None:
         seen = status.pictures
         refused = f", {seen.refused:,} cannot be opened" if seen.refused else ""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qmd.errors import NotFound, UsageError
+from qmd.llm.cut import cut_rows
 from qmd.llm.protocols import Vectors
 from qmd.serve.http.fields import convert, read_object, refuse_unknown
 from qmd.serve.http.replies import reply, while_connected
@@ -50,11 +51,11 @@ async def embeddings(request: Request) -> Response:
         vectors = several(texts)
         dimensions = given.get("dimensions")
         if dimensions is not None and dimensions != embedder.dim:
-            if dimensions not in embedder.card.dims:
-                known = ", ".join(map(str, embedder.card.dims or (embedder.dim,)))
+            lengths = [n for n in embedder.card.dims if n < embedder.dim]
+            if dimensions not in lengths:
+                known = ", ".join(map(str, (embedder.dim, *lengths)))
                 raise UsageError(f"{embedder.card.name} gives vectors of {known} numbers, not {dimensions}.")
-            vectors = vectors[:, :dimensions]
-            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = cut_rows(vectors, dimensions)
         return vectors, sum(embedder.count_tokens(texts)), embedder.card.name
 
     vectors, tokens, name = await while_connected(request, service.call(work))

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from qmd.llm.cut import cut_embedder
 from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
 from qmd.serve.memory import give_back_memory
 from qmd.serve.service.batching import Batcher
@@ -70,10 +71,19 @@ class Kept(Generic[M]):
 
 
 class SharedEmbedder:
-    """An Embedder for any number of threads. What it says of itself stays known while the model is not loaded."""
+    """An Embedder for any number of threads. What it says of itself stays known while the model is not loaded.
 
-    def __init__(self, kept: Kept[Embedder], batcher: Callable[[Callable[..., Vectors]], Batcher]) -> None:
+    dim: to what length the kept model's vectors are cut.
+    """
+
+    def __init__(
+        self,
+        kept: Kept[Embedder],
+        batcher: Callable[[Callable[..., Vectors]], Batcher],
+        dim: int | None = None,
+    ) -> None:
         self._kept = kept
+        self._dim = dim
         self._facts: tuple[ModelCard, int, int, str] | None = None
         self._behind = threading.local()
         self.batcher = batcher(self._run)
@@ -124,12 +134,17 @@ class SharedEmbedder:
 
     def _known(self) -> tuple[ModelCard, int, int, str]:
         if self._facts is None:
-            with self._kept.use() as model:
+            with self._cut() as model:
                 self._facts = (model.card, model.dim, model.max_tokens, model.fingerprint)
         return self._facts
 
-    def _run(self, key: str, texts: Sequence[str]) -> Vectors:
+    @contextmanager
+    def _cut(self) -> Iterator[Embedder]:
         with self._kept.use() as model:
+            yield cut_embedder(model, self._dim)
+
+    def _run(self, key: str, texts: Sequence[str]) -> Vectors:
+        with self._cut() as model:
             if key == "document" or not texts:
                 return model.embed_documents(texts)
             several: Any = getattr(model, "embed_queries", None)

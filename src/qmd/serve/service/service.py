@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -123,7 +124,9 @@ class Service:
         self._config = config
         embedder: Kept[Embedder] = Kept("embedding", lambda: self._open_embedder(config.models.embedding))
         self._kept: list[Kept[Any]] = [embedder]
-        self.embedder = SharedEmbedder(embedder, lambda run: self._batcher("embed", run))
+        shared = partial(SharedEmbedder, embedder, lambda run: self._batcher("embed", run))
+        self.embedder = shared(config.models.dim)
+        self.whole_embedder = self.embedder if config.models.dim is None else shared()
         self._served_embedder = (embedder, self.embedder)
         self._reranker: tuple[Kept[Reranker], SharedReranker] | None = None
         name = config.models.reranker
@@ -301,6 +304,7 @@ class Service:
         clean = self.answers.drain(drain_s) and clean
         self._closing.set()
         self.embedder.batcher.close()
+        self.whole_embedder.batcher.close()
         if self._reranker is not None:
             self._reranker[1].batcher.close()
         self._index.close()
