@@ -486,6 +486,36 @@ def test_int8_shadows_change_no_answer(metric, kind, monkeypatch):
     check()
 
 
+def test_lists_grown_row_by_row_leave_little_idle_and_move_little(monkeypatch):
+    """Long lists were once joined whole, all at about the same time, and half of the memory lay in pieces too small."""
+    from qmd.ivf import lists
+    from qmd.ivf.codec import Codec
+
+    moved = 0
+
+    def count(source, span, target, to, copy=lists.copy_rows):
+        nonlocal moved
+        moved += span.stop - span.start
+        copy(source, span, target, to)
+
+    monkeypatch.setattr(lists, "copy_rows", count)
+    n, nlist = 60_000, 16
+    held = lists.Lists(nlist, Codec("fp32", 1), torch.device("cpu"))
+    share = np.random.default_rng(0).dirichlet(np.full(nlist, 4.0))
+    where = np.random.default_rng(1).choice(nlist, n, p=share)
+    rows, ids, norms = torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n), torch.zeros(n)
+    for i, list_no in enumerate(where.tolist()):
+        held._append_span(list_no, rows[i : i + 1], ids[i : i + 1], norms[i : i + 1])
+        if i > 5000 and i % 500 == 0:
+            assert sum(s.rows.shape[0] for s in held.slabs) < 1.25 * i
+    held.ntotal = n
+    assert 0 < moved < n // 4
+    assert max(len(runs) for runs in held.lists) <= 32
+    for list_no, runs in enumerate(held.lists):
+        kept = torch.cat([r.slab.rows[r.start : r.start + r.size, 0] for r in runs]).sort().values
+        assert kept.long().tolist() == np.flatnonzero(where == list_no).tolist()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_million_single_row_adds_stay_linear(monkeypatch):

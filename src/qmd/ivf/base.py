@@ -110,7 +110,11 @@ class Index:
         """Append rows (n, d) under the next free ids: ntotal onwards as long as no id was given by hand."""
         rows = as_rows(x, self.d, self.device)
         n = rows.shape[0]
-        self._append(rows, torch.arange(self._next_id, self._next_id + n, device=self.device))
+        first = self._next_id
+        one = n == 1 and self.device.type == "cpu"  # the common case of a loop, made cheap
+        self._append(
+            rows, torch.tensor([first]) if one else torch.arange(first, first + n, device=self.device)
+        )
         self._next_id += n
 
     def add_with_ids(self, x: Array, ids: Array) -> None:
@@ -352,7 +356,7 @@ class Index:
         missing = address < 0
         if not self._lists.slabs:
             ids = address
-        elif bool(missing.any()):
+        elif self.device.type != "cpu" or bool(missing.any()):  # asking another device would wait for it
             ids = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
             ids.masked_fill_(missing, -1)
         else:

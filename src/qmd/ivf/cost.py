@@ -31,17 +31,18 @@ class Cost:
 
     def prefers_grouped(self, nq: int, nprobe: int, nlist: int, rows: float) -> bool:
         """rows: mean length of a list. The measured constants decide where few and many are not plain: a list has 3
-        to 16 queries in the mean."""
+        to 8 queries in the mean."""
         tasks = nq * nprobe
-        if not 3 * nlist < tasks < 16 * nlist:
-            return tasks >= 16 * nlist
+        if not 3 * nlist < tasks < 8 * nlist:
+            return tasks >= 8 * nlist
         touched = nlist * (1.0 - (1.0 - 1.0 / nlist) ** tasks) if nlist > 1 else 1.0
         few = touched * self.few + (tasks - touched) * self.few_more + tasks * rows * self.row
         grouped = touched * self.grouped + (tasks - touched) * self.grouped_more
         return self.start + grouped + nq * self.select < few
 
 
-def _time(device: torch.device, work: Callable[[], object], repeat: int) -> float:
+def time_of(device: torch.device, work: Callable[[], object], repeat: int) -> float:
+    """Seconds of one call, the best of three rounds of `repeat`."""
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -92,12 +93,12 @@ def measure(device: torch.device, d: int, rows_log2: int, threads: int, shadow: 
                 least = torch.minimum(least[:, :width], least[:, width:])
             lines[:, : n // 64].index_copy_(0, order[:m], least)
 
-    f1, f4 = _time(device, lambda: few(1), 12), _time(device, lambda: few(4), 12)
-    g4, g32 = _time(device, lambda: grouped(4), 6), _time(device, lambda: grouped(32), 6)
+    f1, f4 = time_of(device, lambda: few(1), 12), time_of(device, lambda: few(4), 12)
+    g4, g32 = time_of(device, lambda: grouped(4), 6), time_of(device, lambda: grouped(32), 6)
     more = max(0.0, (g32 - g4) / 28)
-    call = _time(device, lambda: norms[:8].add_(1.0), 16)
+    call = time_of(device, lambda: norms[:8].add_(1.0), 16)
     wide = torch.zeros(1, 16, 1024, device=device)
-    row = _time(device, lambda: torch.amin(wide, 1), 8) / wide.numel()
+    row = time_of(device, lambda: torch.amin(wide, 1), 8) / wide.numel()
     return Cost(
         f1 + 4 * call,
         max(0.0, (f4 - f1) / 3),
@@ -132,4 +133,4 @@ def shadows_pay(device: torch.device, d: int, threads: int) -> bool:
         i = next(turn) % lists * n
         torch._weight_int8pack_mm(narrow, codes[i : i + n], scales)
 
-    return _time(device, coded, 64) * 1.5 < _time(device, whole, 64)
+    return time_of(device, coded, 64) * 1.5 < time_of(device, whole, 64)

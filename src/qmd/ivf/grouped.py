@@ -15,17 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators, scratch
+from qmd.ivf import operators, scratch, tiles
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks
 from qmd.ivf.slabs import Table
+from qmd.ivf.tiles import Minima
 
 SHAPES = ((512, 2, 32), (192, 4, 16), (0, 8, 8))
 """(d from, GROUP, UNIT): the wider the rows, the fewer of them should be looked at again. A unit has 64 rows."""
 _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
+_FAR_BLOCK, _FAR_MINIMA = 1 << 15, 1 << 27  # the same for devices that want much work at once
 _SCORE_BLOCK = 512  # queries of one product
+_VECTOR, _LOOSE = 8, 5  # queries of a product are a multiple of _VECTOR, unless they are no more than _LOOSE
 _INF = float("inf")
 
 
@@ -40,7 +43,8 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
     group, _ = shape_of(lists.codec.d)
     sizes = lists.table().sizes.astype(np.float64)  # long lists are probed more often
     reach = float((sizes * sizes).sum() / max(1.0, sizes.sum())) * probes.lists.shape[1] / group
-    passes = -(-n // max(1, min(_QUERY_BLOCK, (1 << 23) // max(k, 1), int(_MINIMA / max(1.0, reach)))))
+    block, most = (_FAR_BLOCK, _FAR_MINIMA) if tiles.wanted(q.device) else (_QUERY_BLOCK, _MINIMA)
+    passes = -(-n // max(1, min(block, (1 << 23) // max(k, 1), int(most / max(1.0, reach)))))
     step = -(-n // max(1, passes))
     if n <= step:
         return _scan_block(lists, q, probes, k, metric)
@@ -55,7 +59,9 @@ def scan_grouped(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric
 class _Pieces:
     """Products to make: `run`, `count` queries, and where the piece's group minima begin; all (pieces,).
 
-    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `count` values.
+    width: columns of the product, the count rounded up: BLAS kernels take whole vectors of queries, and what is left
+    over one by one, so that 47 cost 1.6 times what 48 do.
+    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `width` values.
     """
 
     group: int
@@ -63,6 +69,7 @@ class _Pieces:
 
     run: np.ndarray
     count: np.ndarray
+    width: np.ndarray
     begin: np.ndarray
     total: int
     units: np.ndarray
@@ -76,8 +83,9 @@ class _Pieces:
         run = np.repeat(np.arange(len(counts)), number)
         nth = np.arange(len(run)) - np.repeat(np.cumsum(number) - number, number)
         count = np.minimum(counts[run] - nth * most, most)
-        room = count * units[run] * unit
-        return cls(group, unit, run, count, np.cumsum(room) - room, int(room.sum()), units)
+        width = np.where(count > _LOOSE, -(-count // _VECTOR) * _VECTOR, count)
+        room = width * units[run] * unit
+        return cls(group, unit, run, count, width, np.cumsum(room) - room, int(room.sum()), units)
 
 
 def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -87,13 +95,12 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     if not table.views or not n or not s:
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     flat = seg.reshape(-1)
-    order, counts = sort_tasks(flat, len(table.views))
-    pieces = _Pieces.of(lists.codec.d, counts, table.size, _SCORE_BLOCK if dev.type == "cpu" else 1 << 14)
-    group_rows, unit_groups = pieces.group, pieces.unit
-    wide = int(pieces.units[counts > 0].max(initial=1))
-    minima = scratch.take("minima", pieces.total, dev)
-    dense = scratch.take("units", n * s * wide, dev).fill_(_INF).view(n * s, wide)
-    _fill(lists, table, probes, lists.codec.query(q), pieces, order, minima, dense, metric, limits)
+    if limits is not None:  # a list of which nothing is to be read is no task
+        flat = flat.masked_fill(limits.reshape(-1) <= 0, -1)
+    made = (_by_tiles if tiles.wanted(dev) else _by_run)(lists, table, q, probes, flat, limits, metric)
+    minima, dense = made.minima, made.dense
+    group_rows, unit_groups = shape_of(lists.codec.d)
+    wide = dense.shape[1]
     if const is not None:
         dense.add_(const.reshape(-1, 1))
     spare = SPARE if lists.codec.exact else SPARE_CODED
@@ -101,13 +108,12 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     slot = torch.div(at, wide, rounding_mode="floor")
     column = at - slot * wide
     slot += torch.arange(0, n * s, s, device=dev)[:, None]
-    first, stride = _places(pieces, order, n * s)
     run = flat.index_select(0, slot.view(-1)).view(slot.shape).clamp_(min=0)
-    units = torch.from_numpy(pieces.units).to(dev)[run]
+    units = made.units[run]
     lane = torch.arange(unit_groups, device=dev)
-    stride_here = stride[slot]
-    place = (first[slot] + column * stride_here)[..., None] + (units * stride_here)[..., None] * lane
-    value = minima.index_select(0, place.view(-1).clamp_(max=max(pieces.total - 1, 0))).view(n, -1)
+    stride_here = made.stride[slot]
+    place = (made.first[slot] + column * stride_here)[..., None] + (units * stride_here)[..., None] * lane
+    value = minima.index_select(0, place.view(-1).clamp_(max=max(minima.shape[0] - 1, 0))).view(n, -1)
     if const is not None:
         value.view(place.shape).add_(const.reshape(-1)[slot][..., None])
     value.view(place.shape).masked_fill_(torch.isinf(least)[..., None], _INF)
@@ -115,8 +121,7 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     unit = torch.div(at, unit_groups, rounding_mode="floor")
     run = torch.gather(run, 1, unit)
     group = torch.gather(column, 1, unit) + (at - unit * unit_groups) * torch.gather(units, 1, unit)
-    height = torch.from_numpy(-(-table.size // group_rows)).to(dev)[run]
-    row = group[..., None] + torch.arange(group_rows, device=dev) * height[..., None]
+    row = group[..., None] + torch.arange(group_rows, device=dev) * made.height[run][..., None]
     size = table.on_device["size"][run]
     if limits is not None:
         slots = torch.gather(slot, 1, unit)
@@ -129,13 +134,42 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     return recheck(lists, q, candidates, k, metric, probes)
 
 
+def _by_tiles(
+    lists: Lists, table: Table, q: Tensor, probes: Probes, flat: Tensor, limits: Tensor | None, metric: Metric
+) -> Minima:
+    ones = torch.ones_like(flat)
+    counts = torch.zeros(len(table.views) + 1, dtype=torch.int64, device=q.device).index_add_(
+        0, flat + 1, ones
+    )
+    caps = None if limits is None else limits.reshape(-1)
+    coded, shape = lists.codec.query(q), shape_of(lists.codec.d)
+    return tiles.make(
+        lists, table, probes, coded, flat, operators.stable_order(flat), counts, caps, metric, shape
+    )
+
+
+def _by_run(
+    lists: Lists, table: Table, q: Tensor, probes: Probes, flat: Tensor, limits: Tensor | None, metric: Metric
+) -> Minima:
+    dev, tasks = q.device, flat.shape[0]
+    order, counts = sort_tasks(flat, len(table.views))
+    pieces = _Pieces.of(lists.codec.d, counts, table.size, _SCORE_BLOCK)
+    wide = int(pieces.units[counts > 0].max(initial=1))
+    minima = scratch.take("minima", pieces.total, dev)
+    dense = scratch.take("units", tasks * wide, dev).fill_(_INF).view(tasks, wide)
+    _fill(lists, table, probes, lists.codec.query(q), pieces, order, minima, dense, metric, limits)
+    first, stride = _places(pieces, order, tasks)
+    height = -(-table.size // pieces.group)
+    return Minima(minima, dense, first, stride, torch.from_numpy(pieces.units), torch.from_numpy(height))
+
+
 def _places(pieces: _Pieces, order: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
     """Where each task's first group minimum lies in `minima`, and how far apart its minima are: (tasks,) each."""
     ends = np.cumsum(pieces.count)
     column = np.arange(order.shape[0]) - np.repeat(ends - pieces.count, pieces.count)
-    both = torch.zeros(2, tasks, dtype=torch.int64, device=order.device)
-    both[0, order] = torch.from_numpy(np.repeat(pieces.begin, pieces.count) + column).to(order.device)
-    both[1, order] = torch.from_numpy(np.repeat(pieces.count, pieces.count)).to(order.device)
+    both = torch.zeros(2, tasks, dtype=torch.int64)
+    both[0, order] = torch.from_numpy(np.repeat(pieces.begin, pieces.count) + column)
+    both[1, order] = torch.from_numpy(np.repeat(pieces.width, pieces.count))
     return both[0], both[1]
 
 
@@ -155,9 +189,9 @@ def _fill(
     d, dev = lists.codec.d, coded.device
     group, unit = pieces.group, pieces.unit
     alpha = -2.0 if metric == "l2" else -1.0
-    most = int(pieces.count.max(initial=1))
+    most = int(pieces.width.max(initial=1))
     scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + group), dev)
-    qbuf = scratch.take("queries", most * d, dev).view(most, d)
+    qbuf = scratch.take("queries", most * d, dev).zero_().view(most, d)
     lines_of_units = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
     exact = lists.codec.exact
     plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
@@ -166,8 +200,8 @@ def _fill(
     who = torch.split(torch.div(order, dense.shape[0] // coded.shape[0], rounding_mode="floor"), counts)
     caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else None
     last = -1
-    for i, (r, count, begin) in enumerate(
-        zip(pieces.run.tolist(), counts, pieces.begin.tolist(), strict=True)
+    for i, (r, count, m, begin) in enumerate(
+        zip(pieces.run.tolist(), counts, pieces.width.tolist(), pieces.begin.tolist(), strict=True)
     ):
         if r != last:
             last, u, n = r, int(pieces.units[r]), int(table.size[r])
@@ -180,22 +214,29 @@ def _fill(
                 norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
                 rows = lists.codec.factor(rows)
             have = min(norms.shape[0], height * group)
-            rows, bias = rows[:have], norms[:have, None]
-        full = scores[: height * group * count].view(height * group, count)
-        part = full if have == height * group else full[:have]
+            rows, bias = rows if have == norms.shape[0] else rows[:have], norms[:have, None]
+        full = scores[: height * group * m].view(height * group, m)
+        cap = n if caps is None else min(n, int(caps[i].max()))
+        read = have if cap == n else cap  # no query of the piece wants more
+        part = full if read == height * group else full[:read]
         if plain:
-            qs = torch.index_select(coded, 0, who[i], out=qbuf[:count])
-            torch.addmm(bias, rows, qs.T, alpha=alpha, out=part)
+            torch.index_select(coded, 0, who[i], out=qbuf[:count])
+            torch.addmm(bias[:read], rows[:read], qbuf[:m].T, alpha=alpha, out=part)
         else:
-            operators.biased_product(bias, rows, coded.index_select(0, who[i]), alpha, part)
+            qbuf[:count] = coded.index_select(0, who[i])
+            operators.biased_product(bias[:read], rows[:read], qbuf[:m], alpha, part)
         if part is not full:
-            full[have:] = _INF
-        if caps is not None and bool((caps[i] < n).any()):
-            full.masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
-        lines = minima[begin : begin + count * u * unit].view(u * unit, count)
+            full[read:] = _INF
+        if caps is not None and int(caps[i].min()) < read:
+            full[:, :count].masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
+        lines = minima[begin : begin + m * u * unit].view(u * unit, m)
         if height != u * unit:
             lines[height:] = _INF
-        least = lines_of_units[: u * count].view(u, count)
-        operators.least_of(full.view(group, height, count), lines[:height])
-        operators.least_of(lines.view(unit, u, count), least)
-        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least.T)
+        least = lines_of_units[: u * m].view(u, m)
+        if plain:
+            torch.amin(full.view(group, height, m), 0, out=lines[:height])
+            torch.amin(lines.view(unit, u, m), 0, out=least)
+        else:
+            operators.least_of(full.view(group, height, m), lines[:height])
+            operators.least_of(lines.view(unit, u, m), least)
+        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least[:, :count].T)

@@ -8,14 +8,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from qmd.ivf import cost
+from qmd.ivf import cost, tiles
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
 from qmd.ivf.metric import Array, as_rows
-from qmd.ivf.operators import row_products
+from qmd.ivf.operators import row_products, smallest
 from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.ranges import range_scan
@@ -150,21 +150,31 @@ class IndexIVF(Index):
         self.is_trained = not self._lists.codec.learns
 
     def _assign(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 1:  # a row by itself: what does not depend on it is kept
+            return self._list_scores(x).argmin(1)
         return assign(x, self.centroids, self.metric)[0]
 
-    def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
-        """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance less ||q||^2; IP:
-        -product), lists."""
+    def _list_scores(self, q: Tensor) -> Tensor:
+        """Of each query with every centroid: (n, nlist). L2: squared distance less ||q||^2; IP: -product."""
         c = self.centroids
         if self._bias is None or self._bias[0] is not c:
             self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
         alpha = -2.0 if self.metric == "l2" else -1.0
         if q.shape[0] == 1:
-            s = torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
-        else:
-            s = torch.addmm(self._bias[1], q, c.T, alpha=alpha)
-        value, lists = torch.topk(s, min(nprobe, self.nlist), dim=1, largest=False)
-        return value, lists
+            return torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
+        return torch.addmm(self._bias[1], q, c.T, alpha=alpha)
+
+    def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
+        """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance less ||q||^2; IP:
+        -product), lists."""
+        s = self._list_scores(q)
+        some = min(nprobe, self.nlist)
+        if s.device.type != "cpu" or s.shape[0] <= 16:
+            value, lists = torch.topk(s, some, dim=1, largest=False)
+            return value, lists
+        value, lists = smallest(s, some)  # choosing first leaves less to sort
+        value, order = torch.sort(value, dim=1)
+        return value, torch.gather(lists, 1, order)
 
     def rebuild_lists(self, *, ordering: str = "residual_norm_asc") -> None:
         """Sort every list by distance to its centroid, so that a prefix holds its most typical rows."""
@@ -197,7 +207,7 @@ class IndexIVF(Index):
         lists = self._lists
         table = lists.table()
         n, p = probes.lists.shape
-        few = n * p * 4 < self.nlist
+        few = n * p * 4 < self.nlist and not tiles.wanted(self.device)
         norms = []
         total = 0
         if few:  # look at ids of the probed lists alone
@@ -261,6 +271,8 @@ class IndexIVF(Index):
             return mode == "csr"
         if self._threshold is not None:
             return nq * nprobe / self.nlist >= self._threshold * (self.nlist / 512)
+        if tiles.wanted(self.device):
+            return True  # as few launches for one query as for many
         if nq <= 1:
             return False
         mean = max(1, self.ntotal // self.nlist)

@@ -52,16 +52,27 @@ class Lists:
         self.slabs.append(slab)
         return slab
 
-    def _take(self, need: int) -> tuple[Slab, int]:
+    def _take(self, need: int, least: int) -> tuple[Slab, int, int]:
+        """Room for `need` rows: slab, start, rows. Before memory grows, a free piece of at least a quarter will do."""
         for slab in reversed(self.slabs):
             if slab.writable and (start := slab.take(need)) >= 0:
-                return slab, start
+                return slab, start, need
+        least = max(least, need // 4)
+        pieces = [
+            (room, i) for i, s in enumerate(self.slabs) if s.writable for _, room in s.free if room >= least
+        ]
+        if pieces and least < need:
+            room, i = max(pieces)
+            return self.slabs[i], self.slabs[i].take(room), room
         slab = self._new_slab(need)
-        return slab, slab.take(need)
+        return slab, slab.take(need), need
 
-    def _run(self, need: int) -> Run:
+    def _run(self, need: int, least: int | None = None) -> Run:
+        """A run of `need` rows, or, where only smaller pieces are free, of `least` or more."""
         capacity = -(-need // _PAGE) * _PAGE
-        slab, start = self._take(capacity)
+        slab, start, capacity = self._take(
+            capacity, capacity if least is None else -(-least // _PAGE) * _PAGE
+        )
         return Run(slab, start, 0, capacity)
 
     def _release(self, run: Run) -> None:
@@ -94,15 +105,17 @@ class Lists:
             ):
                 return last
         held = sum(r.size for r in runs)
-        if len(runs) >= _MAX_RUNS:
-            return self._join(list_no, held + max(need, held // 8))
-        run = self._run(max(need, held // 8))
+        if len(runs) >= _MAX_RUNS:  # the smaller half: little is moved, and little lies idle afterwards
+            by_size = sorted(runs, key=lambda r: r.size)
+            small = by_size[: _MAX_RUNS // 2]
+            merged = self._join(small, sum(r.size for r in small))
+            runs = self.lists[list_no] = [merged, *(r for r in runs if all(r is not s for s in small))]
+        run = self._run(max(need, held // 8), least=need)
         runs.append(run)
         return run
 
-    def _join(self, list_no: int, capacity: int) -> Run:
-        """Move a list into one run with room for `capacity` rows."""
-        old = self.lists[list_no]
+    def _join(self, old: list[Run], capacity: int) -> Run:
+        """One run with the rows of several and room for `capacity`; those are given back."""
         run = self._run(capacity)
         for r in old:
             span, to = (
@@ -112,7 +125,6 @@ class Lists:
             copy_rows(r.slab, span, run.slab, to)
             run.size += r.size
             self._release(r)
-        self.lists[list_no] = [run]
         return run
 
     def nbytes(self) -> int:
@@ -254,7 +266,8 @@ class Lists:
                 continue
             run = rs[0]
             if len(rs) > 1 or not run.slab.writable:
-                run = self._join(list_no, size)
+                run = self._join(rs, size)
+                self.lists[list_no] = [run]
             span = slice(run.start, run.start + size)
             order = torch.argsort(key(list_no, self.codec.decode(run.slab.rows[span])))
             for t in run.slab.columns():

@@ -77,16 +77,11 @@ def recheck(
     k_here = min(k, c)
     step = max(1, (_RECHECK_BYTES if q.device.type == "cpu" else 1 << 28) // (max(c, 1) * d * 4))
     plain = lists.codec.exact and probes.centroids is None and probes.source is None
-    whole = n <= step and k_here == k
-    padded = bool((address < 0).any())
+    padded = q.device.type != "cpu" or bool((address < 0).any())  # asking another device would wait for it
     safe = address.clamp(min=0) if padded else address
     buffer = torch.empty(step * c, d, device=q.device) if plain and n > step else None
-    if not whole:
-        scores = torch.full((n, k), float("inf"), device=q.device)
-        best = torch.full((n, k), -1, dtype=torch.int64, device=q.device)
-    if not c:
-        return scores, best
-    for i in range(0, n, step):
+    score = torch.empty(n, c, device=q.device)
+    for i in range(0, n if c else 0, step):
         part = safe[i : i + step].reshape(-1)
         count = part.shape[0]
         if plain:
@@ -94,16 +89,17 @@ def recheck(
         else:
             x = probes.source(part) if probes.source else rows_at(lists, part, probes.centroids)
         x, qi = x.view(-1, c, d), q[i : i + step, None]
-        s = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
-        if padded:
-            s.masked_fill_(address[i : i + step] < 0, float("inf"))
-        value, at = torch.topk(s, k_here, dim=1, largest=False)
-        picked = torch.gather(address[i : i + step], 1, at)
-        if whole:
-            scores, best = value, picked
-        else:
-            scores[i : i + step, :k_here] = value
-            best[i : i + step, :k_here] = picked
+        score[i : i + step] = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
+    if padded:
+        score.masked_fill_(address < 0, float("inf"))
+    if n > _ONE_BY_ONE and c > 2 * k_here:  # choosing for all at once leaves less to sort
+        score, at = operators.smallest(score, k_here)
+        address = torch.gather(address, 1, at)
+    scores, at = torch.topk(score, k_here, dim=1, largest=False)
+    best = torch.gather(address, 1, at)
+    if k_here < k:
+        best = torch.cat([best, best.new_full((n, k - k_here), -1)], 1)
+        scores = torch.cat([scores, scores.new_full((n, k - k_here), float("inf"))], 1)
     if padded or k_here < k:
         best.masked_fill_(scores == float("inf"), -1)
     return scores, best
