@@ -361,6 +361,24 @@ def test_a_configuration_that_changes_is_read_again(tmp_path: Path) -> None:
     service.close(1)
 
 
+def test_a_changed_configuration_leaves_no_thread_behind(tmp_path: Path) -> None:
+    made = make_service(tmp_path, config=None)
+    service: Service = made.service
+    made.places.config_dir.mkdir(exist_ok=True)
+    file = made.places.config_dir / "config.yaml"
+    first = service.embedder
+    first.embed_query("water")
+    for limit in (2, 3, 4):
+        file.write_text(f"search: {{limit: {limit}}}\nmodels: {{embedding: words}}\n")
+        time.sleep(0.6)
+        assert service.search_now("keyword", "water")
+        assert service.config.search.limit == limit
+        service.embedder.embed_query("water")
+    until(lambda: sum(thread.name == "qmd-embed" for thread in threading.enumerate()) == 1)
+    assert first.embed_query("water").shape  # a request that still holds the former one is answered
+    service.close(1)
+
+
 def test_a_matrix_is_renewed_by_one_and_the_others_go_on(fresh: Callable[..., SimpleNamespace]) -> None:
     made = fresh()
     service: Service = made.service

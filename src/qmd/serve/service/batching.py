@@ -63,6 +63,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._retired = False
 
     def ask(self, key: str, texts: Sequence[str], *, background: bool = False) -> Vectors:
         """(n, ...) rows in the order of the texts. Raises what the model raises, TooLate, Abandoned."""
@@ -73,11 +74,15 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the service is closed")
-            (self._behind if background else self._line).extend(pieces)
-            if self._thread is None:
+            alone = self._retired
+            if not alone:
+                (self._behind if background else self._line).extend(pieces)
+            if self._thread is None and not alone:
                 self._thread = threading.Thread(target=self._work, name=f"qmd-{self._name}", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+        if alone:
+            return self._run(key, texts)
         job = current_job()
         try:
             rows = [
@@ -89,6 +94,13 @@ class Batcher:
                 piece.future.cancel()
             raise
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def retire(self) -> None:
+        """Another one takes over: the thread ends with what is queued, and with it goes the model. Who still holds this
+        one asks alone."""
+        with self._changed:
+            self._retired = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
@@ -113,7 +125,7 @@ class Batcher:
     def _gather(self) -> list[Ask] | None:
         with self._changed:
             while not self._line and not self._behind:
-                if self._closed:
+                if self._closed or self._retired:
                     return None
                 self._changed.wait()
             if not self._line:

@@ -157,7 +157,10 @@ class Service:
         self._looked = time.monotonic()
         if self._fixed_config is None and _stamp(self._config_file) != self._config_stamp:
             try:
+                before = self._batchers()
                 self._open()
+                for batcher in before:
+                    batcher.retire()
                 self.events.publish("config", state="read")
             except ConfigError as error:  # the last good one holds until the file is good again
                 self.events.publish("config", state="refused", message=str(error))
@@ -171,6 +174,10 @@ class Service:
     @property
     def _config_file(self) -> Path:
         return self.places.config_dir / CONFIG_NAME
+
+    def _batchers(self) -> list[Batcher]:
+        rerankers = [] if self._reranker is None else [self._reranker[1].batcher]
+        return [self.embedder.batcher, self.whole_embedder.batcher, *rerankers]
 
     def _batcher(self, name: str, run: Run) -> Batcher:
         limits = self.limits
@@ -304,10 +311,8 @@ class Service:
         clean = self.searches.drain(drain_s)
         clean = self.answers.drain(drain_s) and clean
         self._closing.set()
-        self.embedder.batcher.close()
-        self.whole_embedder.batcher.close()
-        if self._reranker is not None:
-            self._reranker[1].batcher.close()
+        for batcher in self._batchers():
+            batcher.close()
         self._index.close()
         return clean
 
