@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     generator: Any = open_generator(MODEL, precision=args.precision, threads=args.threads)
-    cost = measured_cost(generator.model, generator.fingerprint)
+    cost = measured_cost(generator)
     board = Board(args.out, {"model": MODEL, "precision": args.precision, "threads": args.threads})
     board.write(
         {

@@ -182,15 +182,15 @@ def test_nothing_is_offered_where_it_would_not_pay(generator):
 
 def test_costs_are_measured_once_for_a_machine(generator, monkeypatch, tmp_path):
     monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path))
-    first = measured_cost(generator.model, generator.fingerprint)
+    first = measured_cost(generator)
     assert first.step_s > 0
     assert list(first.relative) == sorted(first.relative)
     monkeypatch.setattr(CostTable, "measure", lambda *_, **__: pytest.fail("measured again"))
-    assert measured_cost(generator.model, generator.fingerprint) == first
+    assert measured_cost(generator) == first
     (kept,) = (tmp_path / "drafting").iterdir()
     kept.write_text("{")
     monkeypatch.setattr(CostTable, "measure", lambda *_, **__: CostTable.flat(3))
-    assert measured_cost(generator.model, generator.fingerprint) == CostTable.flat(3)
+    assert measured_cost(generator) == CostTable.flat(3)
 
 
 def test_who_drafts_and_who_does_not(generator, tmp_path):
@@ -200,7 +200,7 @@ def test_who_drafts_and_who_does_not(generator, tmp_path):
     alone = open_generator(str(tmp_path), threads=1)
     assert attach_drafter(alone) is None
     with pytest.raises(ModelError, match="Export the model with its cache"):
-        measured_cost(alone.model, alone.fingerprint)
+        measured_cost(alone)
 
 
 def test_the_writer_of_answers_drafts(folder):

@@ -36,7 +36,7 @@ def build(kind: str) -> tuple[Any, CausalShape, Any]:
     torch.manual_seed(3)
     sizes = {
         "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 32, "rope_theta": 10000.0,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "head_dim": 32, "rope_theta": 10000.0,
     }  # fmt: skip
     family = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     if kind == "qwen2":
@@ -58,7 +58,7 @@ def build(kind: str) -> tuple[Any, CausalShape, Any]:
         return None if found is None else found.numpy()
 
     width = 16 if kind == "qwen2" else 32
-    shape = CausalShape(2, 64, 4, 2, width, 128, 96, 256, 10000.0, config.rms_norm_eps)
+    shape = CausalShape(2, 64, 4, 2, width, 128, 96, 512, 10000.0, config.rms_norm_eps)
     return model, shape, weights
 
 

@@ -80,22 +80,28 @@ def attach_drafter(generator: Any) -> EngineDrafter | None:
         return None
     if not generator.model.gives_every_logit:
         return None
-    drafter = EngineDrafter(measured_cost(generator.model, generator.fingerprint))
+    drafter = EngineDrafter(measured_cost(generator))
     generator.drafter = drafter
     return drafter
 
 
-def measured_cost(model: CausalModel, fingerprint: str) -> CostTable:
+def measured_cost(generator: OnnxGenerator) -> CostTable:
     """c(g) of a graph on this machine: measured once (two seconds for SmolLM2), then kept beside the prepared graphs.
 
     Raises ModelError for a graph that cannot be a target.
     """
+    model = generator.model
     check_target(model)
-    name = re.sub(r"[^\w.-]+", "_", f"{fingerprint}-{machine_name()}-{default_threads()}")
+    name = re.sub(r"[^\w.-]+", "_", f"{generator.fingerprint}-{machine_name()}-{default_threads()}")
     path = cache_root() / "drafting" / f"{name}.json"
     kept = _read(path)
     if kept is None:
-        kept = CostTable.measure(cast(Target, _Clocked(model)), context=CONTEXT, repeats=REPEATS, rows=ROWS)
+        kept = CostTable.measure(
+            cast(Target, _Clocked(model, generator.card.max_tokens)),
+            context=CONTEXT,
+            repeats=REPEATS,
+            rows=ROWS,
+        )
         with contextlib.suppress(OSError):
             write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(kept)}).encode())
     return kept
@@ -112,10 +118,8 @@ def _read(path: Path) -> CostTable | None:
 class _Clocked:
     """A graph as `CostTable.measure` asks for it."""
 
-    max_context = 1 << 20
-
-    def __init__(self, model: CausalModel) -> None:
-        self.model, self.vocab_size = model, model.vocab_size
+    def __init__(self, model: CausalModel, max_context: int) -> None:
+        self.model, self.vocab_size, self.max_context = model, model.vocab_size, max_context
 
     def new_cache(self) -> OnnxCache:
         return OnnxCache(self.model)
