@@ -366,6 +366,7 @@ def test_a_changed_configuration_leaves_no_thread_behind(tmp_path: Path) -> None
     service: Service = made.service
     made.places.config_dir.mkdir(exist_ok=True)
     file = made.places.config_dir / "config.yaml"
+    before = set(threading.enumerate())
     first = service.embedder
     first.embed_query("water")
     for limit in (2, 3, 4):
@@ -374,7 +375,7 @@ def test_a_changed_configuration_leaves_no_thread_behind(tmp_path: Path) -> None
         assert service.search_now("keyword", "water")
         assert service.config.search.limit == limit
         service.embedder.embed_query("water")
-    until(lambda: sum(thread.name == "qmd-embed" for thread in threading.enumerate()) == 1)
+    until(lambda: sum(t.name == "qmd-embed" for t in set(threading.enumerate()) - before) == 1)
     assert first.embed_query("water").shape  # a request that still holds the former one is answered
     service.close(1)
 
