@@ -129,7 +129,8 @@ class Wholes:
         """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
         if len(self._lengths) > SIZES_KEPT:
             self._lengths = {}
-        missing = [document for document in documents if document not in self._lengths]
+        known = self._lengths  # another thread may begin a new one meanwhile
+        missing = [document for document in documents if document not in known]
         fresh: dict[int, list[tuple[int, int, int]]] = {document: [] for document in missing}
         for document, chunk, sizes in self._db.all(
             "SELECT c.document_id, c.id, k.sz FROM json_each(?) w CROSS JOIN chunks c ON c.document_id = w.value "
@@ -138,8 +139,8 @@ class Wholes:
         ):
             lengths = varints(sizes)
             fresh[document].append((chunk, sum(lengths), lengths[2]))
-        self._lengths.update(fresh)
-        return {document: self._lengths[document] for document in documents}
+        known.update(fresh)
+        return {document: known[document] for document in documents}
 
     def _scores(
         self, expression: str, ids: list[int] | NDArray[np.int64], *, kept: bool
