@@ -257,7 +257,7 @@ class Searches:
             without=None if document is None else document.id,
             vectors=request.vectors,
         )
-        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near])))
+        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near]).values()))
 
     def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
         """Pictures near a picture, by what they show; what notes say of them plays no part."""
@@ -274,7 +274,8 @@ class Searches:
             vector = model.embed_images([file])[0]
         without = None if document is None else document.id
         seen = look(self.store, model, vector, request.filter, request.limit, without=without)
-        return Hits(tuple(hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])))
+        found = hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])
+        return Hits(tuple(found.values()))
 
     def query_image(
         self,
@@ -303,7 +304,8 @@ class Searches:
                 "the index has no pictures that were looked at. Run `qmd add` with pictures, and `qmd embed`."
             )
         seen = look(self.store, model, vector, request.filter, request.limit)
-        return Hits(tuple(hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])))
+        found = hits_of(self.store, [(one.chunk, one.cosine) for one in seen[: request.limit]])
+        return Hits(tuple(found.values()))
 
     def links(self, note: str, *, limit: int = 5) -> Links:
         """Links out of and into a note, those that lead nowhere, and up to `limit` notes near in meaning that no link

@@ -68,8 +68,10 @@ def test_a_configured_model_expands_under_the_grammar_and_is_asked_once(
         )
     )
     lines = text.split("\n")
-    assert 1 <= len(lines) <= 5
-    assert all(re.fullmatch(r"(lex|vec|hyde): .{2,200}", line) for line in lines[:-1])
+    whole = [line for line in lines if re.fullmatch(r"(lex|vec|hyde): .{2,200}", line)]
+    assert whole
+    assert len(whole) >= len(lines) - 1  # the last may be cut off
+    assert len(lines) <= 5
 
     hits = ask(QUESTION)
     assert hits[0]["title"] == "Passport"

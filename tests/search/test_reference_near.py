@@ -26,11 +26,11 @@ class Names:
         ("sourdough.txt", "qmd://notes/kitchen/sourdough.md"),
         ("SOURDOUGH.md", "qmd://notes/kitchen/sourdough.md"),
         ("note/kitchen/sourdough", "qmd://notes/kitchen/sourdough.md"),
-        ("work/minutes-2024-05.md", "qmd://work/minutes/2024-05.md"),
+        ("club/minutes-2024-05.md", "qmd://club/minutes/2024-05.md"),
     ],
 )
 def test_the_nearest_name_is_offered(wanted, near):
-    store = Names(["notes/kitchen/sourdough.md", "notes/kitchen/soup.md", "work/minutes/2024-05.md"])
+    store = Names(["notes/kitchen/sourdough.md", "notes/kitchen/soup.md", "club/minutes/2024-05.md"])
     assert near in reference._near(store, wanted)
 
 

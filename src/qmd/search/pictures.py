@@ -226,16 +226,15 @@ def merge(
     request, store = state.request, state.store
     shown: dict[str, Hit] = {}
     stems = [stem for terms in store.keyword.stem(words).values() for stem in terms]
-    by_words = [(one.chunk, one.probability) for one in named]
-    marker = Marker(words, stems)
-    for one, scored in zip(named, by_words, strict=True):
-        for hit in show_passages(store, [scored], marker):
-            shown[hit.docid] = replace(hit, explain=_named(one)) if request.explain else hit
-    for near in seen:
-        for hit in hits_of(store, [(near.chunk, near.probability)]):
-            before = shown.get(hit.docid)
-            found = replace(hit, explain=_seen(near)) if request.explain else hit
-            shown[hit.docid] = found if before is None else _better(before, found)
+    told = {one.chunk: one for one in named[: request.limit]}
+    by_words = [(chunk, one.probability) for chunk, one in told.items()]
+    for chunk, hit in show_passages(store, by_words, Marker(words, stems)).items():
+        shown[hit.docid] = replace(hit, explain=_named(told[chunk])) if request.explain else hit
+    looks = {one.chunk: one for one in seen}
+    for chunk, hit in hits_of(store, [(chunk, one.probability) for chunk, one in looks.items()]).items():
+        found = replace(hit, explain=_seen(looks[chunk])) if request.explain else hit
+        before = shown.get(hit.docid)
+        shown[hit.docid] = found if before is None else _better(before, found)
     both: list[Hit] = []
     for hit in hits:
         other = shown.pop(hit.docid, None)
@@ -265,6 +264,6 @@ def _seen(one: Seen) -> dict[str, object]:
     return {"pictures": {name: round(value, 4) for name, value in figures.items()}}
 
 
-def hits_of(store: Store, found: Sequence[tuple[int, float]]) -> list[Hit]:
-    """Hits for (chunk, score) of pictures, in their order; those deleted meanwhile are left out."""
-    return [replace(hit, quote=None) for hit in show_passages(store, found)]
+def hits_of(store: Store, found: Sequence[tuple[int, float]]) -> dict[int, Hit]:
+    """chunk -> hit for (chunk, score) of pictures, in their order; those deleted meanwhile are left out."""
+    return {chunk: replace(hit, quote=None) for chunk, hit in show_passages(store, found).items()}

@@ -109,34 +109,33 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
 
 def show_passages(
     store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None
-) -> list[Hit]:
-    """Hits for (chunk id, score), in their order; without a marker the snippet is how the passage begins."""
+) -> dict[int, Hit]:
+    """chunk id -> hit for (chunk id, score), in their order, those deleted meanwhile left out. Without a marker the
+    snippet is how the passage begins."""
     rows = store.chunks(chunk for chunk, _ in found)
     files, marker = _Files(store), marker or Marker((), ())
-    hits: list[Hit] = []
+    hits: dict[int, Hit] = {}
     for chunk, score in found:
         row = rows.get(chunk)
         if row is None:
             continue
         snippet = cut_snippet(*_text(store, row), marker)
-        hits.append(
-            Hit(
-                docid=row.docid,
-                score=round(min(max(score, 0.0), 1.0), 4),
-                file=f"qmd://{row.collection}/{row.path}",
-                line=snippet.line,
-                end_line=snippet.end_line,
-                title=row.title,
-                collection=row.collection,
-                path=row.path,
-                heading_path=row.heading_path,
-                context=store.context_for(row.collection, row.path),
-                snippet=snippet.text,
-                marks=snippet.marks,
-                quote=cut_quote(snippet),
-                stale=files.look(row),
-                image=facts_of(store, row),
-            )
+        hits[chunk] = Hit(
+            docid=row.docid,
+            score=round(min(max(score, 0.0), 1.0), 4),
+            file=f"qmd://{row.collection}/{row.path}",
+            line=snippet.line,
+            end_line=snippet.end_line,
+            title=row.title,
+            collection=row.collection,
+            path=row.path,
+            heading_path=row.heading_path,
+            context=store.context_for(row.collection, row.path),
+            snippet=snippet.text,
+            marks=snippet.marks,
+            quote=cut_quote(snippet),
+            stale=files.look(row),
+            image=facts_of(store, row),
         )
     return hits
 
