@@ -97,6 +97,7 @@ def test_indexes_of_former_formats_are_taken_up(tmp_path: Path) -> None:
         put(store, "red apple.png", b"1")
         words = store.db.one("SELECT id, 'red apple.png', '', 'name', 'red apple.png' FROM chunks")
         put(store, "note.md", b"2", "text")
+        generation = store.generation
     assert words is not None
     db = sqlite3.connect(path)
     db.executescript(
@@ -112,6 +113,9 @@ def test_indexes_of_former_formats_are_taken_up(tmp_path: Path) -> None:
         assert store.keyword.match("apple") == []
         assert (store.keyword.count(), store.picture_words.count()) == (1, 1)
         assert store.wholes.count() == 1
+        assert (
+            store.generation() != generation
+        )  # what lies beside the index was made with the words of pictures
         assert store.integrity() == []
     older = tmp_path / "older.sqlite"
     Store.open(older).close()

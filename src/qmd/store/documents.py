@@ -394,7 +394,9 @@ class DocumentWriter:
         self.touch(document_id, size, mtime_ns)
         new_path_words = index_text(clean(new_path))
         new_title = None if title is None else index_text(clean(title))
-        self._index(table, [(w[0], new_title or w[1], w[2], w[3], new_path_words) for w in words])
+        self._index(
+            table, [(w[0], w[1] if new_title is None else new_title, *w[2:4], new_path_words) for w in words]
+        )
         if title is not None:
             self._renew_keys(document_id, clean(title))
 

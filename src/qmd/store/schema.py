@@ -103,6 +103,8 @@ def _picture_words(db: sqlite3.Connection) -> None:
         "SELECT c.id, d.title, c.headings, b.text, c.start, c.end, d.path FROM documents d "
         "JOIN bodies b ON b.id = d.id JOIN chunks c ON c.document_id = d.id WHERE d.type = 'image'"
     ).fetchall()
+    if pictures:  # scores of common words are kept beside the index, by its generation
+        db.execute(NEW_GENERATION)
     for chunk, title, headings, body, start, end, path in pictures:
         text = str(body, "utf-8")[start:end]
         words = (chunk, *(index_text(part) for part in (title, headings, text, clean(stored_path(path)))))
