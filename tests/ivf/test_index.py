@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qmd import ivf
@@ -360,6 +360,12 @@ OPERATION = st.one_of(
 )
 
 
+@example(  # free pieces of a loaded file are smaller than a page
+    kind="ivf",
+    metric="l2",
+    operations=[("add", 2), ("remove", 0.0), ("save", False), ("remove", 0.5), ("add_one", 4)],
+    seed=32,
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["flat", "ivf"]),

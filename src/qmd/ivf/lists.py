@@ -84,12 +84,13 @@ class Lists:
             run.slab.give(run.start, run.capacity)
 
     def _grow_in_place(self, run: Run) -> bool:
-        """Take the page right behind the run when it is free."""
+        """Take the page right behind the run when it is free, or what there is of it: in a file lists lie close."""
         slab, end = run.slab, run.start + run.capacity
         for i, (start, room) in enumerate(slab.free):
             if start == end:
-                slab.free[i : i + 1] = [(start + _PAGE, room - _PAGE)] if room > _PAGE else []
-                run.capacity += _PAGE
+                more = min(_PAGE, room)
+                slab.free[i : i + 1] = [(start + more, room - more)] if room > more else []
+                run.capacity += more
                 return True
             if start > end:
                 break
