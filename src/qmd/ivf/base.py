@@ -264,6 +264,7 @@ class Index:
 
     # ---- places
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Self:
         """Move everything to a device, once; later inputs are moved there."""
         target = torch.device(device)

@@ -9,13 +9,14 @@ whole lines of memory however few the queries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators, scratch, tiles
+from qmd.ivf import loops, operators, scratch, tiles, workers
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks
@@ -28,6 +29,7 @@ _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
 _FAR_BLOCK, _FAR_MINIMA = 1 << 15, 1 << 27  # the same for devices that want much work at once
 _SCORE_BLOCK = 512  # queries of one product
+_GATHERED = 1 << 20  # values of queries laid side by side for the next products
 _VECTOR, _LOOSE = 8, 5  # queries of a product are a multiple of _VECTOR, unless they are no more than _LOOSE
 _INF = float("inf")
 
@@ -87,6 +89,12 @@ class _Pieces:
         room = width * units[run] * unit
         return cls(group, unit, run, count, width, np.cumsum(room) - room, int(room.sum()), units)
 
+    def cut(self, cut: slice) -> _Pieces:
+        """Some of the pieces."""
+        return replace(
+            self, run=self.run[cut], count=self.count[cut], width=self.width[cut], begin=self.begin[cut]
+        )
+
 
 def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric) -> tuple[Tensor, Tensor]:
     dev, table = q.device, lists.table()
@@ -98,11 +106,38 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     if limits is not None:  # a list of which nothing is to be read is no task
         flat = flat.masked_fill(limits.reshape(-1) <= 0, -1)
     made = (_by_tiles if tiles.wanted(dev) else _by_run)(lists, table, q, probes, flat, limits, metric)
-    minima, dense = made.minima, made.dense
+    if const is not None:
+        made.dense.add_(const.reshape(-1, 1))
+    seg = flat.view(n, s)
+    allowed = None
+    if probes.norms is not None:
+        allowed = probes.norms[0] if len(probes.norms) == 1 else torch.cat(probes.norms)
+
+    def choose(cut: slice) -> tuple[Tensor, Tensor]:
+        inner = made.tasks(slice(cut.start * s, cut.stop * s))
+        own = None if const is None else const[cut], None if limits is None else limits[cut]
+        near = _candidates(table, inner, seg[cut], own, allowed, k, lists)
+        return recheck(lists, q[cut], near, k, metric, probes)
+
+    parts = workers.share(choose, n)
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _candidates(
+    table: Table,
+    made: Minima,
+    seg: Tensor,
+    own: tuple[Tensor | None, Tensor | None],
+    allowed: Tensor | None,
+    k: int,
+    lists: Lists,
+) -> Tensor:
+    """Addresses (n, c) among which the k nearest are, -1 for none. seg: (n, s), run of each task; own: const and
+    limits of the tasks (see `Probes`); allowed: norms, inf for a row that is excluded."""
+    (n, s), dev, (const, limits) = seg.shape, seg.device, own
+    flat, dense, minima = seg.reshape(-1), made.dense, made.minima
     group_rows, unit_groups = shape_of(lists.codec.d)
     wide = dense.shape[1]
-    if const is not None:
-        dense.add_(const.reshape(-1, 1))
     spare = SPARE if lists.codec.exact else SPARE_CODED
     least, at = operators.smallest(dense.view(n, s * wide), min(k + spare, s * wide))
     slot = torch.div(at, wide, rounding_mode="floor")
@@ -128,10 +163,9 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
         size = torch.minimum(size, limits.reshape(-1)[slots])
     bad = (row >= size[..., None]) | torch.isinf(value)[..., None]
     candidates = row.add_(table.on_device["start"][run][..., None]).masked_fill_(bad, -1).view(n, -1)
-    if probes.norms is not None:  # a row beside an allowed one may itself be excluded
-        allowed = probes.norms[0] if len(probes.norms) == 1 else torch.cat(probes.norms)
+    if allowed is not None:  # a row beside an allowed one may itself be excluded
         candidates.masked_fill_(torch.isinf(allowed[candidates.clamp(min=0)]), -1)
-    return recheck(lists, q, candidates, k, metric, probes)
+    return candidates
 
 
 def _by_tiles(
@@ -157,7 +191,16 @@ def _by_run(
     wide = int(pieces.units[counts > 0].max(initial=1))
     minima = scratch.take("minima", pieces.total, dev)
     dense = scratch.take("units", tasks * wide, dev).fill_(_INF).view(tasks, wide)
-    _fill(lists, table, probes, lists.codec.query(q), pieces, order, minima, dense, metric, limits)
+    coded, starts = lists.codec.query(q), np.cumsum(pieces.count) - pieces.count
+
+    def fill(cut: slice) -> None:
+        some = pieces.cut(cut)
+        begin = int(starts[cut.start])
+        own = order[begin : begin + int(some.count.sum())]
+        _fill(lists, table, probes, coded, some, own, minima, dense, metric, limits)
+
+    if len(pieces.run):
+        workers.share(fill, len(pieces.run))
     first, stride = _places(pieces, order, tasks)
     height = -(-table.size // pieces.group)
     return Minima(minima, dense, first, stride, torch.from_numpy(pieces.units), torch.from_numpy(height))
@@ -186,57 +229,64 @@ def _fill(
     limits: Tensor | None,
 ) -> None:
     """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`."""
-    d, dev = lists.codec.d, coded.device
-    group, unit = pieces.group, pieces.unit
-    alpha = -2.0 if metric == "l2" else -1.0
+    dev, codec = coded.device, lists.codec
     most = int(pieces.width.max(initial=1))
-    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + group), dev)
-    qbuf = scratch.take("queries", most * d, dev).zero_().view(most, d)
-    lines_of_units = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
-    exact = lists.codec.exact
-    plain = operators.has("mm_out", dev) and operators.has("amin_out", dev)
-    counts = pieces.count.tolist()
+    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + pieces.group), dev)
+    halves = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
+    room = pieces.units[pieces.run] * (pieces.unit * pieces.width)
+    lines = torch.split(minima[int(pieces.begin[0]) : int(pieces.begin[-1] + room[-1])], room.tolist())
+    counts, runs = pieces.count.tolist(), pieces.run.tolist()
     slots = torch.split(order, counts)
-    who = torch.split(torch.div(order, dense.shape[0] // coded.shape[0], rounding_mode="floor"), counts)
-    caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else None
-    last = -1
-    for i, (r, count, m, begin) in enumerate(
-        zip(pieces.run.tolist(), counts, pieces.width.tolist(), pieces.begin.tolist(), strict=True)
-    ):
-        if r != last:
-            last, u, n = r, int(pieces.units[r]), int(table.size[r])
-            height = -(-n // group)
-            padded = table.padded[r] if exact and probes.norms is None else None
-            if padded is not None:
-                rows, norms = padded  # whole groups: rows beyond the run have infinite norms
-            else:
-                rows = table.views[r][0]
-                norms = table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r)
-                rows = lists.codec.factor(rows)
-            have = min(norms.shape[0], height * group)
-            rows, bias = rows if have == norms.shape[0] else rows[:have], norms[:have, None]
-        full = scores[: height * group * m].view(height * group, m)
-        cap = n if caps is None else min(n, int(caps[i].max()))
-        read = have if cap == n else cap  # no query of the piece wants more
-        part = full if read == height * group else full[:read]
-        if plain:
-            torch.index_select(coded, 0, who[i], out=qbuf[:count])
-            torch.addmm(bias[:read], rows[:read], qbuf[:m].T, alpha=alpha, out=part)
-        else:
-            qbuf[:count] = coded.index_select(0, who[i])
-            operators.biased_product(bias[:read], rows[:read], qbuf[:m], alpha, part)
-        if part is not full:
-            full[read:] = _INF
-        if caps is not None and int(caps[i].min()) < read:
-            full[:, :count].masked_fill_(torch.arange(height * group, device=dev)[:, None] >= caps[i], _INF)
-        lines = minima[begin : begin + m * u * unit].view(u * unit, m)
-        if height != u * unit:
-            lines[height:] = _INF
-        least = lines_of_units[: u * m].view(u, m)
-        if plain:
-            torch.amin(full.view(group, height, m), 0, out=lines[:height])
-            torch.amin(lines.view(unit, u, m), 0, out=least)
-        else:
-            operators.least_of(full.view(group, height, m), lines[:height])
-            operators.least_of(lines.view(unit, u, m), least)
-        (dense if u == dense.shape[1] else dense[:, :u]).index_copy_(0, slots[i], least[:, :count].T)
+    caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else ()
+    visit = loops.compiled(loops.minima)
+    into = operators.has("mm_out", dev) and operators.has("amin_out", dev)
+    at = 0
+    for queries in _queries_of(coded, order, pieces, dense.shape[0] // coded.shape[0]):
+        some = slice(at, at := at + len(queries))
+        decoded = codec.qtype == "pq"  # one run at a time
+        for part in [slice(i, i + 1) for i in range(some.start, some.stop)] if decoded else [some]:
+            views = [_read_of(lists, table, probes, r) for r in runs[part]]
+            visit(
+                [codec.factor(rows) if decoded else rows for rows, _ in views],
+                [norms for _, norms in views],
+                list(queries[part.start - some.start : part.stop - some.start]),
+                list(lines[part]),
+                list(slots[part]),
+                list(caps[part]),
+                table.size[pieces.run[part]].tolist(),
+                scores,
+                halves,
+                dense,
+                pieces.group,
+                pieces.unit,
+                -2.0 if metric == "l2" else -1.0,
+                into,
+            )
+
+
+def _read_of(lists: Lists, table: Table, probes: Probes, run: int) -> tuple[Tensor, Tensor]:
+    """Rows and norms of a run; whole groups where it can be, rows beyond the run have infinite norms."""
+    if probes.norms is not None:
+        return table.views[run][0], norms_of(lists, table, probes, run)
+    padded = table.padded[run]
+    return table.views[run][:2] if padded is None else padded
+
+
+def _queries_of(coded: Tensor, order: Tensor, pieces: _Pieces, slots: int) -> Iterator[tuple[Tensor, ...]]:
+    """Of each piece, some pieces at a time, its queries (width, d), the last again where the product is wider."""
+    wide = np.cumsum(pieces.width)
+    begin = np.cumsum(pieces.count) - pieces.count
+    nth = np.arange(int(wide[-1])) - np.repeat(wide - pieces.width, pieces.width)
+    task = np.repeat(begin, pieces.width) + np.minimum(nth, np.repeat(pieces.count - 1, pieces.width))
+    who = torch.div(order, slots, rounding_mode="floor").index_select(
+        0, torch.from_numpy(task).to(order.device)
+    )
+    step = max(1, _GATHERED // coded.shape[1])
+    edge = 0
+    while edge < len(wide):
+        before = int(wide[edge - 1]) if edge else 0
+        stop = max(edge + 1, int(np.searchsorted(wide, before + step, side="right")))
+        some = who[before : int(wide[stop - 1])]
+        into = scratch.take("queries", some.shape[0] * coded.shape[1], coded.device).view(-1, coded.shape[1])
+        yield torch.split(operators.take_rows(coded, some, into), pieces.width[edge:stop].tolist())
+        edge = stop

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from qmd.ivf import cost, tiles
+from qmd.ivf import cost, tiles, workers
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
@@ -22,6 +22,7 @@ from qmd.ivf.ranges import range_scan
 from qmd.ivf.scan import Probes, RowSource, scan_all, scan_each
 
 _SHADOW_ROWS = 20_000
+_BY_ITSELF = 16  # so few queries are not worth the handing over
 _SHADOW_TASKS = 12.0  # mean queries of a list
 SearchMode = Literal["auto", "matrix", "csr"]
 
@@ -192,7 +193,8 @@ class IndexIVF(Index):
         nprobe = params.nprobe or self.nprobe
         if params.ordering(self.metric) != "none" and (self._dirty or self._ordered == "none"):
             self.rebuild_lists()
-        score, lists = self._coarse(q, nprobe)
+        parts = workers.share(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
+        score, lists = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         max_codes = self.max_codes if params.max_codes is None else params.max_codes
         limits = None
         if max_codes or params.budget:
@@ -232,6 +234,13 @@ class IndexIVF(Index):
 
     def _search(
         self, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if q.shape[0] <= _BY_ITSELF:
+            return self._find(q, k, params, selector, source)
+        return workers.lead(lambda: self._find(q, k, params, selector, source), self.device)
+
+    def _find(
+        self, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None
     ) -> tuple[Tensor, Tensor]:
         probes = replace(self._probes(q, params), source=source)
         if selector is not None and self.ntotal:

@@ -35,6 +35,7 @@ class Lists:
 
     # ---- memory
 
+    @torch.inference_mode(False)  # rows stay when the caller's ends
     def _new_slab(self, need: int, *, exact: bool = False) -> Slab:
         held = sum(s.rows.shape[0] for s in self.slabs)
         count = need if exact else max(need, 4 * _PAGE, held // 16)

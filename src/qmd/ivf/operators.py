@@ -152,14 +152,6 @@ def group_minimum(scores: Tensor, out: Tensor) -> None:
         out.copy_(scores.min(1).values)
 
 
-def least_of(scores: Tensor, out: Tensor) -> None:
-    """out (b, m) = minimum of scores (G, b, m) over G."""
-    if has("amin_out", scores.device):
-        torch.amin(scores, 0, out=out)
-    else:
-        out.copy_(scores.min(0).values)
-
-
 def smallest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and columns of the k smallest of each line of x (n, w), in no order. numpy's selection is the faster one
     on the CPU, but finds values, not places: lines with ties at the edge go the other way."""

@@ -90,6 +90,7 @@ def _prefix(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
     return {prefix + name: t for name, t in state.items()}
 
 
+@torch.inference_mode(False)
 def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, writable: bool = True) -> Any:
     """The index of a state. Tensors are used as they are where they already lie on the device."""
     header = state["header"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators, scratch
+from qmd.ivf import loops, operators, scratch, workers
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.single import read_each
@@ -23,7 +23,7 @@ from qmd.ivf.slabs import Codes, Table
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
 _SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
-_ONE_BY_ONE = 16  # so few queries share too few lists to be worth sorting
+_ONE_BY_ONE = 10  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
 _RECHECK_BYTES = 3 << 20  # rows gathered at a time: they should stay in a shared cache
@@ -149,9 +149,9 @@ def scan_each(
     wide = -(-int(table.size.max()) // _GROUP) * _GROUP
     spare = SPARE if lists.codec.exact and codes is None else _SPARE_SHADOW + k
     if q.device.type == "cpu" and n <= _ONE_BY_ONE:
-        address, open_ = read_each(lists, table, q, seg, const, limits, probes.norms, k, spare, metric, codes)
+        address, again = read_each(lists, table, q, seg, const, limits, probes.norms, k, spare, metric, codes)
         best, where = recheck(lists, q, address, k, metric, probes)
-        return _ask_again(lists, q, probes, k, metric, best, where, open_)
+        return _ask_again(lists, q, probes, k, metric, best, where, again)
     step = max(1, _SCORES // (s * wide))
     if n > step:
         parts = [
@@ -196,41 +196,87 @@ def _read_few(
     codes: Codes | None,
 ) -> tuple[Tensor, Tensor]:
     """-> a score (n,) that no row left out is below, addresses (n, keep). Every list is read once for its queries."""
-    n, s = seg.shape
-    dev = q.device
-    flat = seg.reshape(-1)
-    order, counts = sort_tasks(flat, len(table.views))
+    (n, s), dev = seg.shape, q.device
+    order, counts = sort_tasks(seg.reshape(-1), len(table.views))
     scores = scratch.take("scores", n * s * wide, dev).fill_(float("inf")).view(n * s, wide)
+    touched = np.nonzero(counts)[0]
+    ends = np.cumsum(counts[touched])
+    coded = lists.codec.query(q)
+
+    def read(cut: slice) -> None:
+        begin = int(ends[cut.start - 1]) if cut.start else 0
+        own = order[begin : int(ends[cut.stop - 1])]
+        _read_runs(
+            lists, table, coded, probes, touched[cut], counts[touched[cut]], own, scores, metric, codes
+        )
+
+    def choose(cut: slice) -> tuple[Tensor, Tensor]:
+        part = scores[cut.start * s : cut.stop * s]
+        if const is not None:
+            part.add_(const[cut].reshape(-1, 1))
+        if limits is not None:
+            part.masked_fill_(torch.arange(wide, device=dev) >= limits[cut].reshape(-1, 1), float("inf"))
+        return _choose_few(table, seg[cut], part.view(-1, s * wide), keep)
+
+    if len(touched):
+        workers.share(read, len(touched))
+    parts = workers.share(choose, n)
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _read_runs(
+    lists: Lists,
+    table: Table,
+    coded: Tensor,
+    probes: Probes,
+    touched: np.ndarray,
+    counts: np.ndarray,
+    order: Tensor,
+    scores: Tensor,
+    metric: Metric,
+    codes: Codes | None,
+) -> None:
+    """Scores of the runs `touched`, for tasks `order` sorted by run, into the tasks' lines of `scores`."""
+    dev, codec = coded.device, lists.codec
     alpha = -2.0 if metric == "l2" else -1.0
-    codec = lists.codec
-    coded = codec.query(q)
-    own8 = codec.qtype == "int8" and operators.has("int8_rows", dev)
-    narrow = coded.to(torch.bfloat16) if own8 or codes is not None else coded
-    ones = torch.ones(wide, dtype=torch.bfloat16, device=dev) if own8 else coded
-    touched = np.nonzero(counts)[0].tolist()
-    per_run = counts[touched].tolist()
-    who = torch.split(torch.div(order, s, rounding_mode="floor"), per_run)
+    per_run, runs = counts.tolist(), touched.tolist()
+    who = torch.div(order, scores.shape[0] // coded.shape[0], rounding_mode="floor")
     lines = torch.split(order, per_run)
-    for r, m, pick, line in zip(touched, per_run, who, lines, strict=True):
-        rows, norms, _ = table.views[r]
-        size = norms.shape[0]
-        if probes.norms is not None:
-            norms = norms_of(lists, table, probes, r)
-        if own8 or codes is not None:
-            rows, scales = (rows, ones[:size]) if codes is None else codes.views[r]
-            products = torch._weight_int8pack_mm(narrow.index_select(0, pick), rows, scales)
-        elif not codec.exact or dev.type != "cpu":
+    norms = [table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in runs]
+    own8 = codec.qtype == "int8" and operators.has("int8_rows", dev)
+    if own8 or codes is not None:
+        if codes is not None:
+            views = [codes.views[r] for r in runs]
+        else:
+            ones = torch.ones(scores.shape[1], dtype=torch.bfloat16, device=dev)
+            views = [(table.views[r][0], ones[: int(table.size[r])]) for r in runs]
+        queries = coded.to(torch.bfloat16).index_select(0, who)
+        visit = loops.compiled(loops.coded)
+        visit(
+            [v[0] for v in views],
+            [v[1] for v in views],
+            norms,
+            list(torch.split(queries, per_run)),
+            list(lines),
+            scores,
+            alpha,
+        )
+        return
+    for r, m, pick, line, norm in zip(runs, per_run, torch.split(who, per_run), lines, norms, strict=True):
+        rows = table.views[r][0]
+        if not codec.exact or dev.type != "cpu":
             products = torch.mm(coded.index_select(0, pick), codec.factor(rows).T)
         elif m == 1:
             products = operators.row_products(rows, coded[int(pick)])[None]
         else:  # BLAS streams the longer matrix once when it comes first
             products = torch.mm(rows, coded.index_select(0, pick).T).T
-        scores[:, :size].index_copy_(0, line, torch.add(norms, products, alpha=alpha))
-    if const is not None:
-        scores.add_(const.reshape(-1, 1))
-    if limits is not None:
-        scores.masked_fill_(torch.arange(wide, device=dev) >= limits.reshape(-1, 1), float("inf"))
-    scores = scores.view(n, s * wide)
+        scores[:, : rows.shape[0]].index_copy_(0, line, torch.add(norm, products, alpha=alpha))
+
+
+def _choose_few(table: Table, seg: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """scores (n, s * wide) of runs seg (n, s) -> the worst of the `keep` best (n,), their addresses (n, keep)."""
+    (n, s), dev = seg.shape, seg.device
+    wide = scores.shape[1] // s
     groups = s * wide // _GROUP
     keep = min(keep, s * wide)
     if keep < groups:

@@ -18,7 +18,8 @@ def take(name: str, count: int, device: torch.device) -> Tensor:
     buffers: dict[str, Tensor] = _held.__dict__.setdefault("buffers", {})
     buffer = buffers.get(name)
     if buffer is None or buffer.numel() < count:
-        buffer = torch.empty(count)
+        with torch.inference_mode(False):  # it may be used again outside of the caller's
+            buffer = torch.empty(count)
         if count * 4 <= _MOST_BYTES:
             buffers[name] = buffer
     return buffer[:count]

@@ -88,6 +88,7 @@ class Codes:
     worst: float = 0.0
     reach: float = 0.0
 
+    @torch.inference_mode(False)
     def make(self, slab: Slab) -> None:
         n, d = slab.rows.shape
         device = slab.rows.device

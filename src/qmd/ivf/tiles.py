@@ -50,6 +50,11 @@ class Minima:
     units: Tensor
     height: Tensor
 
+    def tasks(self, cut: slice) -> Minima:
+        """The same for some of the tasks."""
+        first, stride = self.first[cut], self.stride[cut]
+        return Minima(self.minima, self.dense[cut], first, stride, self.units, self.height)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
