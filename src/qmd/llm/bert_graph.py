@@ -122,65 +122,37 @@ def write_bert(
     products: Products,
     pooling: Head,
     ranges: Mapping[str, InputRange] | None = None,
+    whole_words: bool = False,
 ) -> bytes:
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
     Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is
-    `logits` (B, labels). Where only the first token is read in the end, the last layer computes only that one.
+    `logits` (B, labels). whole_words: the table of word vectors, half of a small model, is int8 with a scale for each
+    row, and float32 only for the words at hand. Where only the first token is read in the end, the last layer computes
+    only that one.
     Raises KeyError when a weight of the architecture is missing.
     """
     if products != "float" and ranges is None:
         raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
-    return _Writer(weights, products, ranges or {}).encoder(pooling)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreHead:
-    """What a cross-encoder does with the first token's vector: tanh(x @ pool + bias) @ kernel + bias -> (B, 1)."""
-
-    pool_kernel: Array
-    pool_bias: Array
-    kernel: Array
-    bias: Array
-
-
-def write_scorer(
-    weights: BertWeights,
-    head: ScoreHead,
-    *,
-    products: Products,
-    ranges: Mapping[str, InputRange] | None = None,
-) -> bytes:
-    """A serialised cross-encoder: input_ids, attention_mask, token_type_ids (B, T) int64, right-padded -> `logits`
-    (B, 1) float32.
-
-    The table of word vectors is stored as int8 with a scale a row: it is half of a small model.
-    """
-    if products != "float" and ranges is None:
-        raise ValueError("int8 products need the ranges of their inputs; call measure_ranges first.")
-    return _Writer(weights, products, ranges or {}).scorer(head)
+    return _Writer(weights, products, ranges or {}).encoder(pooling, whole_words=whole_words)
 
 
 def measure_ranges(
     weights: BertWeights,
     rows: Sequence[Sequence[int]],
     *,
-    head: Head | ScoreHead = "mean",
+    head: Head = "mean",
     types: Sequence[Sequence[int]] = (),
 ) -> dict[str, InputRange]:
     """Run the float graph over token rows and note the range of every channel that enters a product.
 
-    With a `ScoreHead` the graph is a scorer's; `types` holds the token types of each row where it reads them.
+    types: the token types of each row, which `classify` reads.
     """
     from qmd.llm.session import open_session
 
     writer = _Writer(weights, "float", {})
     tapped = writer.product_inputs
-    session = open_session(
-        writer.scorer(head, outputs=tapped)
-        if isinstance(head, ScoreHead)
-        else writer.encoder(head, outputs=tapped)
-    )
+    session = open_session(writer.encoder(head, outputs=tapped))
     names = list(dict.fromkeys(writer.product_inputs))
     found: dict[str, InputRange] = {}
     for number, row in enumerate(rows):
@@ -354,65 +326,56 @@ class _Writer:
         self.node("ReduceMin", ["mask"], "least", keepdims=0)
         self.node("Equal", ["least", self.constant("none", np.array(0, np.int32))], "ragged")
 
-    def scorer(self, head: ScoreHead, *, outputs: Sequence[str] = ()) -> bytes:
-        from onnx import TensorProto
-
-        w, t = self.weights, self.weights.tensors
-        words = t["embeddings.word_embeddings.weight"]
-        scale = np.maximum(np.abs(words).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        whole = np.rint(words / scale).astype(np.int8)
-        self._count_tokens()
-        self.node("Gather", [self.constant("words", whole), "input_ids"], "word8")
-        self.node("Cast", ["word8"], "word_wide", to=TensorProto.FLOAT)
-        self.node("Gather", [self.constant("word_scales", scale), "input_ids"], "word_scale")
-        self.node("Mul", ["word_wide", "word_scale"], "word")
-        self.node("Shape", ["input_ids"], "length", start=1, end=2)
-        positions = self.constant("positions", t["embeddings.position_embeddings.weight"][w.first_position :])
-        zero = self.constant("zero", np.array([0]))
-        self.node("Slice", [positions, zero, "length", zero], "position")
-        self.node(
-            "Gather", [self.tensor("embeddings.token_type_embeddings.weight"), "token_type_ids"], "type"
-        )
-        self.node("Add", ["word", "type"], "typed")
-        self.node("Add", ["typed", "position"], "placed")
-        norm = [self.tensor(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
-        x = self.node("LayerNormalization", ["placed", *norm], "x", axis=-1, epsilon=w.epsilon)
-        for number in range(w.layers):
-            x = self.layer(x, number)
-        self.node("Gather", [x, self.constant("first", np.array([0]))], "first_row", axis=1)
-        self.node("Squeeze", ["first_row", "axis"], "cls")
-        pool = [
-            self.constant(f"head.pool.{n}", a) for n, a in (("w", head.pool_kernel), ("b", head.pool_bias))
-        ]
-        self.node("Gemm", ["cls", *pool], "dense")
-        self.node("Tanh", ["dense"], "active")
-        score = [self.constant(f"head.score.{n}", a) for n, a in (("w", head.kernel), ("b", head.bias))]
-        self.node("Gemm", ["active", *score], "logits")
-        return self._serialise(("input_ids", "attention_mask", "token_type_ids"), ("logits", 1), outputs)
-
-    def encoder(self, pooling: Head, *, outputs: Sequence[str] = ()) -> bytes:
+    def embeddings(self, *, typed: bool, whole_words: bool) -> str:
+        """LayerNorm(word + position + token type), (B, T, d)."""
         from onnx import TensorProto, helper
 
         w, t = self.weights, self.weights.tensors
+        words = t["embeddings.word_embeddings.weight"]
         positions = t["embeddings.position_embeddings.weight"][w.first_position :]
-        types = t["embeddings.token_type_embeddings.weight"][0]
-        self.node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
-        self._count_tokens()
-        first_only = pooling in ("cls", "classify")
-        words = self.tensor("embeddings.word_embeddings.weight")
-        if pooling == "classify":
-            self.node("Cast", ["token_type_ids"], "types", to=TensorProto.INT32)
-            inputs = ["ids", "types", words, self.constant("positions", positions)]
-            inputs += [self.tensor("embeddings.token_type_embeddings.weight")]
-        else:
-            inputs = ["ids", "", words, self.constant("positions", positions + types), ""]
-        inputs += [self.tensor("embeddings.LayerNorm.weight"), self.tensor("embeddings.LayerNorm.bias")]
-        self.nodes.append(
-            helper.make_node(
-                "EmbedLayerNormalization", inputs, ["x", "unused"], domain="com.microsoft", epsilon=w.epsilon
-            )
+        kinds = t["embeddings.token_type_embeddings.weight"]
+        norm = [self.tensor(f"embeddings.LayerNorm.{part}") for part in ("weight", "bias")]
+        if not typed:
+            positions = positions + kinds[0]
+        if not whole_words:
+            self.node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
+            inputs = ["ids", "", self.constant("words", words), self.constant("positions", positions), ""]
+            if typed:
+                inputs[1] = self.node("Cast", ["token_type_ids"], "types", to=TensorProto.INT32)
+                inputs[4] = self.constant("kinds", kinds)
+            self.nodes.append(
+                helper.make_node(
+                    "EmbedLayerNormalization", [*inputs, *norm], ["x", "unused"], domain="com.microsoft",
+                    epsilon=w.epsilon,
+                )
+            )  # fmt: skip
+            return "x"
+        scale = np.maximum(np.abs(words).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
+        self.node(
+            "Gather", [self.constant("words", np.rint(words / scale).astype(np.int8)), "input_ids"], "word8"
         )
-        x = "x"
+        self.node("Cast", ["word8"], "wide", to=TensorProto.FLOAT)
+        self.node("Gather", [self.constant("scales", scale), "input_ids"], "scale")
+        x = self.node("Mul", ["wide", "scale"], "word")
+        zero = self.constant("zero", np.array([0]))
+        self.node("Shape", ["input_ids"], "length", start=1, end=2)
+        self.node("Slice", [self.constant("positions", positions), zero, "length", zero], "position")
+        x = self.node("Add", [x, "position"], "placed")
+        if typed:
+            x = self.node(
+                "Add",
+                [x, self.node("Gather", [self.constant("kinds", kinds), "token_type_ids"], "kind")],
+                "typed",
+            )
+        return self.node("LayerNormalization", [x, *norm], "x", axis=-1, epsilon=w.epsilon)
+
+    def encoder(self, pooling: Head, *, whole_words: bool = False, outputs: Sequence[str] = ()) -> bytes:
+        from onnx import TensorProto
+
+        w, t = self.weights, self.weights.tensors
+        self._count_tokens()
+        x = self.embeddings(typed=pooling == "classify", whole_words=whole_words)
+        first_only = pooling in ("cls", "classify")
         for number in range(w.layers):
             x = self.layer(x, number, first_only=first_only and number + 1 == w.layers)
         if first_only:
@@ -422,9 +385,9 @@ class _Writer:
             self.node("Tanh", [self.node("Gemm", ["pooled", weight, bias], "dense", transB=1)], "tanh")
             weight, bias = (self.tensor(name) for name in _CLASSIFIER)
             self.node("Gemm", ["tanh", weight, bias], "logits", transB=1)
-        elif pooling == "cls":
-            pass
-        elif pooling == "mean":
+            inputs, labels = ("input_ids", "attention_mask", "token_type_ids"), len(t["classifier.bias"])
+            return self._serialise(inputs, ("logits", labels), outputs)
+        if pooling == "mean":
             # (B, 1, T) @ (B, T, d) / T' : the sum over real tokens is one product
             self.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
             self.node("Unsqueeze", ["weights", "axis"], "row")
@@ -432,13 +395,8 @@ class _Writer:
             self.node("Squeeze", ["sums", "axis"], "sum")
             self.node("ReduceSum", ["weights", "axis"], "total", keepdims=1)
             self.node("Div", ["sum", "total"], "pooled")
-        else:
+        elif pooling != "cls":
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
-        if pooling == "classify":
-            labels = len(t["classifier.bias"])
-            return self._serialise(
-                ("input_ids", "attention_mask", "token_type_ids"), ("logits", labels), outputs
-            )
         return self._serialise(("input_ids", "attention_mask"), ("pooled", w.hidden), outputs)
 
     def _serialise(self, inputs: Sequence[str], output: tuple[str, int], taps: Sequence[str]) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd.errors import MissingExtra, ModelError
-from qmd.llm.bert_graph import BertWeights, ScoreHead, measure_ranges, write_scorer
+from qmd.llm.bert_graph import BertWeights, measure_ranges, write_bert
 from qmd.llm.files import file_sha256
 from qmd.llm.open import open_reranker
 from qmd.llm.tokens import TextTokenizer
@@ -210,11 +210,10 @@ def _fused(model: CrossEncoder, calibration: Sequence[tuple[str, str]]) -> bytes
     state = {key: value.detach().float().numpy() for key, value in inner.state_dict().items()}
     tensors: dict[str, Any] = {}
     for key, value in state.items():
-        if key.startswith("bert."):
-            name = key.removeprefix("bert.")
-            tensors[name] = value
-            if value.ndim == 2 and not name.startswith("embeddings."):
-                tensors[name.removesuffix(".weight") + ".kernel"] = value.T
+        name = key.removeprefix("bert.")
+        tensors[name] = value
+        if value.ndim == 2 and name.startswith("encoder."):
+            tensors[name.removesuffix(".weight") + ".kernel"] = value.T
     weights = BertWeights(
         tensors,
         config.num_hidden_layers,
@@ -223,16 +222,10 @@ def _fused(model: CrossEncoder, calibration: Sequence[tuple[str, str]]) -> bytes
         0,
         config.layer_norm_eps,
     )
-    head = ScoreHead(
-        tensors["pooler.dense.kernel"],
-        tensors["pooler.dense.bias"],
-        state["classifier.weight"].T,
-        state["classifier.bias"],
-    )
     rows, types = [], []
     for pair in calibration:
         features = model.preprocess([pair])
         rows.append(features["input_ids"][0].tolist())
         types.append(features["token_type_ids"][0].tolist())
-    ranges = measure_ranges(weights, rows, head=head, types=types)
-    return write_scorer(weights, head, products="mixed", ranges=ranges)
+    ranges = measure_ranges(weights, rows, head="classify", types=types)
+    return write_bert(weights, products="mixed", pooling="classify", ranges=ranges, whole_words=True)
