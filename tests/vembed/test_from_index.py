@@ -190,7 +190,7 @@ def test_the_index_takes_the_new_vectors_without_reading_a_text(
     teach: Callable[..., tuple[TrainConfig, AdaptedEmbedder]], index: qmd.Index, tmp_path: Path
 ) -> None:
     _, embedder = teach()
-    base: HashedWords = embedder._base  # type: ignore[assignment]
+    base: HashedWords = embedder.base  # type: ignore[assignment]
     base.texts = 0
     with qmd.open(tmp_path / "index.sqlite", config=Config(), embedder=embedder) as changed:
         report = changed.embed(model_changed=True)

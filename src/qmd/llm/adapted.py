@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from qmd.errors import ModelError
+from qmd.llm.derived import Derived, unit_rows
 from qmd.llm.files import write_atomically
 from qmd.llm.protocols import Embedder, Vectors
 
@@ -23,43 +24,25 @@ MATRIX = "adapter.npy"
 FORMAT_VERSION = 1
 
 
-class AdaptedEmbedder:
-    """`base`, then a (d, d) matrix, then unit length. Implements `Embedder` and `DerivedEmbedder`."""
+class AdaptedEmbedder(Derived):
+    """`base`, then a (d, d) matrix, then unit length."""
 
     def __init__(self, base: Embedder, matrix: Vectors, name: str) -> None:
         if matrix.shape != (base.dim, base.dim):
             raise ModelError(
                 f"adapter {name} is {' x '.join(map(str, matrix.shape))}, {base.card.name} gives vectors of {base.dim}."
             )
-        self._base = base
         self._matrix = np.ascontiguousarray(matrix, dtype=np.float32)
         digest = hashlib.sha256(self._matrix.tobytes()).hexdigest()
-        self.card = replace(base.card, name=name, dims=())
-        self.dim = base.dim
-        self.max_tokens = base.max_tokens
-        self.base_fingerprint = base.fingerprint
-        self.fingerprint = f"{base.fingerprint}+{digest[:16]}"
+        card = replace(base.card, name=name, dims=())
+        super().__init__(base, card=card, dim=base.dim, mark=f"+{digest[:16]}")
 
     @property
     def runs_on(self) -> str:
-        """Where the base computes."""
-        return f"{getattr(self._base, 'runs_on', type(self._base).__name__)}, adapted"
+        return f"{super().runs_on}, adapted"
 
     def adapt(self, rows: Vectors) -> Vectors:
-        """(n, d) unit vectors of the base -> (n, d) unit vectors of this model."""
-        moved = rows @ self._matrix
-        unit: Vectors = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
-        return unit
-
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        return self.adapt(self._base.embed_documents(texts))
-
-    def embed_query(self, text: str) -> Vectors:
-        vector: Vectors = self.adapt(self._base.embed_query(text)[None, :])[0]
-        return vector
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return self._base.count_tokens(texts)
+        return unit_rows(rows @ self._matrix)
 
 
 def write_adapter(

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from qmd.errors import ModelError
+from qmd.llm.derived import Derived, unit_rows
 from qmd.llm.protocols import Embedder, Vectors
 from qmd.types import ModelCard
 
 
-class CutEmbedder:
-    """`base`, cut. A space of its own: vectors of another length, or of the base, are never compared with these.
-
-    Implements `Embedder` and `DerivedEmbedder`: what an index holds of the base is cut without reading a text again.
-    """
+class CutEmbedder(Derived):
+    """`base`, cut to `dim` numbers."""
 
     def __init__(self, base: Embedder, dim: int) -> None:
-        self.base = base
-        self.card = base.card
-        self.dim = dim
-        self.max_tokens = base.max_tokens
-        self.base_fingerprint = base.fingerprint
-        self.fingerprint = f"{base.fingerprint}/{dim}"
-
-    @property
-    def runs_on(self) -> str:
-        """Where the base computes."""
-        return str(getattr(self.base, "runs_on", type(self.base).__name__))
+        super().__init__(base, card=base.card, dim=dim, mark=f"/{dim}")
 
     def adapt(self, rows: Vectors) -> Vectors:
-        """(n, d) vectors of the base -> (n, dim) unit vectors."""
         return cut_rows(rows, self.dim)
-
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        return self.adapt(self.base.embed_documents(texts))
-
-    def embed_query(self, text: str) -> Vectors:
-        vector: Vectors = self.adapt(self.base.embed_query(text)[None, :])[0]
-        return vector
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return self.base.count_tokens(texts)
 
 
 def cut_embedder(embedder: Embedder, dim: int | None) -> Embedder:
@@ -62,9 +35,7 @@ def cut_embedder(embedder: Embedder, dim: int | None) -> Embedder:
 
 def cut_rows(rows: Vectors, dim: int) -> Vectors:
     """(n, d) -> (n, dim), rows of unit length."""
-    kept = rows[:, :dim]
-    unit: Vectors = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
-    return unit
+    return unit_rows(rows[:, :dim])
 
 
 def is_cut(fingerprint: str) -> bool:
