@@ -116,6 +116,7 @@ def test_figures_of_a_list_are_those_of_its_ranks() -> None:
         ({"use_gradient_cache": "true"}, "use_gradient_cache"),
         ({"encoder_mode": "clip"}, "encoder_mode"),
         ({"num_negatives": 0}, "num_negatives"),
+        ({"task": "embed", "loss_type": "infonce", "score_head": "tokens"}, "score_head"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -142,6 +143,7 @@ STEADY = {"scheduler_type": "constant", "batch_size": 4, "epochs": 5}
         ("text", "listwise", {}),
         ("text", "lambda", {}),
         ("text", "binary", {}),
+        ("text", "listwise", {"score_head": "tokens"}),
         ("causal", "listwise", {}),
         ("causal", "listwise", {"use_lora": "true", "learning_rate": "1e-2"}),
     ],
@@ -168,8 +170,11 @@ def pairs_in(config: TrainConfig) -> tuple[Pair, ...]:
     return read_pairs(config.data_path, retrieval_mode="t2t").pairs
 
 
-def test_resume_continues_bit_for_bit(reranking: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    whole = reranking("text", epochs=2, save_steps=2, eval_strategy="no")
+@pytest.mark.parametrize("head", ["first", "tokens"])
+def test_resume_continues_bit_for_bit(
+    reranking: Callable[..., TrainConfig], tmp_path: Path, head: str
+) -> None:
+    whole = reranking("text", epochs=2, save_steps=2, eval_strategy="no", score_head=head)
     train(whole)
     stopped = msgspec.structs.replace(whole, output_dir=str(tmp_path / "again"))
     train(stopped)
@@ -178,8 +183,27 @@ def test_resume_continues_bit_for_bit(reranking: Callable[..., TrainConfig], tmp
     (tmp_path / "again" / "checkpoints" / "checkpoint-4").rmdir()
     (tmp_path / "again" / "model.safetensors").unlink()
     assert train(stopped, resume=True).steps == 4
-    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
-    assert a == b
+    files = [path.name for path in (tmp_path / "out").glob("*.safetensors")]
+    assert len(files) == (2 if head == "tokens" else 1)
+    for file in files:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_a_head_that_compares_tokens_knows_something_before_it_is_taught(
+    reranking: Callable[..., TrainConfig], tiny: Callable[[str], str]
+) -> None:
+    model = build_reranker(reranking("text", score_head="tokens"))
+    same, other = model.predict([("a red circle", "a red circle"), ("a red circle", "the square is blue")])
+    assert same > other
+    with pytest.raises(ModelError, match="for encoders"):
+        build_reranker(reranking("causal", score_head="tokens"))
+
+
+def test_the_head_learns_faster_than_the_model(reranking: Callable[..., TrainConfig]) -> None:
+    config = reranking("text", score_head="tokens", freeze_layers=2, epochs=1, warmup_ratio=0)
+    assert not build_reranker(config)[0].head.weigh.weight.any()
+    train(config)
+    assert load_reranker(config.output_dir)[0].head.weigh.weight.abs().max() > config.learning_rate
 
 
 def test_frozen_layers_stay_as_they_were(reranking: Callable[..., TrainConfig]) -> None:
@@ -195,9 +219,11 @@ def test_frozen_layers_stay_as_they_were(reranking: Callable[..., TrainConfig]) 
 
 
 # ---- export
-@pytest.mark.parametrize("family", ["text", "causal"])
-def test_one_score_everywhere(reranking: Callable[..., TrainConfig], tmp_path: Path, family: str) -> None:
-    config = reranking(family, epochs=6, val_data_path="null")
+@pytest.mark.parametrize("family,head", [("text", "first"), ("text", "tokens"), ("causal", "first")])
+def test_one_score_everywhere(
+    reranking: Callable[..., TrainConfig], tmp_path: Path, family: str, head: str
+) -> None:
+    config = reranking(family, epochs=6, val_data_path="null", score_head=head)
     train(config)
     query, texts = (
         "a red circle",

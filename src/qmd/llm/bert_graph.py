@@ -24,8 +24,8 @@ Array = NDArray[Any]
 Products = Literal["float", "signed", "mixed"]
 """`mixed`: unsigned weights for attention's output product, because processors without int8 dot products
 saturate on signed ones."""
-Head = Literal["mean", "cls", "last_token", "classify"]
-"""What stands at the end: a pooling, or the pooler and classifier of a cross-encoder."""
+Head = Literal["mean", "cls", "last_token", "classify", "tokens"]
+"""What stands at the end: a pooling, the pooler and classifier of a cross-encoder, or one that compares tokens."""
 SMOOTHING = 0.7
 RANGE_MARGIN = 1.2
 _LAYER = "encoder.layer.0.attention.self.query.bias"
@@ -127,9 +127,9 @@ def write_bert(
     """A serialised graph: input_ids, attention_mask (B, T) int64, right-padded -> `pooled` (B, d) float32.
 
     Token types are taken as all zero; with `classify` they are a third input, token_type_ids, and the output is
-    `logits` (B, labels). whole_words: the table of word vectors, half of a small model, is int8 with a scale for each
-    row, and float32 only for the words at hand. Where only the first token is read in the end, the last layer computes
-    only that one.
+    `logits` (B, labels); with `tokens` they say only which tokens are the text's, and the logits are (B, 1).
+    whole_words: the table of word vectors, half of a small model, is int8 with a scale for each row, and float32 only
+    for the words at hand. Where only the first token is read in the end, the last layer computes only that one.
     Raises KeyError when a weight of the architecture is missing.
     """
     if products != "float" and ranges is None:
@@ -146,7 +146,7 @@ def measure_ranges(
 ) -> dict[str, InputRange]:
     """Run the float graph over token rows and note the range of every channel that enters a product.
 
-    types: the token types of each row, which `classify` reads.
+    types: the token types of each row, which `classify` and `tokens` read.
     """
     from qmd.llm.session import open_session
 
@@ -387,6 +387,9 @@ class _Writer:
             self.node("Gemm", ["tanh", weight, bias], "logits", transB=1)
             inputs, labels = ("input_ids", "attention_mask", "token_type_ids"), len(t["classifier.bias"])
             return self._serialise(inputs, ("logits", labels), outputs)
+        if pooling == "tokens":
+            self.compare_tokens(x)
+            return self._serialise(("input_ids", "attention_mask", "token_type_ids"), ("logits", 1), outputs)
         if pooling == "mean":
             # (B, 1, T) @ (B, T, d) / T' : the sum over real tokens is one product
             self.node("Cast", ["attention_mask"], "weights", to=TensorProto.FLOAT)
@@ -398,6 +401,52 @@ class _Writer:
         elif pooling != "cls":
             raise ValueError(f"pooling {pooling!r} is not an encoder's")
         return self._serialise(("input_ids", "attention_mask"), ("pooled", w.hidden), outputs)
+
+    def compare_tokens(self, x: str) -> None:
+        """`qmd.vembed.rerank.tokens.TokenHead`: x (B, T, d) -> logits (B, 1)."""
+        from onnx import TensorProto
+
+        t = self.weights.tensors
+        axes = {n: self.constant(f"axis{n}", np.array([n])) for n in (-1, 1)}
+        one = self.constant("one", np.array(1, np.float32))
+
+        def unit(name: str, output: str) -> str:
+            length = self.node("ReduceL2", [name], f"{output}.length", axes=[-1], keepdims=1)
+            least = self.constant(f"{output}.least", np.array(1e-12, np.float32))
+            return self.node("Div", [name, self.node("Max", [length, least], f"{output}.safe")], output)
+
+        def line(name: str, output: str) -> str:
+            kernel = self.constant(f"{output}.w", t[f"tokens.{name}.weight"].T)
+            product = self.node("MatMul", [x, kernel], f"{output}.p")
+            return self.node("Add", [product, self.constant(f"{output}.b", t[f"tokens.{name}.bias"])], output)
+
+        def far(side: str, by: float, output: str) -> str:
+            away = self.node("Sub", [side, one], f"{output}.away")
+            return self.node("Mul", [away, self.constant(f"{output}.by", np.array(by, np.float32))], output)
+
+        self.node("Mul", ["attention_mask", "token_type_ids"], "text_ids")
+        self.node("Sub", ["attention_mask", "text_ids"], "query_ids")
+        sides = [self.node("Cast", [f"{side}_ids"], side, to=TensorProto.FLOAT) for side in ("query", "text")]
+        rows = [self.node("Unsqueeze", [side, axes[1]], f"{side}_row") for side in sides]
+        unit(x, "unit")
+        self.node("Transpose", ["unit"], "turned", perm=[0, 2, 1])
+        self.node("MatMul", ["unit", "turned"], "cosines")
+        self.node("Add", ["cosines", far(rows[1], 4.0, "no_text")], "of_text")
+        self.node("ReduceMax", ["of_text"], "best", axes=[2], keepdims=0)
+        self.node("Squeeze", [line("weigh", "weighed"), axes[-1]], "weights_all")
+        self.node("Add", ["weights_all", far("query", 1e4, "no_query")], "weights_query")
+        self.node("Softmax", ["weights_query"], "weight", axis=1)
+        self.node("Mul", ["best", "weight"], "best_weighed")
+        self.node("ReduceSum", ["best_weighed", axes[1]], "near", keepdims=1)
+        means = [unit(self.node("MatMul", [row, x], f"{row}.sum"), f"{row}.mean") for row in rows]
+        self.node("Mul", means, "products")
+        self.node("ReduceSum", ["products", axes[-1]], "whole_row", keepdims=0)
+        self.node("Concat", ["near", "whole_row"], "both", axis=1)
+        self.node("MatMul", ["both", self.constant("shares", t["tokens.shares"][:, None])], "compared")
+        at = self.constant("zeroth", np.array([0]))
+        self.node("Gather", [line("first", "read"), at], "read_first", axis=1)
+        self.node("Squeeze", ["read_first", axes[1]], "first")
+        self.node("Add", ["compared", "first"], "logits")
 
     def _serialise(self, inputs: Sequence[str], output: tuple[str, int], taps: Sequence[str]) -> bytes:
         from onnx import TensorProto, helper

@@ -72,6 +72,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     retrieval_mode: RetrievalMode = "t2i"
     skip_bad: bool = False
     num_negatives: int = 4
+    score_head: Literal["first", "tokens"] = "first"
 
     output_dir: str
     epochs: int = 3
@@ -151,6 +152,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError(
                 f"an adapter reads texts; encoder_mode {self.encoder_mode!r} has no place beside it"
             )
+        if self.score_head != "first" and not reranks:
+            raise ValueError("score_head belongs to task 'rerank'")
         if adapts and self.retrieval_mode != "t2t":
             raise ValueError(f"an adapter reads retrieval_mode t2t, not {self.retrieval_mode}")
         for name in ("use_lora", "freeze_layers", "freeze_towers", "gradient_checkpointing", "use_mrl"):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,7 @@ def export_reranker(
     except ImportError as error:
         raise MissingExtra("exporting a model", "train") from error
     from qmd.vembed.rerank.model import load_reranker
+    from qmd.vembed.rerank.tokens import TokenPairs
     from qmd.vembed.rerank.yes_no import YesNoPairs
 
     model = load_reranker(checkpoint).to("cpu").eval()
@@ -83,13 +84,18 @@ def export_reranker(
     folder.mkdir(parents=True, exist_ok=True)
     first.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     asks = isinstance(first, YesNoPairs)
-    graph, inputs = _yes_no_graph(first) if asks else _classifier_graph(first.model)
+    compares = isinstance(first, TokenPairs)
+    if asks:
+        graph, inputs = _yes_no_graph(first)
+    else:
+        graph, inputs = _token_graph(first) if compares else _classifier_graph(first.model)
     ids = torch.ones(2, 7, dtype=torch.long)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    kinds = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]])
     axes = {0: "batch", 1: "tokens"}
     write_graph(
         graph,
-        (ids, mask, mask)[: len(inputs)],
+        (ids, mask, kinds)[: len(inputs)],
         folder / "model.onnx",
         dict.fromkeys(inputs, axes) | {"logits": {0: "batch"}},
     )
@@ -175,6 +181,28 @@ def _classifier_graph(model: Any) -> tuple[Any, tuple[str, ...]]:
     return Graph().eval(), names if typed else names[:2]
 
 
+def _token_graph(pairs: Any) -> tuple[Any, tuple[str, ...]]:
+    """(module from ids, mask and which tokens are of the text to scores, its inputs)."""
+    from torch import nn
+
+    if str(pairs.model.config.model_type) not in EXPORTED:
+        raise ModelError(f"a {pairs.model.config.model_type} reranker has no ONNX form here.")
+    pairs.model.set_attn_implementation("eager")
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.head = pairs.model, pairs.head
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            hidden_from = _hidden_from(attention_mask, input_ids.shape[1])
+            hidden = self.model(input_ids=input_ids, attention_mask=hidden_from).last_hidden_state
+            text = attention_mask * token_type_ids
+            return self.head(hidden, attention_mask - text, text)
+
+    return Graph().eval(), ("input_ids", "attention_mask", "token_type_ids")
+
+
 def _yes_no_graph(pairs: Any) -> tuple[Any, tuple[str, ...]]:
     """(module from ids and mask to the log-odds of yes, its inputs)."""
     import torch
@@ -204,10 +232,14 @@ def _yes_no_graph(pairs: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _fused(model: CrossEncoder, calibration: Sequence[tuple[str, str]]) -> bytes:
-    """The int8 graph of a BERT classifier, ranges measured on the calibration pairs."""
-    inner: Any = model[0].model
-    config = inner.config
-    state = {key: value.detach().float().numpy() for key, value in inner.state_dict().items()}
+    """The int8 graph of a BERT cross-encoder, ranges measured on the calibration pairs."""
+    first: Any = model[0]
+    config, head = first.model.config, getattr(first, "head", None)
+    parts = first.model.state_dict() | (
+        {f"tokens.{k}": v for k, v in head.state_dict().items()} if head else {}
+    )
+    state = {key: value.detach().float().numpy() for key, value in parts.items()}
+    pooling: Literal["classify", "tokens"] = "tokens" if head else "classify"
     tensors: dict[str, Any] = {}
     for key, value in state.items():
         name = key.removeprefix("bert.")
@@ -227,5 +259,5 @@ def _fused(model: CrossEncoder, calibration: Sequence[tuple[str, str]]) -> bytes
         features = model.preprocess([pair])
         rows.append(features["input_ids"][0].tolist())
         types.append(features["token_type_ids"][0].tolist())
-    ranges = measure_ranges(weights, rows, head="classify", types=types)
-    return write_bert(weights, products="mixed", pooling="classify", ranges=ranges, whole_words=True)
+    ranges = measure_ranges(weights, rows, head=pooling, types=types)
+    return write_bert(weights, products="mixed", pooling=pooling, ranges=ranges, whole_words=True)

@@ -1,4 +1,4 @@
-"""From a name to a cross-encoder: a classifier over both texts, or a causal model asked for yes or no."""
+"""From a name to a cross-encoder: a score head over both texts, or a causal model asked for yes or no."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ MAX_TOKENS = 512
 
 
 def build_reranker(config: TrainConfig) -> CrossEncoder:
-    """The model that a run starts from. An encoder without a score head gets a fresh one."""
+    """The model that a run starts from. An encoder without a score head gets a fresh one, or one that compares tokens
+    (`score_head: tokens`)."""
     from sentence_transformers import CrossEncoder
     from transformers import AutoConfig
 
@@ -29,7 +30,10 @@ def build_reranker(config: TrainConfig) -> CrossEncoder:
         described = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of model {name!r}: {error}") from error
-    if any(kind.endswith("ForCausalLM") for kind in described.architectures or ()):
+    causal = any(kind.endswith("ForCausalLM") for kind in described.architectures or ())
+    if causal and config.score_head != "first":
+        raise ModelError(f"{name} is asked for yes or no: score_head {config.score_head!r} is for encoders.")
+    if causal:
         from qmd.vembed.rerank.yes_no import YesNoPairs
 
         pairs = YesNoPairs.from_pretrained(
@@ -45,13 +49,15 @@ def build_reranker(config: TrainConfig) -> CrossEncoder:
         positions = int(getattr(described, "max_position_embeddings", MAX_TOKENS))
         if described.model_type in ("roberta", "xlm-roberta"):
             positions -= int(described.pad_token_id or 0) + 1
-        model = CrossEncoder(
-            name,
-            num_labels=1,
-            max_length=min(config.max_length or MAX_TOKENS, positions),
-            model_kwargs=options,
-            trust_remote_code=False,
-        )
+        length = min(config.max_length or MAX_TOKENS, positions)
+        if config.score_head == "tokens":
+            from qmd.vembed.rerank.tokens import TokenPairs
+
+            model = CrossEncoder(modules=[TokenPairs.from_pretrained(name, max_tokens=length, **options)])
+        else:
+            model = CrossEncoder(
+                name, num_labels=1, max_length=length, model_kwargs=options, trust_remote_code=False
+            )
     if config.gradient_checkpointing:
         model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.use_lora:

@@ -62,7 +62,10 @@ def train_reranker(
     trainer = trainer_class(CrossEncoderTrainer)(
         model=model,
         args=training_arguments(
-            CrossEncoderTrainingArguments, config, metric=evaluator.primary_metric if evaluator else None
+            CrossEncoderTrainingArguments,
+            config,
+            metric=evaluator.primary_metric if evaluator else None,
+            learning_rate_mapping=_rates(config),
         ),
         train_dataset=dataset_of_lists(rows, config),
         loss=build_list_loss(model, config),
@@ -88,6 +91,15 @@ def train_reranker(
         skipped=pairs.skipped,
         rows=tuple(figures),
     )
+
+
+def _rates(config: TrainConfig) -> dict[str, float]:
+    """Learning rates of parameters whose names match, where they differ from the model's."""
+    if config.score_head != "tokens":
+        return {}
+    from qmd.vembed.rerank.tokens import HEAD_RATE
+
+    return {r"\bhead\.": config.learning_rate * HEAD_RATE}
 
 
 def dataset_of_lists(rows: Sequence[tuple[str, list[str], list[int]]], config: TrainConfig) -> Any:
