@@ -78,7 +78,9 @@ def test_a_loop_that_torch_cannot_compile_runs_as_it_is():
     assert loops.compiled(loop) is loop
 
 
-def test_parts_have_one_thread_and_leave_the_number_of_others_alone(threads):
+def test_parts_have_one_thread_and_leave_the_number_of_others_alone(threads, monkeypatch):
+    monkeypatch.setattr(workers, "_teams", {})
+
     def parts():
         inside = workers.share(lambda cut: (cut.stop - cut.start, torch.get_num_threads()), 10)
         return torch.get_num_threads(), inside

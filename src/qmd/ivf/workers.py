@@ -25,15 +25,16 @@ def lead(work: Callable[[], _T], device: torch.device) -> _T:
     cores = torch.get_num_threads()
     if cores < 2 or device.type != "cpu" or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return work()
+    leaders, helpers = _team(_LEADERS, "leader"), _team(cores, "worker")
 
     def run() -> _T:
-        _leading.cores = cores
+        _leading.helpers, _leading.cores = helpers, cores
         try:
             return work()
         finally:
             _leading.cores = 1
 
-    return _team(_LEADERS, "leader").submit(run).result()
+    return leaders.submit(run).result()
 
 
 def share(work: Callable[[slice], _T], total: int) -> list[_T]:
@@ -43,10 +44,12 @@ def share(work: Callable[[slice], _T], total: int) -> list[_T]:
     cuts = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
     if len(cuts) < 2:
         return [work(cut) for cut in cuts]
-    return list(_team(cores, "worker").map(work, cuts))
+    helpers: ThreadPoolExecutor = _leading.helpers
+    return list(helpers.map(work, cuts))
 
 
 def _team(size: int, kind: str) -> ThreadPoolExecutor:
+    """Made by the thread that leads no work itself: it has the number of threads that all others are to have."""
     key = os.getpid(), size, kind  # threads do not survive a fork
     with _guard:
         team = _teams.get(key)
