@@ -1,7 +1,7 @@
 """A small reranker of your own, from question-passage pairs: mine, train, export, and see whether it earns its place.
 
     python examples/train_reranker.py OUT PAIRS.jsonl[.gz] ... [--lang en] [--queries 4000] [--held-out dapr,vue]
-        [--beir FOLDER ...] [key=value ...]
+        [--beir FOLDER]... [key=value ...]
 
 PAIRS are lines with `query`, `positive`, and optionally `title`, `lang_q`, `lang_p`. All passages become one index; its
 hybrid search gives hard negatives (places 3 to 12). Sources named in `--held-out` teach nothing: on their queries the
@@ -130,9 +130,9 @@ def main() -> None:
     parser.add_argument("--lang", default="en")
     parser.add_argument("--queries", type=int, default=4000, help="for training")
     parser.add_argument("--held-out", default="")
-    parser.add_argument("--beir", nargs="*", type=Path, default=[])
+    parser.add_argument("--beir", action="append", type=Path, default=[], metavar="FOLDER")
     parser.add_argument("--license", default="")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     options = [word for word in given.words if "=" in word]
     draw = random.Random(0)
     documents: dict[str, tuple[str, str]] = {}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,3 +271,35 @@ def test_a_changed_file_or_another_role_is_refused(
     graph.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(ModelError, match="damaged or was changed"):
         open_reranker(str(tmp_path / "onnx"))
+
+
+# ---- the whole way
+def test_the_example_mines_teaches_exports_and_measures(tiny: Callable[[str], str], tmp_path: Path) -> None:
+    colours, shapes = ("red", "blue", "green", "black", "yellow"), ("circle", "square", "triangle")
+    rows = [
+        {
+            "query": f"what is {colour} and a {shape}",
+            "positive": f"the {shape} is {colour}. " * 9,
+            "title": "",
+        }
+        for colour in colours
+        for shape in shapes
+    ]
+    for name, part in (("taught", rows[:9]), ("kept", rows[9:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    words = [
+        tmp_path / "out", tmp_path / "taught.jsonl", tmp_path / "kept.jsonl", "--held-out", "kept", "--license", "MIT",
+        f"model_name_or_path={tiny('text')}", "batch_size=4", "num_negatives=2", "freeze_layers=0", "eval_strategy=no",
+    ]  # fmt: skip
+    root = Path(__file__).parents[2]
+    example = root / "examples" / "train_reranker.py"
+    done = subprocess.run(
+        [sys.executable, str(example), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"PYTHONPATH": str(root / "src")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held out: " in done.stdout
+    assert json.loads((tmp_path / "out" / "onnx" / "card.json").read_text())["license"] == "MIT"
