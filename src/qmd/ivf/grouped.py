@@ -119,8 +119,7 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
         near = _candidates(table, inner, seg[cut], own, allowed, k, lists)
         return recheck(lists, q[cut], near, k, metric, probes)
 
-    parts = workers.share(choose, n)
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return workers.share_rows(choose, n)
 
 
 def _candidates(
@@ -240,10 +239,10 @@ def _fill(
     caps = torch.split(limits.reshape(-1)[order], counts) if limits is not None else ()
     visit = loops.compiled(loops.minima)
     into = operators.has("mm_out", dev) and operators.has("amin_out", dev)
+    decoded = codec.qtype == "pq"  # one run at a time
     at = 0
     for queries in _queries_of(coded, order, pieces, dense.shape[0] // coded.shape[0]):
         some = slice(at, at := at + len(queries))
-        decoded = codec.qtype == "pq"  # one run at a time
         for part in [slice(i, i + 1) for i in range(some.start, some.stop)] if decoded else [some]:
             views = [_read_of(lists, table, probes, r) for r in runs[part]]
             visit(

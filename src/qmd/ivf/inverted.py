@@ -193,8 +193,7 @@ class IndexIVF(Index):
         nprobe = params.nprobe or self.nprobe
         if params.ordering(self.metric) != "none" and (self._dirty or self._ordered == "none"):
             self.rebuild_lists()
-        parts = workers.share(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
-        score, lists = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        score, lists = workers.share_rows(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
         max_codes = self.max_codes if params.max_codes is None else params.max_codes
         limits = None
         if max_codes or params.budget:

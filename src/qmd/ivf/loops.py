@@ -3,6 +3,7 @@ interpreter's lock, and as Python where there is no TorchScript. Knows no index.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,9 +15,18 @@ from torch import Tensor
 _F = TypeVar("_F", bound=Callable[..., object])
 
 
-@lru_cache(maxsize=8)
+_guard = threading.Lock()
+
+
 def compiled(loop: _F) -> _F:
-    """A function of this module as TorchScript, or as it is."""
+    """A function of this module as TorchScript, or as it is; compiled once, however many threads ask for it."""
+    with _guard:
+        ready: _F = _compile(loop)
+    return ready
+
+
+@lru_cache(maxsize=8)
+def _compile(loop: _F) -> _F:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -220,8 +220,7 @@ def _read_few(
 
     if len(touched):
         workers.share(read, len(touched))
-    parts = workers.share(choose, n)
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return workers.share_rows(choose, n)
 
 
 def _read_runs(

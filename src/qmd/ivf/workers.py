@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 _T = TypeVar("_T")
 _LEADERS = 2  # searches at a time, each on all cores; each keeps its large buffers
@@ -46,6 +47,14 @@ def share(work: Callable[[slice], _T], total: int) -> list[_T]:
         return [work(cut) for cut in cuts]
     helpers: ThreadPoolExecutor = _leading.helpers
     return list(helpers.map(work, cuts))
+
+
+def share_rows(work: Callable[[slice], tuple[Tensor, Tensor]], total: int) -> tuple[Tensor, Tensor]:
+    """As `share`: two tensors with a row for each of `total`, the parts one below the other."""
+    parts = share(work, total)
+    return (
+        parts[0] if len(parts) == 1 else (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    )
 
 
 def _team(size: int, kind: str) -> ThreadPoolExecutor:

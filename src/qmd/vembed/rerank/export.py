@@ -84,11 +84,12 @@ def export_reranker(
     folder.mkdir(parents=True, exist_ok=True)
     first.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     asks = isinstance(first, YesNoPairs)
-    compares = isinstance(first, TokenPairs)
     if asks:
         graph, inputs = _yes_no_graph(first)
+    elif isinstance(first, TokenPairs):
+        graph, inputs = _token_graph(first)
     else:
-        graph, inputs = _token_graph(first) if compares else _classifier_graph(first.model)
+        graph, inputs = _classifier_graph(first.model)
     ids = torch.ones(2, 7, dtype=torch.long)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     kinds = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0]])
