@@ -495,8 +495,11 @@ class DocumentWriter:
                 "SELECT 1 FROM documents WHERE docid = ? AND hash = ?", (digits[:length], digest)
             ):
                 break  # the same bytes twice: tell them apart by where they are
-        place = f"{collection}\0{path}".encode("utf-8", "surrogateescape")
-        return sha256(digest + place).hexdigest()[:16]
+        place = sha256(digest + f"{collection}\0{path}".encode("utf-8", "surrogateescape"))
+        # A copy that was here and has moved on keeps the docid that it got here.
+        while self._db.one("SELECT 1 FROM documents WHERE docid = ?", (place.hexdigest()[:16],)) is not None:
+            place.update(b"\0")
+        return place.hexdigest()[:16]
 
 
 def _read_day(day: str) -> date | None:
