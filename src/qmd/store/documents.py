@@ -193,11 +193,6 @@ class Documents:
         )
         return tuple(Link(*row) for row in rows)
 
-    def linked_from(self, target: str) -> list[tuple[int, int]]:
-        """(document id, line) of every link to `target`, as written."""
-        rows = self._db.all("SELECT document_id, line FROM links WHERE target = ? ORDER BY 1, 2", (target,))
-        return [(r[0], r[1]) for r in rows]
-
     def links_naming(self, names: Iterable[str]) -> builtins.list[tuple[int, Link]]:
         """(document id, link) of every link whose target, without case, holds one of the names."""
         rows = self._db.all(
@@ -519,8 +514,3 @@ def _day(mtime_ns: int) -> str:
         return datetime.fromtimestamp(mtime_ns / 1e9, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
         return "1970-01-01T00:00:00+00:00"
-
-
-def file_hash(data: bytes) -> bytes:
-    """sha256 of a file's bytes."""
-    return sha256(data).digest()
