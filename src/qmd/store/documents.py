@@ -14,7 +14,7 @@ from typing import Any
 from qmd.errors import StoreDamaged, UsageError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
-from qmd.store.filters import path_condition
+from qmd.store.filters import path_condition, spellings
 from qmd.store.schema import PICTURES, TEXTS
 from qmd.types import Document, Link
 
@@ -123,10 +123,12 @@ class Documents:
             return None if row is None else _document(row, body_of(self._db, document_id))
 
     def find(self, collection: str, path: str) -> StoredDocument | None:
+        """The one of this name, else the one whose name is composed of other characters (NFC, NFD)."""
+        names = [path_value(name) for name in spellings(path)]
         row = self._db.one(
             "SELECT d.id FROM documents d JOIN collections n ON n.id = d.collection_id "
-            "WHERE n.name = ? AND d.path = ?",
-            (collection, path_value(path)),
+            f"WHERE n.name = ? AND d.path IN ({', '.join('?' * len(names))}) ORDER BY d.path = ? DESC",
+            (collection, *names, names[0]),
         )
         return None if row is None else self.get(row[0])
 
