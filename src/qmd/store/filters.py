@@ -54,7 +54,7 @@ def compile_filter(wanted: Filter) -> Condition | None:
 
 
 def spellings(path: str) -> list[str]:
-    """A path as given, composed (NFC) and decomposed (NFD, names from a Mac): which one a file has is not to be seen."""
+    """A path as given, composed (NFC) and decomposed (NFD, names from a Mac): they look alike."""
     if path.isascii():
         return [path]
     return list(dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))))
