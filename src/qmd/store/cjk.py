@@ -2,7 +2,7 @@
 
 The text that goes into the keyword index has every run ABCD replaced by `AB BC CD D`; a query for ABC becomes the
 phrase `"AB BC"`. The last character stands alone too, and every single-character query is a prefix query, so that
-one character is found wherever it stands. Text without such characters passes through untouched.
+one character is found wherever it stands. Text without such characters is not cut.
 """
 
 from __future__ import annotations
