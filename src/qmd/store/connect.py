@@ -19,17 +19,21 @@ BUSY_TIMEOUT_S = 30.0
 Row = tuple[Any, ...]
 _WRITES = ("_WRITE", "_SHMSIZE")  # what a file system without room answers in place of "full"
 
+_NO_TEXT = "Could not decode to UTF-8"  # what Python says of a text that is none; it has no error code
+
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: what happened, to which file, and the remedy."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise _explain(error, path) from error
 
 
-def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
+def _explain(error: sqlite3.DatabaseError | UnicodeDecodeError, path: Path) -> Exception:
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith(_NO_TEXT):
+        return _damaged(error, path)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(
@@ -42,10 +46,7 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
             "Free some disk space, then run the same command again; it resumes."
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreDamaged(
-            f"{path} is damaged ({error}). Run `qmd cleanup` to repair what can be derived; if that fails, "
-            "move the file away and run `qmd update`: your documents are not touched."
-        )
+        return _damaged(error, path)
     if code == sqlite3.SQLITE_READONLY:
         return StoreError(
             f"{path} cannot be written ({error}). Check the file's and the folder's permissions."
@@ -53,6 +54,13 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_AUTH):
         return StoreError(f"{path} cannot be opened or read ({error}). Check the path and its permissions.")
     return error
+
+
+def _damaged(error: Exception, path: Path) -> StoreDamaged:
+    return StoreDamaged(
+        f"{path} is damaged ({error}). Run `qmd cleanup` to repair what can be derived; if that fails, "
+        "move the file away and run `qmd update`: your documents are not touched."
+    )
 
 
 def _name(error: sqlite3.DatabaseError) -> str:
