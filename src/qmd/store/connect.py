@@ -279,7 +279,7 @@ def _build(draft: Path) -> None:
         db.execute("COMMIT")
     finally:
         db.close()
-    with open(draft, "rb") as file:
+    with open(draft, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 
