@@ -200,3 +200,16 @@ def test_words_of_the_former_format_are_written_anew(tmp_path):
         assert store.db.all("SELECT DISTINCT doc FROM keyword_places") == [(3,)]
         assert store.cleanup().dropped_documents == 1
         assert store.integrity() == []
+
+
+def test_a_thread_that_ended_leaves_no_connection(store, put):
+    put("a.md", "water")
+    before = set(store.db._all)
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(store.keyword.match("water")))
+        thread.start()
+        thread.join()
+    assert [len(hits) for hits in found] == [1, 1, 1]
+    assert store.db._all == before
+    assert store.keyword.match("water")

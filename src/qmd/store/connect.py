@@ -67,6 +67,22 @@ def _name(error: sqlite3.DatabaseError) -> str:
     return str(getattr(error, "sqlite_errorname", ""))
 
 
+class _Own:
+    """The connection of one thread: closed when the thread ends, unless that is in a forked child."""
+
+    def __init__(self, db: sqlite3.Connection, among: set[sqlite3.Connection]) -> None:
+        self.db = db
+        self._among = among
+        self._pid = os.getpid()
+        among.add(db)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            self._among.discard(self.db)
+            with suppress(sqlite3.Error):
+                self.db.close()
+
+
 class Connection:
     """SQLite connections to one file, one for each thread. All statements pass through here.
 
@@ -76,8 +92,7 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
-        self._guard = threading.Lock()
+        self._all: set[sqlite3.Connection] = set()
         self._writer = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
@@ -86,16 +101,13 @@ class Connection:
     @property
     def raw(self) -> sqlite3.Connection:
         """This thread's connection."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
+        own: _Own | None = getattr(self._local, "own", None)
+        if own is None:
             if self._closed:
                 raise StoreError(f"{self.path} was closed. Open the store again.")
             with explained(self.path):
-                db = _connect(self.path)
-            self._local.db = db
-            with self._guard:
-                self._all.append(db)
-        return db
+                self._local.own = own = _Own(_connect(self.path), self._all)
+        return own.db
 
     def all(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         with explained(self.path):
@@ -158,13 +170,13 @@ class Connection:
             self.run(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
     def close(self) -> None:
-        with self._guard:
-            connections, self._all, self._closed = self._all, [], True
-        self._local = threading.local()
+        self._closed = True
         if os.getpid() == self._pid:  # a forked child must not touch its parent's locks
-            for db in connections:
+            for db in list(self._all):
                 with suppress(sqlite3.Error):
                     db.close()
+            self._all.clear()
+        self._local = threading.local()
 
 
 @contextmanager
