@@ -125,3 +125,7 @@ def test_any_request_is_legal(text):
     asked = parse_request(text)
     assert asked.parts
     assert all(part.query.filter == asked.filter for part in asked.parts)
+
+
+def test_words_are_folded_as_the_index_folds_them():
+    assert parse("ＱＭＤ １００㎡ x²").terms == (Term(("QMD",)), Term(("100", "m2")), Term(("x2",)))

@@ -174,6 +174,38 @@ def test_a_flipped_text_is_noticed_and_read_again(database):
         assert store.counts().documents == FILES
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE documents SET path = CAST(x'ff2e6d64' AS TEXT) WHERE id = 5",
+        "UPDATE documents SET title = CAST(x'41c3' AS TEXT) WHERE id = 5",
+        "UPDATE chunks SET headings = CAST(x'e4b8' AS TEXT) WHERE document_id = 5",
+    ],
+)
+def test_a_name_that_is_no_text_is_noticed_and_read_again(database, harm):
+    assert start("index", database).wait() == 0
+    with Store.open(database) as store:
+        store.db.run(harm)
+        with pytest.raises(StoreDamaged, match="qmd cleanup"):
+            store.list_documents(), store.chunks(range(FILES))
+        assert any("1 documents" in p.what for p in store.integrity())
+        assert store.cleanup().dropped_documents == 1
+        assert store.integrity() == []
+        assert len(store.list_documents()) == FILES - 1
+        assert {row.path for row in store.chunks(range(10 * FILES)).values()} == {
+            document.path for document in store.list_documents()
+        }
+
+
+def test_a_schema_that_is_no_text_is_explained(tmp_path):
+    path = tmp_path / "index.sqlite"
+    Store.open(path).close()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE skipped", b"CREATE TABL\xff skipped"))
+    with pytest.raises(StoreDamaged, match="move the file away"):
+        Store.open(path)
+
+
 def test_a_damaged_keyword_index_is_noticed_and_rebuilt(database):
     assert start("index", database).wait() == 0
     with Store.open(database) as store:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qmd.errors import UsageError
-from qmd.store.cjk import index_text, query_terms
+from qmd.store.cjk import fold, index_text, query_terms
 from qmd.store.keyword import K1, B
 from qmd.store.schema import WEIGHTS
 from qmd.types import Filter
@@ -92,6 +95,18 @@ def test_near_terms_know_all_four_edits_and_no_more(store, put):
         ("用Python写的程序", "写的"),
         ("水", "水"),
         ("𠮷野家", "𠮷野"),
+        ("面积为100㎡，价格另议", "100㎡"),
+        ("面积为100㎡", "㎡"),
+        ("面积为100㎡，价格另议", "100"),
+        ("Java™，x²", "java"),
+        ("Java™，x²", "x²"),
+        ("x²", "x2"),
+        ("Ⅲ期临床，①安装", "Ⅲ期"),
+        ("Ⅲ期临床", "III期"),
+        ("Ⅲ期临床，①安装", "①安装"),
+        (unicodedata.normalize("NFD", "ガイドとデータ"), "ガイド"),
+        ("ガイドとデータ", unicodedata.normalize("NFD", "データ")),
+        ("H₂O… 5\u00a0µm", "H2O"),
     ],
 )
 def test_cjk_and_folding_find(store, put, text, query):
@@ -99,6 +114,14 @@ def test_cjk_and_folding_find(store, put, text, query):
     put("b.md", "文限 件权 unrelated 法方")
     hits = store.keyword.match(" ".join(query_terms(query)))
     assert {i for i, _ in hits} >= {1}
+
+
+@given(st.text("ab1²①Ⅲ㎡™，,。 がか\u3099ｶﾞ权限é\u0301ﬁ", max_size=12), st.sampled_from(["", "，", "㎡"]))
+def test_a_word_is_folded_alike_whatever_stands_beside_it(text, beside):
+    assert query_terms(text) == query_terms(fold(text))
+    for word in text.split(" "):
+        assert fold(f"{word} {beside}").startswith(fold(word).rstrip())
+        assert fold(fold(word)) == fold(word)
 
 
 def test_cjk_bigrams_keep_their_order(store, put):

@@ -8,11 +8,14 @@ import stat
 import subprocess
 import sys
 import threading
+import unicodedata
 
 import pytest
+from standin import document
 
 from qmd.errors import StoreBusy, StoreDamaged, StoreError, StoreTooNew
 from qmd.store import Store, schema
+from qmd.store.cjk import query_terms
 from qmd.store.connect import open_database
 from qmd.types import Collection
 
@@ -153,3 +156,60 @@ def test_a_failed_transaction_leaves_nothing(store, put):
         writer.note_skipped("notes", "x", size=1, mtime_ns=1, reason="r")
         raise RuntimeError("stop")
     assert store.documents.known_skips("notes") == {}
+
+
+def test_words_of_the_former_format_are_written_anew(tmp_path):
+    """In version 4 a text with a full-width comma was folded whole, one without was not."""
+    path = tmp_path / "old.sqlite"
+    rows = {
+        "面积为100㎡，价格": " 面积 积为 为 100m2, 价格 格 ",
+        unicodedata.normalize("NFD", "ガイド"): " カ \u3099 イト ト \u3099",
+        "harmed": "harmed",
+        "same… 数据": "same… 数据 据 ",
+    }
+    with Store.open(path) as store:
+        store.add_collection(Collection("notes", "/notes"))
+        with store.writing() as writer:
+            for number, text in enumerate(rows):
+                parsed = document(text, title="t")
+                writer.put_document(
+                    "notes", f"{number}.md", size=1, mtime_ns=1, hash=bytes(32 * [number]), document=parsed
+                )
+            writer._db.run("INSERT INTO keyword(keyword) VALUES ('delete-all')")
+            for number, words in enumerate(rows.values()):
+                writer._db.run(
+                    "INSERT INTO keyword(rowid, title, headings, body, path) VALUES (?, 't', 't', ?, ?)",
+                    (number + 1, words, f"{number}.md"),
+                )
+            writer._db.run("UPDATE bodies SET text = CAST('other' AS BLOB) WHERE id = 3")
+        asked = ["100㎡", "ガイド", "harmed", "数据"]
+        assert [bool(store.keyword.match(" ".join(query_terms(word)))) for word in asked] == [0, 0, 1, 1]
+        store.db.run("PRAGMA user_version = 4")
+        generation = store.generation
+    with Store.open(path) as store:
+        assert store.db.value("PRAGMA user_version") == schema.FORMAT_VERSION
+        assert [[i for i, _ in store.keyword.match(" ".join(query_terms(word)))] for word in asked] == [
+            [1],
+            [2],
+            [3],
+            [4],
+        ]
+        assert store.generation != generation, "what lies beside the index was made of the former words"
+        with store.writing() as writer:
+            writer.delete_documents([1, 2, 4])
+        assert store.db.all("SELECT DISTINCT doc FROM keyword_places") == [(3,)]
+        assert store.cleanup().dropped_documents == 1
+        assert store.integrity() == []
+
+
+def test_a_thread_that_ended_leaves_no_connection(store, put):
+    put("a.md", "water")
+    before = set(store.db._all)
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(store.keyword.match("water")))
+        thread.start()
+        thread.join()
+    assert [len(hits) for hits in found] == [1, 1, 1]
+    assert store.db._all == before
+    assert store.keyword.match("water")

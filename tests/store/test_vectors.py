@@ -46,6 +46,16 @@ def test_every_text_is_embedded_once_newest_first(store, put, embedder):
     assert_exact(store, embedder, store.vectors.matrix("fake-1"))
 
 
+def test_what_lies_behind_a_damaged_document_is_embedded(store, put, embedder):
+    put("behind.md", "good words", mtime_ns=1)
+    damaged = put("newest.md", "".join(f"line {n}\n" * 200 for n in range(9)), mtime_ns=9)
+    store.db.run("UPDATE bodies SET text = CAST('other' AS BLOB) WHERE id = ?", (damaged,))
+    (waiting,) = store.vectors.pending(embedder.fingerprint, 4)
+    assert waiting.text.endswith("good words")
+    assert embed(store, embedder).embedded == 1
+    assert store.vectors.pending(embedder.fingerprint, 4) == []
+
+
 def test_keys_are_sha256_of_what_is_embedded():
     from hashlib import sha256
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmd.store import whole_arrays, wholes
+from qmd.store import Store, whole_arrays, wholes
 from qmd.store.keyword import K1, B
 from qmd.store.wholes import Means, Word
 
@@ -70,3 +71,40 @@ def test_nothing_found_scores_nothing():
     for add_words in (wholes._add_words, whole_arrays.add_words):
         assert add_words({}, [], Means(1.0, 1.0), 1.0).documents == {}
         assert add_words({1: [(5, 9, 9)]}, [], Means(1.0, 1.0), 1.0).documents == {1: 0.0}
+
+
+def test_a_search_keeps_to_its_state_while_another_thread_goes_on(store, put, monkeypatch):
+    for number in range(3):
+        put(f"{number}.md", f"lamp number {number}")
+    before = store.wholes.match([('"lamp"', 3)], [1, 2, 3])
+    spread, waiting = store.wholes._spread, [True]
+
+    def go_on():
+        put("new.md", "lamp lamp oil")
+        store.keyword.rank(['"oil"'])
+        store.wholes.match([('"oil"', 1)], [4])
+
+    def meanwhile(*arguments, **named):
+        if waiting and waiting.pop():
+            thread = threading.Thread(target=go_on)
+            thread.start()
+            thread.join()
+        return spread(*arguments, **named)
+
+    monkeypatch.setattr(store.wholes, "_spread", meanwhile)
+    assert store.wholes.match([('"lamp"', 3)], [1, 2, 3]) == before
+    after = store.wholes.match([('"lamp"', 4)], [1, 2, 3, 4])
+    with Store.open(store.path) as fresh:
+        assert after == fresh.wholes.match([('"lamp"', 4)], [1, 2, 3, 4])
+
+
+def test_stems_are_given_whole_when_another_thread_begins_to_collect_anew(store, monkeypatch):
+    store.keyword.stem(["lamps"])
+    tokenizer = store.keyword._tokenizer
+
+    def meanwhile():
+        store.keyword._stems = {}
+        return tokenizer()
+
+    monkeypatch.setattr(store.keyword, "_tokenizer", meanwhile)
+    assert store.keyword.stem(["lamps", "running"]) == {"lamps": ["lamp"], "running": ["run"]}

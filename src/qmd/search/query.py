@@ -17,6 +17,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from qmd.store.cjk import fold
 from qmd.types import Filter
 
 Kind = Literal["plain", "lex", "vec", "hyde"]
@@ -89,7 +90,7 @@ def parse(text: str, given: Filter | None = None) -> Query:
                 kept = narrowed
                 continue
         written = piece["phrase"] or piece["word"] or f"{name} {value}"
-        words = tuple(_WORD.findall(written))
+        words = tuple(_WORD.findall(fold(written)))
         if not words:
             continue
         prefix = piece["word"] is not None and written.endswith("*") and len(written) > 1

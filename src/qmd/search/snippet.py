@@ -177,7 +177,7 @@ def fold(word: str) -> str:
     """Without case and accents, as the keyword index compares words."""
     if word.isascii():
         return word.lower()
-    return "".join(c for c in unicodedata.normalize("NFD", word.casefold()) if not unicodedata.combining(c))
+    return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
 
 
 def _merge(marks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 The text that goes into the keyword index has every run ABCD replaced by `AB BC CD D`; a query for ABC becomes the
 phrase `"AB BC"`. The last character stands alone too, and every single-character query is a prefix query, so that
-one character is found wherever it stands. Text without such characters passes through untouched.
+one character is found wherever it stands. Text without such characters is not cut.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ _RANGES = (
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd"
 )
 _RUN = re.compile(f"[{_RANGES}]+")
-# What NFKC changes and people type both ways: full-width Latin, half-width Kana, compatibility Han, ligatures.
-_WIDE = re.compile("[\uff01-\uff9f\uf900-\ufaff\ufb00-\ufb06\u3131-\u318e\u1100-\u11ff]")
-_ANY = re.compile(f"[{_RANGES}\uff01-\uff9f\ufb00-\ufb06]")
+# Signs made of letters: NFKC would join "100㎡" to one word, and "Java™".
+_SIGNS = re.compile(
+    "[\u20a8\u2100\u2101\u2103\u2105\u2106\u2109\u2116\u2120-\u2122\u213b\u249c-\u24e9\u32c0-\u33ff"
+    "\U0001f110-\U0001f251]"
+)
 
 
 def has_cjk(text: str) -> bool:
@@ -28,20 +30,28 @@ def has_cjk(text: str) -> bool:
 
 
 def fold(text: str) -> str:
-    """Half- and full-width forms made one (NFKC), only where the text has any. Case and accents: the tokenizer."""
-    if text.isascii() or not _WIDE.search(text):
+    """One form (NFKC) for what is written in several: full and half width, composed or not, ligatures, ² and Ⅲ.
+
+    Texts and questions alike, whatever stands beside it. Case and accents: the tokenizer."""
+    if text.isascii():
         return text
-    return unicodedata.normalize("NFKC", text)
+    text = text.replace("…", "...").replace("\u00a0", " ")  # all that most texts would be normalised for
+    if unicodedata.is_normalized("NFKC", text):
+        return text
+    return unicodedata.normalize("NFKC", _SIGNS.sub(r" \g<0> ", text))
 
 
 def index_text(text: str) -> str:
     """What is written into the keyword index for `text`; the same object when there is nothing to do."""
-    if text.isascii() or not _ANY.search(text):
-        return text
-    return _RUN.sub(_bigrams, fold(text))
+    return text if text.isascii() else bigrams(fold(text))
 
 
-def _bigrams(match: re.Match[str]) -> str:
+def bigrams(text: str) -> str:
+    """A text in one form, its runs of CJK characters cut into pairs."""
+    return _RUN.sub(_pairs, text)
+
+
+def _pairs(match: re.Match[str]) -> str:
     run = match.group()
     return f" {' '.join([run[i : i + 2] for i in range(len(run))])} "
 

@@ -50,8 +50,7 @@ class Collections:
     def add(self, collection: Collection) -> None:
         """Raises UsageError when the name is taken or not usable in `qmd://name/path`."""
         name = collection.name
-        if not name or name != name.strip() or any(c in name for c in "/\\\0\n?#") or name in (".", ".."):
-            raise UsageError(f"{name!r} cannot name a collection. Use letters, digits, '-', '_' and '.'.")
+        _check_name(name)
         with self._db.transaction():
             if self._db.one("SELECT 1 FROM collections WHERE name = ?", (name,)):
                 raise UsageError(f"there is a collection {name!r} already. Choose another with `--name`.")
@@ -80,8 +79,7 @@ class Collections:
     def rename(self, old: str, new: str) -> None:
         with self._db.transaction():
             collection_id = self._id(old)
-            if not new or any(c in new for c in "/\\\0\n?#"):
-                raise UsageError(f"{new!r} cannot name a collection. Use letters, digits, '-', '_' and '.'.")
+            _check_name(new)
             if self._db.one("SELECT 1 FROM collections WHERE name = ?", (new,)):
                 raise UsageError(f"there is a collection {new!r} already.")
             self._db.run("UPDATE collections SET name = ? WHERE id = ?", (new, collection_id))
@@ -145,3 +143,8 @@ class Collections:
             Collection(r[0], r[1], tuple(json.loads(r[2])), tuple(json.loads(r[3])), bool(r[4]), r[5])
             for r in rows
         ]
+
+
+def _check_name(name: str) -> None:
+    if not name or name != name.strip() or any(c in name for c in "/\\\0\n?#") or name in (".", ".."):
+        raise UsageError(f"{name!r} cannot name a collection. Use letters, digits, '-', '_' and '.'.")

@@ -19,17 +19,21 @@ BUSY_TIMEOUT_S = 30.0
 Row = tuple[Any, ...]
 _WRITES = ("_WRITE", "_SHMSIZE")  # what a file system without room answers in place of "full"
 
+_NO_TEXT = "Could not decode to UTF-8"  # what Python says of a text that is none; it has no error code
+
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: what happened, to which file, and the remedy."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise _explain(error, path) from error
 
 
-def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
+def _explain(error: sqlite3.DatabaseError | UnicodeDecodeError, path: Path) -> Exception:
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith(_NO_TEXT):
+        return _damaged(error, path)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(
@@ -42,10 +46,7 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
             "Free some disk space, then run the same command again; it resumes."
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreDamaged(
-            f"{path} is damaged ({error}). Run `qmd cleanup` to repair what can be derived; if that fails, "
-            "move the file away and run `qmd update`: your documents are not touched."
-        )
+        return _damaged(error, path)
     if code == sqlite3.SQLITE_READONLY:
         return StoreError(
             f"{path} cannot be written ({error}). Check the file's and the folder's permissions."
@@ -55,8 +56,31 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> Exception:
     return error
 
 
+def _damaged(error: Exception, path: Path) -> StoreDamaged:
+    return StoreDamaged(
+        f"{path} is damaged ({error}). Run `qmd cleanup` to repair what can be derived; if that fails, "
+        "move the file away and run `qmd update`: your documents are not touched."
+    )
+
+
 def _name(error: sqlite3.DatabaseError) -> str:
     return str(getattr(error, "sqlite_errorname", ""))
+
+
+class _Own:
+    """The connection of one thread: closed when the thread ends, unless that is in a forked child."""
+
+    def __init__(self, db: sqlite3.Connection, among: set[sqlite3.Connection]) -> None:
+        self.db = db
+        self._among = among
+        self._pid = os.getpid()
+        among.add(db)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            self._among.discard(self.db)
+            with suppress(sqlite3.Error):
+                self.db.close()
 
 
 class Connection:
@@ -68,8 +92,7 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
-        self._guard = threading.Lock()
+        self._all: set[sqlite3.Connection] = set()
         self._writer = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
@@ -78,16 +101,13 @@ class Connection:
     @property
     def raw(self) -> sqlite3.Connection:
         """This thread's connection."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
+        own: _Own | None = getattr(self._local, "own", None)
+        if own is None:
             if self._closed:
                 raise StoreError(f"{self.path} was closed. Open the store again.")
             with explained(self.path):
-                db = _connect(self.path)
-            self._local.db = db
-            with self._guard:
-                self._all.append(db)
-        return db
+                self._local.own = own = _Own(_connect(self.path), self._all)
+        return own.db
 
     def all(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         with explained(self.path):
@@ -150,13 +170,13 @@ class Connection:
             self.run(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
     def close(self) -> None:
-        with self._guard:
-            connections, self._all, self._closed = self._all, [], True
-        self._local = threading.local()
+        self._closed = True
         if os.getpid() == self._pid:  # a forked child must not touch its parent's locks
-            for db in connections:
+            for db in list(self._all):
                 with suppress(sqlite3.Error):
                     db.close()
+            self._all.clear()
+        self._local = threading.local()
 
 
 @contextmanager
@@ -271,7 +291,7 @@ def _build(draft: Path) -> None:
         db.execute("COMMIT")
     finally:
         db.close()
-    with open(draft, "rb") as file:
+    with open(draft, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 

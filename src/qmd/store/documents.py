@@ -14,7 +14,7 @@ from typing import Any
 from qmd.errors import StoreDamaged, UsageError
 from qmd.store.cjk import index_text
 from qmd.store.connect import Connection
-from qmd.store.filters import path_condition
+from qmd.store.filters import path_condition, spellings
 from qmd.store.schema import PICTURES, TEXTS
 from qmd.types import Document, Link
 
@@ -123,10 +123,12 @@ class Documents:
             return None if row is None else _document(row, body_of(self._db, document_id))
 
     def find(self, collection: str, path: str) -> StoredDocument | None:
+        """The one of this name, else the one whose name is composed of other characters (NFC, NFD)."""
+        names = [path_value(name) for name in spellings(path)]
         row = self._db.one(
             "SELECT d.id FROM documents d JOIN collections n ON n.id = d.collection_id "
-            "WHERE n.name = ? AND d.path = ?",
-            (collection, path_value(path)),
+            f"WHERE n.name = ? AND d.path IN ({', '.join('?' * len(names))}) ORDER BY d.path = ? DESC",
+            (collection, *names, names[0]),
         )
         return None if row is None else self.get(row[0])
 
@@ -192,11 +194,6 @@ class Documents:
             (document_id,),
         )
         return tuple(Link(*row) for row in rows)
-
-    def linked_from(self, target: str) -> list[tuple[int, int]]:
-        """(document id, line) of every link to `target`, as written."""
-        rows = self._db.all("SELECT document_id, line FROM links WHERE target = ? ORDER BY 1, 2", (target,))
-        return [(r[0], r[1]) for r in rows]
 
     def links_naming(self, names: Iterable[str]) -> builtins.list[tuple[int, Link]]:
         """(document id, link) of every link whose target, without case, holds one of the names."""
@@ -495,8 +492,11 @@ class DocumentWriter:
                 "SELECT 1 FROM documents WHERE docid = ? AND hash = ?", (digits[:length], digest)
             ):
                 break  # the same bytes twice: tell them apart by where they are
-        place = f"{collection}\0{path}".encode("utf-8", "surrogateescape")
-        return sha256(digest + place).hexdigest()[:16]
+        place = sha256(digest + f"{collection}\0{path}".encode("utf-8", "surrogateescape"))
+        # A copy that was here and has moved on keeps the docid that it got here.
+        while self._db.one("SELECT 1 FROM documents WHERE docid = ?", (place.hexdigest()[:16],)) is not None:
+            place.update(b"\0")
+        return place.hexdigest()[:16]
 
 
 def _read_day(day: str) -> date | None:
@@ -516,8 +516,3 @@ def _day(mtime_ns: int) -> str:
         return datetime.fromtimestamp(mtime_ns / 1e9, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
         return "1970-01-01T00:00:00+00:00"
-
-
-def file_hash(data: bytes) -> bytes:
-    """sha256 of a file's bytes."""
-    return sha256(data).digest()

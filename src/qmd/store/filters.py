@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from qmd.errors import UsageError
@@ -52,17 +53,30 @@ def compile_filter(wanted: Filter) -> Condition | None:
     return Condition(" AND ".join(parts), tuple(values)) if parts else None
 
 
+def spellings(path: str) -> list[str]:
+    """A path as given, composed (NFC) and decomposed (NFD, names from a Mac): they look alike."""
+    if path.isascii():
+        return [path]
+    return list(dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))))
+
+
 def path_condition(pattern: str) -> tuple[str, list[str]]:
-    """A glob over `d.path`; `*` and `**` cross folders, `**/` may be nothing; a plain name also means its folder."""
+    """A name over `d.path`, which also means its folder, or a glob; `*` and `**` cross folders, `**/` may be nothing.
+
+    Brackets are read as a part of the name, too: `app/[id]/*` finds what lies in `app/[id]`.
+    """
     pattern = pattern.removeprefix("./").strip("/") if pattern != "/" else "*"
-    if not any(c in pattern for c in "*?["):
-        return "(d.path = ? OR (d.path >= ? AND d.path < ?))", [pattern, f"{pattern}/", f"{pattern}0"]
-    globs = [pattern]
-    if pattern.startswith("**/"):
-        globs.append(pattern[3:])
-    if "/**/" in pattern:
-        globs += [glob.replace("/**/", "/") for glob in globs]
-    return "(" + " OR ".join(["d.path GLOB ?"] * len(globs)) + ")", globs
+    parts: list[str] = []
+    values: list[str] = []
+    for name in spellings(pattern):
+        parts.append("d.path = ? OR (d.path >= ? AND d.path < ?)")
+        values += [name, f"{name}/", f"{name}0"]
+        globs = list(dict.fromkeys((name, name.replace("[", "[[]")))) if any(c in name for c in "*?[") else []
+        globs += [glob[3:] for glob in globs if glob.startswith("**/")]
+        globs += [glob.replace("/**/", "/") for glob in globs if "/**/" in glob]
+        parts += ["d.path GLOB ?"] * len(globs)
+        values += globs
+    return f"({' OR '.join(parts)})", values
 
 
 def _iso(bound: str) -> str:

@@ -20,9 +20,6 @@ from qmd.store.schema import COLUMNS, TEXTS, TOKENIZER, WEIGHTS
 from qmd.types import Filter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from qmd.store.common import CommonWords
     from qmd.store.postings import Kept, Postings
 
@@ -126,9 +123,8 @@ class Keyword:
         from qmd.store import postings
 
         with self._db.snapshot():
-            if self._postings is None:
-                self._postings = postings.Postings()
-            lists = self._postings.take(list(dict.fromkeys(expressions)), self._generation(), self._read)
+            taken = self._memory().take(dict.fromkeys(expressions), self._generation(), self._read)
+            lists = [kept[:2] for kept in taken]
             ids, scores = (postings.meet if every else postings.add_up)(lists)
             allowed = Chunks(self._db).ids(filter)
             keep = None if allowed is None else np.isin(ids, allowed)
@@ -141,55 +137,54 @@ class Keyword:
 
     def keeps(self, expressions: Sequence[str]) -> bool:
         """Whether the postings of all these expressions are in memory."""
-        return self._postings is not None and self._postings.holds(expressions, self._generation())
+        postings, generation = self._postings, self._generation()
+        return postings is not None and all(postings.get(e, generation) is not None for e in expressions)
 
     def asked_before(self, expressions: Sequence[str]) -> bool:
         """Whether all of these were asked about since the index last changed; from now on they were."""
-        generation = self._generation()
-        if self._asked[0] != generation or len(self._asked[1]) > 10_000:
-            self._asked = (generation, set())
-        known = self._asked[1].issuperset(expressions)
-        self._asked[1].update(expressions)
+        generation, asked = self._generation(), self._asked
+        if asked[0] != generation or len(asked[1]) > 10_000:
+            self._asked = asked = (generation, set())
+        known = asked[1].issuperset(expressions)
+        asked[1].update(expressions)
         return known
 
-    def keep(self, expressions: Sequence[str]) -> None:
-        """Read the postings of these expressions into memory, where they are not there yet."""
-        from qmd.store import postings
+    def kept(self, expression: str, *, read: bool = False) -> Kept | None:
+        """Postings of an expression that are in memory; `read`: which are read where they are not there yet."""
+        generation = self._generation()
+        found = None if self._postings is None else self._postings.get(expression, generation)
+        if found is None and read:
+            (found,) = self._memory().take([expression], generation, self._read)
+        return found
+
+    def _memory(self) -> Postings:
+        from qmd.store.postings import Postings
 
         if self._postings is None:
-            self._postings = postings.Postings()
-        self._postings.take(list(expressions), self._generation(), self._read)
-
-    def kept_ids(self, expression: str) -> list[int]:
-        """Chunks of an expression that `keeps` says is in memory, rising."""
-        assert self._postings is not None
-        ids: list[int] = self._postings.ids(expression).tolist()
-        return ids
-
-    def kept_among(self, expression: str, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that hold an expression that is in memory."""
-        assert self._postings is not None
-        return self._postings.among(expression, ids)
+            self._postings = Postings()
+        return self._postings
 
     def save_common(self) -> None:
         """Write down the postings of common words that this process has read, for the next one (`store.common`)."""
         if self._postings is not None:
             common = self._common_words()
             if self._generation() == common.generation:
-                known = self._frequencies[1] if self._frequencies[0] == common.generation else {}
-                common.write(self._postings.newest(common.generation), known)
+                generation, known = self._frequencies
+                common.write(
+                    self._postings.newest(common.generation), known if generation == common.generation else {}
+                )
 
     def _common_words(self) -> CommonWords:
         """What lies beside the database of the state that it is in."""
         from qmd.store.common import CommonWords
 
-        generation = self._generation()
-        if self._common is None or self._common.generation != generation:
+        generation, common = self._generation(), self._common
+        if common is None or common.generation != generation:
             identity = str(self._db.value("SELECT value FROM meta WHERE key = 'database'"))
             ending = "words" if self.table == TEXTS else self.table
             path = self._db.path.with_name(f"{self._db.path.name}.{ending}")
-            self._common = CommonWords(path, identity, generation)
-        return self._common
+            self._common = common = CommonWords(path, identity, generation)
+        return common
 
     def _read(self, expression: str) -> Kept:
         from qmd.store.postings import as_arrays
@@ -220,19 +215,20 @@ class Keyword:
 
     def count(self) -> int:
         """Number of indexed chunks, N in BM25. Remembered until the index changes."""
-        generation = self._generation()
-        if self._total[0] != generation:
+        generation, total = self._generation(), self._total
+        if total[0] != generation:
             # Record 1 of FTS5's data table: rows, then tokens of each column.
             totals = varints(self._db.value(f"SELECT block FROM {self.table}_data WHERE id = 1") or b"\0")
-            self._total = (generation, totals[0])
-        return self._total[1]
+            self._total = total = (generation, totals[0])
+        return total[1]
 
     def stem(self, words: Iterable[str]) -> dict[str, list[str]]:
         """word -> the terms the index holds for it (folded, stemmed), by the index's own tokenizer."""
         words = list(dict.fromkeys(words))
-        if len(self._stems) > 50_000:  # before anything is looked up in it
+        if len(self._stems) > 50_000:
             self._stems = {}
-        wanted = [w for w in words if w not in self._stems]
+        known = self._stems  # another thread may begin a new one meanwhile
+        wanted = [w for w in words if w not in known]
         if wanted:
             db = self._tokenizer()
             db.executemany(
@@ -246,8 +242,8 @@ class Keyword:
             for term, row in db.execute("SELECT term, doc FROM places ORDER BY doc, offset"):
                 terms.setdefault(row, []).append(term)
             db.execute("INSERT INTO t(t) VALUES ('delete-all')")
-            self._stems.update((w, terms.get(i, [])) for i, w in enumerate(wanted))
-        return {w: self._stems[w] for w in words}
+            known.update((w, terms.get(i, [])) for i, w in enumerate(wanted))
+        return {w: known[w] for w in words}
 
     def _tokenizer(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -270,10 +266,10 @@ class Keyword:
         posting list.
         """
         words = list(dict.fromkeys(terms))
-        generation = self._generation()
-        if self._frequencies[0] != generation:
-            self._frequencies = (generation, dict(self._common_words().frequencies))
-        known = self._frequencies[1]
+        generation, frequencies = self._generation(), self._frequencies
+        if frequencies[0] != generation:
+            self._frequencies = frequencies = (generation, dict(self._common_words().frequencies))
+        known = frequencies[1]
         stems = self.stem(words)
         missing = {t for w in words for t in stems[w] if t not in known}
         for term in missing:

@@ -67,15 +67,18 @@ class Pictures:
         """(n,) rising: the chunks with the words of pictures. Remembered until the index changes."""
         import numpy as np
 
-        generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
-        if self._chunks is None or self._chunks[0] != generation:
+        generation, known = (
+            int(self._db.value("SELECT value FROM meta WHERE key = 'generation'")),
+            self._chunks,
+        )
+        if known is None or known[0] != generation:
             rows = self._db.all(
                 "SELECT c.id FROM documents d INDEXED BY pictures_by_hash JOIN chunks c ON c.document_id = d.id "
                 "WHERE d.type = 'image'"
             )
             ids = np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
-            self._chunks = (generation, ids)
-        return self._chunks[1]
+            self._chunks = known = (generation, ids)
+        return known[1]
 
     def models(self) -> dict[str, int]:
         """fingerprint -> number of its vectors."""
@@ -172,8 +175,9 @@ class Pictures:
 
         with self._db.snapshot():
             generation = int(self._db.value("SELECT value FROM meta WHERE key = 'generation'"))
-            if self._kept is not None and self._kept[:2] == (generation, fingerprint):
-                return self._kept[2]
+            known = self._kept  # another thread may begin another meanwhile
+            if known is not None and known[:2] == (generation, fingerprint):
+                return known[2]
             rows = self._db.all(
                 "SELECT c.id, p.hash, p.crc, p.vector FROM picture_vectors p CROSS JOIN documents d "
                 "ON d.hash = p.hash AND d.type = 'image' JOIN chunks c ON c.document_id = d.id "

@@ -23,55 +23,53 @@ class Postings:
     """expression -> (chunk ids, rising; BM25 of that expression alone; the same of the body alone). BM25 of several is
     the sum.
 
-    All of it belongs to one state of the index, `generation`, and is dropped with it.
+    All of it belongs to one state of the index, `generation`, and is dropped with it. What was given out stays whole.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
-        self._generation = -1
+        self._state: tuple[int, OrderedDict[str, Kept]] = (-1, OrderedDict())
         self._size = 0
         self._guard = threading.Lock()
 
-    def holds(self, expressions: Iterable[str], generation: int) -> bool:
-        return generation == self._generation and all(e in self._kept for e in expressions)
+    def get(self, expression: str, generation: int) -> Kept | None:
+        """None where it is not kept. Waits for nobody."""
+        state, kept = self._state
+        return kept.get(expression) if state == generation else None
 
-    def take(
-        self, expressions: Sequence[str], generation: int, read: Callable[[str], Kept]
-    ) -> list[tuple[Ids, Scores]]:
+    def take(self, expressions: Iterable[str], generation: int, read: Callable[[str], Kept]) -> list[Kept]:
         """Postings of each expression; `read` gives those of one that is not kept."""
         with self._guard:
-            if generation != self._generation:
-                self._kept.clear()
-                self._generation, self._size = generation, 0
+            if generation != self._state[0]:
+                self._state, self._size = (generation, OrderedDict()), 0
+            kept = self._state[1]
             taken = []
             for expression in expressions:
-                found = self._kept.get(expression)
+                found = kept.get(expression)
                 if found is None:
-                    self._kept[expression] = found = read(expression)
+                    kept[expression] = found = read(expression)
                     self._size += found[0].shape[0]
-                self._kept.move_to_end(expression)
-                taken.append(found[:2])
-            while self._size > KEPT_POSTINGS and len(self._kept) > 1:
-                self._size -= self._kept.popitem(last=False)[1][0].shape[0]
+                kept.move_to_end(expression)
+                taken.append(found)
+            while self._size > KEPT_POSTINGS and len(kept) > 1:
+                self._size -= kept.popitem(last=False)[1][0].shape[0]
             return taken
 
     def newest(self, generation: int) -> list[tuple[str, Kept]]:
         """All that is kept of this state, what was asked for last first."""
         with self._guard:
-            return list(reversed(self._kept.items())) if generation == self._generation else []
+            state, kept = self._state
+            return list(reversed(kept.items())) if state == generation else []
 
-    def ids(self, expression: str) -> Ids:
-        return self._kept[expression][0]
 
-    def among(self, expression: str, ids: Sequence[int] | Ids) -> Scores:
-        """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that the expression, which is kept, is in."""
-        have, scores, bodies = self._kept[expression]
-        wanted = np.asarray(ids, dtype=np.int64)
-        if not have.shape[0] or not wanted.shape[0]:
-            return np.zeros((0, 3))
-        place = np.minimum(np.searchsorted(have, wanted), have.shape[0] - 1)
-        place = place[have[place] == wanted]
-        return np.column_stack((have[place], scores[place], bodies[place]))
+def among(kept: Kept, ids: Sequence[int] | Ids) -> Scores:
+    """(n, 3): chunk id, BM25, BM25 of the body of those of `ids` that the postings hold."""
+    have, scores, bodies = kept
+    wanted = np.asarray(ids, dtype=np.int64)
+    if not have.shape[0] or not wanted.shape[0]:
+        return np.zeros((0, 3))
+    place = np.minimum(np.searchsorted(have, wanted), have.shape[0] - 1)
+    place = place[have[place] == wanted]
+    return np.column_stack((have[place], scores[place], bodies[place]))
 
 
 def as_arrays(rows: Rows) -> Kept:

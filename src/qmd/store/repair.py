@@ -16,6 +16,11 @@ from qmd.store.schema import NEW_GENERATION, PICTURES, TEXTS
 from qmd.store.vectors import Vectors, remove_matrix
 
 BATCH = 500
+_WRITTEN = """CAST(CASE typeof(d.path) WHEN 'text' THEN d.path ELSE '' END || char(10) || d.title || char(10) || d.docid
+    || char(10) || d.type || char(10) || d.lang || char(10) || coalesce(d.date, '') || char(10) || d.day || char(10)
+    || d.aliases || char(10) || d.fields || char(10) || coalesce(
+        (SELECT group_concat(headings, char(10)) FROM chunks WHERE document_id = d.id), '') AS BLOB)"""
+"""What of a document is kept as text, as bytes. A path that is no UTF-8 is kept as bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def integrity(db: Connection, vectors: Vectors) -> list[Problem]:
         problems += [Problem(what, "Run `qmd cleanup`.") for what in _keyword_problems(db)]
         bad = bad_documents(db)
         if bad:
-            problems.append(Problem(f"{len(bad)} documents do not match their checksums", again))
+            problems.append(Problem(f"{len(bad)} documents are damaged", again))
         bad_rows = len(bad_vectors(db)) + len(bad_pictures(db))
         if bad_rows:
             problems.append(
@@ -131,19 +136,30 @@ def _keyword_problems(db: Connection) -> list[str]:
 
 
 def bad_documents(db: Connection) -> list[int]:
-    """Ids of the documents whose text is gone or does not match its checksum."""
+    """Ids of the documents whose text is gone or does not match its checksum, or whose row cannot be read."""
     bad: list[int] = []
     last = 0
     while True:
         rows = db.all(
-            "SELECT d.id, d.crc, b.text FROM documents d LEFT JOIN bodies b ON b.id = d.id "
+            f"SELECT d.id, d.crc, b.text, {_WRITTEN} FROM documents d LEFT JOIN bodies b ON b.id = d.id "
             "WHERE d.id > ? ORDER BY d.id LIMIT ?",
             (last, BATCH),
         )
         if not rows:
             return bad
-        bad += [i for i, crc, text in rows if not isinstance(text, bytes) or zlib.crc32(text) != crc]
+        bad += [
+            i
+            for i, crc, text, written in rows
+            if not isinstance(text, bytes) or zlib.crc32(text) != crc or not _is_text(written)
+        ]
         last = rows[-1][0]
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return bool(str(data, "utf-8"))
+    except UnicodeDecodeError:
+        return False
 
 
 def bad_vectors(db: Connection) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import unicodedata
 import uuid
+import zlib
 from collections.abc import Callable
 
 APPLICATION_ID = 0x514D4431  # "QMD1"
@@ -92,7 +95,7 @@ def _picture_vectors(db: sqlite3.Connection) -> None:
 
 def _picture_words(db: sqlite3.Connection) -> None:
     """Words of pictures leave the table of texts for one of their own."""
-    from qmd.store.cjk import index_text
+    from qmd.store.cjk import bigrams
     from qmd.store.documents import clean, stored_path
 
     columns = ", ".join(COLUMNS)
@@ -106,10 +109,45 @@ def _picture_words(db: sqlite3.Connection) -> None:
     if pictures:  # scores of common words are kept beside the index, by its generation
         db.execute(NEW_GENERATION)
     for chunk, title, headings, body, start, end, path in pictures:
-        text = str(body, "utf-8")[start:end]
-        words = (chunk, *(index_text(part) for part in (title, headings, text, clean(stored_path(path)))))
-        db.execute(f"INSERT INTO {TEXTS}({TEXTS}, rowid, {columns}) VALUES ('delete', ?, ?, ?, ?, ?)", words)
-        db.execute(f"INSERT INTO {PICTURES}(rowid, {columns}) VALUES (?, ?, ?, ?, ?)", words)
+        parts = (title, headings, str(body, "utf-8")[start:end], clean(stored_path(path)))
+        words = (chunk, *(bigrams(_former_form(part)) for part in parts))
+        db.execute(_TAKE_OUT.format(TEXTS), words)
+        db.execute(_PUT_IN.format(PICTURES), words)
+
+
+_TAKE_OUT = f"INSERT INTO {{0}}({{0}}, rowid, {', '.join(COLUMNS)}) VALUES ('delete', ?, ?, ?, ?, ?)"
+_PUT_IN = f"INSERT INTO {{0}}(rowid, {', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?)"
+_HELD = re.compile("[\uff01-\uff9f\uf900-\ufaff\ufb00-\ufb06\u3131-\u318e\u1100-\u11ff]")
+
+
+def _former_form(text: str) -> str:
+    """Until version 4 a text was normalised as a whole, and only if it held one of these."""
+    return unicodedata.normalize("NFKC", text) if not text.isascii() and _HELD.search(text) else text
+
+
+def _one_form(db: sqlite3.Connection) -> None:
+    """Words in one form, whatever stands beside them (`cjk.fold`). Only rows whose words change are written anew, some
+    MB of text a second. Nobody looks for links by their target."""
+    from qmd.store.cjk import bigrams, fold
+    from qmd.store.documents import clean, stored_path, words_table
+
+    db.execute("DROP INDEX IF EXISTS links_by_target")
+    db.execute(NEW_GENERATION)  # scores of common words are kept beside the index, by its generation
+    documents = db.execute(
+        "SELECT d.id, d.title, d.path, d.type, d.crc, b.text FROM documents d JOIN bodies b ON b.id = d.id"
+    )
+    for document, title, path, type, crc, body in documents:
+        if not isinstance(body, bytes) or zlib.crc32(body) != crc:
+            continue  # `cleanup` drops it, and writes all words anew
+        text, table = str(body, "utf-8"), words_table(type)
+        for chunk, headings, start, end in db.execute(
+            "SELECT id, headings, start, end FROM chunks WHERE document_id = ?", (document,)
+        ):
+            parts = (title, headings, text[start:end], clean(stored_path(path)))
+            former, now = [_former_form(part) for part in parts], [fold(part) for part in parts]
+            if [part.replace("…", "...").replace("\u00a0", " ") for part in former] != now:
+                db.execute(_TAKE_OUT.format(table), (chunk, *map(bigrams, former)))
+                db.execute(_PUT_IN.format(table), (chunk, *map(bigrams, now)))
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
@@ -117,6 +155,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _skipped_files,
     _picture_vectors,
     _picture_words,
+    _one_form,
 )
 FORMAT_VERSION = len(MIGRATIONS)
 """Kept in the database header as `PRAGMA user_version`."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,26 +78,37 @@ class Vectors:
 
         A text whose stored document is damaged is left out; `integrity` names it.
         """
-        rows = self._db.all(
-            """SELECT c.key, c.document_id, d.title, c.headings, c.start, c.end
-               FROM documents d CROSS JOIN chunks c ON c.document_id = d.id
-               WHERE NOT EXISTS (SELECT 1 FROM vectors v WHERE v.model_id = ? AND v.key = c.key)
-               ORDER BY d.mtime_ns DESC, c.id LIMIT ?""",
-            (self._model_id(fingerprint), limit),
-        )
         found: dict[bytes, str] = {}
-        document, text = -1, ""
+        passed = 0
+        while not found:  # all that was read may belong to damaged documents
+            rows = self._db.all(
+                """SELECT c.key, c.document_id, d.title, c.headings, c.start, c.end
+                   FROM documents d CROSS JOIN chunks c ON c.document_id = d.id
+                   WHERE NOT EXISTS (SELECT 1 FROM vectors v WHERE v.model_id = ? AND v.key = c.key)
+                   ORDER BY d.mtime_ns DESC, c.id LIMIT ? OFFSET ?""",
+                (self._model_id(fingerprint), limit, passed),
+            )
+            if not rows:
+                break
+            passed += len(rows)
+            found = self._texts(rows)
+        return [PendingText(key, value) for key, value in found.items()]
+
+    def _texts(self, rows: Iterable[tuple[Any, ...]]) -> dict[bytes, str]:
+        """key -> what is embedded, of (key, document id, title, headings, start, end); without damaged documents."""
+        found: dict[bytes, str] = {}
+        document, text = -1, None
         for key, document_id, title, headings, start, end in rows:
             if key in found:
                 continue
             if document_id != document:
-                try:
-                    document, text = document_id, body_of(self._db, document_id)
-                except StoreDamaged:
-                    continue
-            path = tuple(headings.split(SEPARATOR)) if headings else ()
-            found[key] = embedding_text(title, path, text[start:end])
-        return [PendingText(key, value) for key, value in found.items()]
+                document, text = document_id, None
+                with suppress(StoreDamaged):
+                    text = body_of(self._db, document_id)
+            if text is not None:
+                path = tuple(headings.split(SEPARATOR)) if headings else ()
+                found[key] = embedding_text(title, path, text[start:end])
+        return found
 
     def pending_characters(self, fingerprint: str) -> int:
         """Length of all chunks without a vector of this model: what an estimate of time left rests on."""

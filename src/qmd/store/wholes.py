@@ -13,7 +13,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qmd.store.connect import Connection
@@ -22,6 +22,8 @@ from qmd.store.keyword import K1, WEIGHTS, B, Keyword, varints
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from qmd.store.postings import Kept
 
 DOCUMENT_SHARE = 0.7
 READ_AGAIN = 4_000
@@ -67,14 +69,28 @@ Sizes = Mapping[int, Sequence[tuple[int, int, int]]]
 """document -> (chunk, its tokens, its body's) of its chunks, at least one."""
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is remembered of one state of the index. A search takes it once: another thread may have gone on.
+
+    documents: without pictures; tokens: of all columns; spreads: expression -> (chunks, documents) that match.
+    """
+
+    generation: int
+    documents: int = 0
+    tokens: int = 0
+    body_tokens: int = 0
+    spreads: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lengths: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+
+
 class Wholes:
     """Scores documents. What it remembers belongs to one state of the index."""
 
     def __init__(self, db: Connection, keyword: Keyword) -> None:
         self._db = db
         self._keyword = keyword
-        self._lengths: dict[int, list[tuple[int, int, int]]] = {}
-        self._known: tuple[int, dict[str, tuple[int, int]], tuple[int, int, int]] = (-1, {}, (0, 0, 0))
+        self._remembered = _State(-1)
 
     def match(
         self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], *, missing: int = 0
@@ -89,13 +105,15 @@ class Wholes:
 
     def count(self) -> int:
         """Documents in the index but for pictures; remembered until it changes."""
-        return self._totals()[0]
+        return self._state().documents
 
     def _match(self, atoms: Sequence[tuple[str, int]], documents: Iterable[int], missing: int) -> Matches:
-        count, size_all, size_body = self._totals()
-        sizes = {d: chunks for d, chunks in self._sizes(list(dict.fromkeys(documents))).items() if chunks}
-        total = self._keyword.count()
-        means = Means(max(size_all / max(total, 1), 1e-9), max(size_body / max(count, 1), 1e-9))
+        state = self._state()
+        count, total = state.documents, self._keyword.count()
+        sizes = {
+            d: chunks for d, chunks in self._sizes(state, list(dict.fromkeys(documents))).items() if chunks
+        }
+        means = Means(max(state.tokens / max(total, 1), 1e-9), max(state.body_tokens / max(count, 1), 1e-9))
         ids: list[int] | NDArray[np.int64] = sorted([c for chunks in sizes.values() for c, _, _ in chunks])
         arrays = "numpy" in sys.modules
         if arrays:
@@ -105,31 +123,29 @@ class Wholes:
         mass = missing * _rarity(count, 0)
         words: list[Word] = []
         for expression, frequency in atoms:
-            kept = self._keyword.keeps([expression])
-            if not kept and frequency <= READ_AGAIN and arrays:
-                # A process that answers once need not load numpy; one that goes on answering looks up in memory.
-                self._keyword.keep([expression])
-                kept = self._keyword.keeps([expression])
-            if not kept and frequency > READ_AGAIN:
+            # A process that answers once need not load numpy; one that goes on answering looks up in memory.
+            kept = self._keyword.kept(expression, read=arrays and frequency <= READ_AGAIN)
+            if kept is None and frequency > READ_AGAIN:
                 continue
-            holding, spread = self._spread(expression, kept=kept)
+            holding, spread = self._spread(state, expression, kept)
             if not holding:
                 continue
             rarity = _rarity(count, spread)
             mass += rarity
             unit = max(math.log((total - holding + 0.5) / (holding + 0.5)), _LEAST_IDF) * (K1 + 1)
-            words.append(Word(rarity, unit, self._scores(expression, ids, kept=kept)))
+            words.append(Word(rarity, unit, self._scores(expression, ids, kept)))
         if arrays:
             from qmd.store.whole_arrays import add_words
         else:
             add_words = _add_words
         return add_words(sizes, words, means, max(mass, 1e-9))
 
-    def _sizes(self, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+    def _sizes(self, state: _State, documents: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
         """document -> (chunk, its tokens, its body's) of its chunks; `SIZES_KEPT` documents are remembered."""
-        if len(self._lengths) > SIZES_KEPT:
-            self._lengths = {}
-        known = self._lengths  # another thread may begin a new one meanwhile
+        known = state.lengths
+        if len(known) > SIZES_KEPT:
+            known = {}
+            self._remembered = replace(state, lengths=known)
         missing = [document for document in documents if document not in known]
         fresh: dict[int, list[tuple[int, int, int]]] = {document: [] for document in missing}
         for document, chunk, sizes in self._db.all(
@@ -143,11 +159,13 @@ class Wholes:
         return {document: known[document] for document in documents}
 
     def _scores(
-        self, expression: str, ids: list[int] | NDArray[np.int64], *, kept: bool
+        self, expression: str, ids: list[int] | NDArray[np.int64], kept: Kept | None
     ) -> Sequence[tuple[int, float, float]] | NDArray[np.float64]:
         """(chunk, BM25, BM25 of the body alone) of those of `ids` (rising) that match."""
-        if kept:
-            return self._keyword.kept_among(expression, ids)
+        if kept is not None:
+            from qmd.store.postings import among
+
+            return among(kept, ids)
         columns = ", ".join(str(float(w)) for w in WEIGHTS)
         alone = ", ".join(map(str, _BODY_ONLY))
         rows: list[tuple[int, float, float]] = self._db.all(
@@ -157,11 +175,11 @@ class Wholes:
         )
         return rows
 
-    def _spread(self, expression: str, *, kept: bool) -> tuple[int, int]:
+    def _spread(self, state: _State, expression: str, kept: Kept | None) -> tuple[int, int]:
         """(chunks, documents) that match; for long lists in memory the documents are estimated."""
-        known = self._known[1]
+        known = state.spreads
         if expression not in known:
-            known[expression] = self._estimate(expression) if kept else self._count(expression)
+            known[expression] = self._count(expression) if kept is None else self._estimate(kept)
         return known[expression]
 
     def _count(self, expression: str) -> tuple[int, int]:
@@ -172,16 +190,14 @@ class Wholes:
         )
         return int(rows[0][0]), int(rows[0][1])
 
-    def _estimate(self, expression: str) -> tuple[int, int]:
+    def _estimate(self, kept: Kept) -> tuple[int, int]:
         """Chunks of a document stand together: of n postings, those whose neighbour is of another document begin a
         document."""
-        ids = self._keyword.kept_ids(expression)
-        total = len(ids)
+        total = len(kept[0])
         if total <= 2 * PAIRS:
-            places = self._documents(ids)
+            places = self._documents(kept[0].tolist())
             return total, len(set(places.values()))
-        firsts = [ids[i * (total - 1) // PAIRS] for i in range(PAIRS)]
-        seconds = [ids[i * (total - 1) // PAIRS + 1] for i in range(PAIRS)]
+        firsts, seconds = ([int(kept[0][i * (total - 1) // PAIRS + n]) for i in range(PAIRS)] for n in (0, 1))
         places = self._documents([*firsts, *seconds])
         apart = sum(places.get(a) != places.get(b) for a, b in zip(firsts, seconds, strict=True))
         return total, max(1, round(total * apart / PAIRS))
@@ -194,18 +210,16 @@ class Wholes:
             )
         )
 
-    def _totals(self) -> tuple[int, int, int]:
-        """(documents, tokens of all columns, tokens of all bodies), remembered until the index changes."""
-        generation = self._keyword.generation()
-        if self._known[0] != generation:
+    def _state(self) -> _State:
+        generation, state = self._keyword.generation(), self._remembered
+        if state.generation != generation:
             documents = int(self._db.value("SELECT count(*) FROM documents"))
             documents -= int(self._db.value(_PICTURES))
             # Record 1 of FTS5's data table: rows, then tokens of each column.
             totals = varints(self._db.value("SELECT block FROM keyword_data WHERE id = 1") or b"\0")
             sizes = [*totals[1:], 0, 0, 0, 0][:4]
-            self._lengths = {}
-            self._known = (generation, {}, (documents, sum(sizes), sizes[2]))
-        return self._known[2]
+            self._remembered = state = _State(generation, documents, sum(sizes), sizes[2])
+        return state
 
 
 def _add_words(sizes: Sizes, words: Sequence[Word], means: Means, mass: float) -> Matches:
