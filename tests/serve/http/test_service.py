@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ import qmd
 from qmd.errors import ModelError
 from qmd.serve.http.app import create_app
 from qmd.serve.service import Abandoned, Busy, Limits, Service, TooLate
-from qmd.serve.service.batching import Batcher
+from qmd.serve.service.batching import Ask, Batcher
 from qmd.serve.service.lanes import Lane, check_job
 from qmd.serve.service.models import Kept
 
@@ -144,6 +144,35 @@ def test_a_batch_stays_within_its_tokens_and_one_bad_batch_harms_no_other() -> N
     assert len(batcher.ask("good", ["x" * 80] * 9, background=True)) == 9
     assert max(sizes) <= 50
     batcher.close()
+
+
+class Leaving(Future[Any]):
+    """Its client leaves just before the answer is there."""
+
+    def set_result(self, result: Any) -> None:
+        super().set_exception(Abandoned())
+        super().set_result(result)
+
+    def set_exception(self, error: BaseException | None) -> None:
+        super().set_exception(Abandoned())
+        super().set_exception(error)
+
+
+@pytest.mark.parametrize("key", ["good", "bad"])
+def test_a_client_that_leaves_as_its_answer_comes_ends_no_batch(key: str) -> None:
+    def run(key: str, texts: Any) -> Any:
+        if key == "bad":
+            raise ModelError("bad")
+        return np.zeros((len(texts), 1), np.float32)
+
+    batcher = Batcher("t", run, tokens=100, background_tokens=50, wait_s=0.0)
+    left, stays = Ask(key, ["x"], 3, Leaving()), Ask(key, ["y"], 3)
+    batcher._serve(key, [left, stays])
+    assert isinstance(left.future.exception(0), Abandoned)
+    if key == "good":
+        assert stays.future.result(0).shape == (1, 1)
+    else:
+        assert isinstance(stays.future.exception(0), ModelError)
 
 
 def test_requests_go_before_indexing() -> None:
