@@ -158,6 +158,9 @@ class Connection:
                 with suppress(sqlite3.Error):
                     db.close()
 
+    def __del__(self) -> None:
+        self.close()  # SQLite's own connections refer to themselves, and would wait for the collector
+
 
 @contextmanager
 def _snapshot(db: sqlite3.Connection, path: Path) -> Iterator[None]:
