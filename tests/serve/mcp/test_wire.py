@@ -90,7 +90,11 @@ def theirs(operations: Operations, messages: list[dict[str, Any]]) -> list[dict[
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 
-    from qmd.serve.mcp.sdk import QmdServer, run_in_thread
+    from qmd.serve.mcp.sdk import QmdServer
+
+    async def run_in_thread(*work: Any) -> dict[str, Any]:
+        done: dict[str, Any] = await anyio.to_thread.run_sync(*work, abandon_on_cancel=True)
+        return done
 
     async def talk() -> list[dict[str, Any]]:
         to_server, server_reads = anyio.create_memory_object_stream[Any](1)
