@@ -359,7 +359,13 @@ def test_text_is_served_as_it_was_stored_whatever_lies_there_now(
         note.write_text(before)
 
 
-def test_bytes_are_read_without_following_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("posix", [True, False])
+def test_bytes_are_read_without_following_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, posix: bool
+) -> None:
+    if not posix:
+        for flag in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"):
+            monkeypatch.delattr(os, flag)
     root = tmp_path / "root"
     (root / "in").mkdir(parents=True)
     (root / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
