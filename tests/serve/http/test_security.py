@@ -26,7 +26,7 @@ from qmd.serve.service import Service
 from qmd.serve.service.images import image_type, read_image, read_inside
 
 TOKEN = "correct-horse-battery-staple"
-FILLED = {"{collection}": "notes", "{path:path}": "home/soup.md", "{docid}": "abc123"}
+FILLED = {"{collection}": "notes", "{path:whole}": "home/soup.md", "{docid}": "abc123"}
 STREAMS = {"/events"}
 
 
