@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -237,3 +238,12 @@ def test_a_damaged_file_is_never_silently_wrong(database, harm):
             continue
         for i, text in enumerate(texts):
             assert text == f"unique{i} text\n" + "filler words here\n" * 60
+
+
+def test_a_store_that_nobody_holds_is_closed(database):
+    store = Store.open(database)
+    raw = store.db.raw
+    assert raw.execute("SELECT 1").fetchone() == (1,)
+    del store
+    with pytest.raises(sqlite3.ProgrammingError):
+        raw.execute("SELECT 1")

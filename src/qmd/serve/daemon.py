@@ -115,17 +115,21 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(bound: socket.socket, host: str) -> str:
-    port = bound.getsockname()[1]
-    name = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{name}:{port}"
+    return f"http://{_bracketed(host)}:{bound.getsockname()[1]}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def hosts_for(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    """The names a request may be addressed to."""
+    """The names a request may be addressed to. A name that is allowed without a port is so with those of the web too:
+    a proxy in front has them."""
     from qmd.serve.http.guard import LOOPBACK
 
-    own = () if is_loopback(host) or host in ("0.0.0.0", "::") else (host,)
-    return (*LOOPBACK, *own, *allowed)
+    own = () if host in ("0.0.0.0", "::") else (_bracketed(host),)
+    bare = [name for name in allowed if not name.rpartition(":")[2].isdigit()]
+    return (*LOOPBACK, *own, *allowed, *(f"{name}:{port}" for name in bare for port in (80, 443)))
 
 
 def run(

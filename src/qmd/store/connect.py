@@ -178,6 +178,9 @@ class Connection:
             self._all.clear()
         self._local = threading.local()
 
+    def __del__(self) -> None:
+        self.close()  # SQLite's own connections refer to themselves, and would wait for the collector
+
 
 @contextmanager
 def _snapshot(db: sqlite3.Connection, path: Path) -> Iterator[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -88,6 +89,9 @@ def test_the_full_shape_has_marks_and_timings(client: Client) -> None:
         ({"query": "x", "limit": 0}, "1 to 1000"),
         ({"query": "x", "limit": 1001}, "1 to 1000"),
         ({"query": "x", "mode": "magic"}, "mode"),
+        ({"query": "x", "mode": []}, "mode"),
+        ({"query": "x", "mode": {}}, "mode"),
+        ({"image": ""}, "picture"),
         ({"query": "x", "collections": "notes"}, "'collections'"),
         ({"query": "x", "collections": ["nope"]}, "nope"),
         ({"query": "x", "after": "yesterday"}, "not a date"),
@@ -251,8 +255,49 @@ def test_the_openapi_document_names_every_route_and_field(client: Client) -> Non
         "properties"
     ]
     signature = set(inspect.signature(qmd.Index.query).parameters) - {"self"}
-    assert set(fields) - {"mode"} <= signature
+    assert set(fields) - {"mode", "image"} <= signature
     assert {"query", "limit", "collections", "min_score", "full", "explain"} <= set(fields)
+
+
+def test_the_openapi_document_describes_what_is_answered(client: Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "/mcp" not in paths
+    for path in ("/query", "/search", "/vsearch"):
+        told = paths[path]["post"]
+        assert [one["name"] for one in told["parameters"]] == ["shape"]
+        schema = told["requestBody"]["content"]["application/json"]["schema"]
+        for body in (
+            {"query": "water"},
+            {"image": "aGk="},
+            {"image": "aGk=", "query": "at night", "limit": 2},
+        ):
+            jsonschema.validate(body, schema)
+        for body in ({}, {"limit": 2}, {"image": 1}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(body, schema)
+
+
+def test_a_picture_is_answered_in_both_shapes(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hits = service.index.query("water", limit=1)
+    monkeypatch.setattr(type(service.index), "query_image", lambda self, picture, text, **options: hits)
+    body = {"image": base64.b64encode(b"picture").decode()}
+    assert client.post("/query", json=body).text == format_hits(hits, "json", View())
+    told = client.post("/query?shape=hits", json=body).json()
+    assert [hit["path"] for hit in told["hits"]] == [hits[0].path]
+    assert "notes" in told
+
+
+def test_a_name_with_a_line_break_is_a_name(client: Client, made: SimpleNamespace) -> None:
+    file = made.notes / "two\nlines.md"
+    file.write_text("# Two lines\n")
+    try:
+        made.service.index.update()
+        assert client.get("/documents/notes/two%0Alines.md").json()["title"] == "Two lines"
+    finally:
+        file.unlink()
+        made.service.index.update()
 
 
 def test_unknown_paths_and_methods(client: Client) -> None:
@@ -288,7 +333,8 @@ def test_tags_most_used_first_and_bounded(client: Client) -> None:
     assert [row["documents"] for row in found] == sorted((row["documents"] for row in found), reverse=True)
     assert {row["tag"] for row in found} >= {"heap"}
     assert len(client.get("/tags?limit=1").json()) == 1
-    for wrong in ("limit=0", "limit=1001", "limit=x", "most=3"):
+    padded = f"limit={'0' * 11}1{'9' * 5000}"
+    for wrong in ("limit=0", "limit=1001", "limit=x", "most=3", padded):
         assert client.get(f"/tags?{wrong}").status_code == 400
 
 

@@ -26,7 +26,7 @@ from qmd.serve.service import Service
 from qmd.serve.service.images import image_type, read_image, read_inside
 
 TOKEN = "correct-horse-battery-staple"
-FILLED = {"{collection}": "notes", "{path:path}": "home/soup.md", "{docid}": "abc123"}
+FILLED = {"{collection}": "notes", "{path:whole}": "home/soup.md", "{docid}": "abc123"}
 STREAMS = {"/events"}
 
 
@@ -173,8 +173,32 @@ def test_the_token_is_compared_in_constant_time(locked: TestClient, monkeypatch:
 def test_allowed_names_are_names_of_this_service(locked: TestClient) -> None:
     assert locked.get("/health").status_code == 200
     assert locked.get("/health", headers={"Host": "files.example:443"}).status_code == 200
-    assert locked.get("/health", headers={"Host": "files.example"}).status_code == 421
+    assert locked.get("/health", headers={"Host": "files.example"}).status_code == 200
+    assert locked.get("/health", headers={"Host": "files.example:80"}).status_code == 421
+    assert locked.get("/health", headers={"Host": "other.example"}).status_code == 421
     assert locked.get("/health", headers={"Host": "127.0.0.1:8181"}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "asked"),
+    [
+        ("127.0.0.1", ("files.example",), "files.example"),
+        ("127.0.0.1", ("files.example",), "files.example:443"),
+        ("127.0.0.1", ("files.example:80",), "files.example"),
+        ("127.0.0.1", ("[fd00::1]",), "[fd00::1]"),
+        ("127.0.0.2", (), "127.0.0.2:8181"),
+        ("fd00::1", (), "[fd00::1]:8181"),
+        ("[fd00::1]", (), "[FD00::1]:8181"),
+        ("0:0:0:0:0:0:0:1", (), "[0:0:0:0:0:0:0:1]:8181"),
+    ],
+)
+def test_a_daemon_answers_by_the_names_it_was_given(
+    service: Service, host: str, allowed: tuple[str, ...], asked: str
+) -> None:
+    app = create_app(service, allowed_hosts=daemon.hosts_for(host, allowed))
+    with TestClient(app, base_url=f"http://{host if host.startswith('127') else '127.0.0.1'}:8181") as client:
+        assert client.get("/health", headers={"Host": asked}).status_code == 200
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", "10.0.0.1"])
@@ -335,7 +359,13 @@ def test_text_is_served_as_it_was_stored_whatever_lies_there_now(
         note.write_text(before)
 
 
-def test_bytes_are_read_without_following_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("posix", [True, False])
+def test_bytes_are_read_without_following_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, posix: bool
+) -> None:
+    if not posix:
+        for flag in ("O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"):
+            monkeypatch.delattr(os, flag)
     root = tmp_path / "root"
     (root / "in").mkdir(parents=True)
     (root / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n...")

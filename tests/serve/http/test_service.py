@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,11 @@ import pytest
 from starlette.testclient import TestClient
 
 import qmd
-from qmd.errors import ModelError
+from qmd.errors import ModelError, NotFound, StoreError
 from qmd.serve.http.app import create_app
 from qmd.serve.service import Abandoned, Busy, Limits, Service, TooLate
-from qmd.serve.service.batching import Batcher
+from qmd.serve.service import service as service_module
+from qmd.serve.service.batching import Ask, Batcher
 from qmd.serve.service.lanes import Lane, check_job
 from qmd.serve.service.models import Kept
 
@@ -144,6 +147,35 @@ def test_a_batch_stays_within_its_tokens_and_one_bad_batch_harms_no_other() -> N
     assert len(batcher.ask("good", ["x" * 80] * 9, background=True)) == 9
     assert max(sizes) <= 50
     batcher.close()
+
+
+class Leaving(Future[Any]):
+    """Its client leaves just before the answer is there."""
+
+    def set_result(self, result: Any) -> None:
+        super().set_exception(Abandoned())
+        super().set_result(result)
+
+    def set_exception(self, error: BaseException | None) -> None:
+        super().set_exception(Abandoned())
+        super().set_exception(error)
+
+
+@pytest.mark.parametrize("key", ["good", "bad"])
+def test_a_client_that_leaves_as_its_answer_comes_ends_no_batch(key: str) -> None:
+    def run(key: str, texts: Any) -> Any:
+        if key == "bad":
+            raise ModelError("bad")
+        return np.zeros((len(texts), 1), np.float32)
+
+    batcher = Batcher("t", run, tokens=100, background_tokens=50, wait_s=0.0)
+    left, stays = Ask(key, ["x"], 3, Leaving()), Ask(key, ["y"], 3)
+    batcher._serve(key, [left, stays])
+    assert isinstance(left.future.exception(0), Abandoned)
+    if key == "good":
+        assert stays.future.result(0).shape == (1, 1)
+    else:
+        assert isinstance(stays.future.exception(0), ModelError)
 
 
 def test_requests_go_before_indexing() -> None:
@@ -378,6 +410,90 @@ def test_a_changed_configuration_leaves_no_thread_behind(tmp_path: Path) -> None
     until(lambda: sum(t.name == "qmd-embed" for t in set(threading.enumerate()) - before) == 1)
     assert first.embed_query("water").shape  # a request that still holds the former one is answered
     service.close(1)
+
+
+@pytest.fixture
+def attentive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A service that looks at its files with each request; `configure(text)` writes its configuration."""
+    monkeypatch.setattr(service_module, "LOOK_AGAIN_S", -1.0)
+    file = tmp_path / "config" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text("models: {embedding: words}\n")
+    made = make_service(tmp_path, config=None)
+    made.configure = file.write_text
+    yield made
+    made.service.close(1)
+
+
+def test_a_former_index_goes_with_its_last_request(
+    attentive: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "qmd.llm.image_text.open_image_text", lambda name, open_text: SimpleNamespace(open_text=open_text)
+    )
+    service: Service = attentive.service
+    threads = set(threading.enumerate())
+    gc.disable()
+    try:
+        for limit in (2, 3, 4):
+            asyncio.run(service.search("hybrid", "water"))
+            held, former = service.index, weakref.ref(service.index.store.db)
+            assert held.image_text
+            attentive.configure(f"search: {{limit: {limit}}}\nmodels: {{embedding: words}}\n")
+            asyncio.run(service.search("hybrid", "water"))
+            assert service.index is not held
+            assert held.search("miso")
+            del held
+            until(lambda: former() is None)  # noqa: B023  it is called within its turn
+    finally:
+        gc.enable()
+    assert service.kept[0].loads == 1, "a model that stays configured is not loaded again"
+    assert sum(t.name == "qmd-matrix" for t in set(threading.enumerate()) - threads) <= 1
+
+
+def test_a_model_that_is_no_longer_configured_goes(attentive: SimpleNamespace) -> None:
+    service: Service = attentive.service
+    service.search_now("vector", "water")
+    former, embedder = service.kept[0], service.embedder
+    assert former.loaded
+    attentive.configure("models: {embedding: words, dim: 8}\n")
+    assert service.search_now("keyword", "water")
+    assert not former.loaded
+    assert embedder.embed_query("water").shape == (32,)  # who still holds it is answered
+    assert not former.loaded
+
+
+def test_an_index_that_cannot_be_opened_is_never_answered_from_the_former_one(
+    attentive: SimpleNamespace,
+) -> None:
+    service: Service = attentive.service
+    database = attentive.places.database()
+    good = database.with_name("good")
+    database.rename(good)
+    database.write_bytes(b"garbage" * 1000)
+    attentive.configure("search: {limit: 2}\nmodels: {embedding: words}\n")
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            service.search_now("keyword", "water")
+    database.unlink()
+    for _ in range(3):
+        with pytest.raises(NotFound):
+            service.search_now("keyword", "water")
+    good.replace(database)
+    assert service.search_now("keyword", "water")
+    assert service.config.search.limit == 2
+
+
+def test_a_failed_look_is_taken_again_at_once(fresh: Callable[..., SimpleNamespace]) -> None:
+    made = fresh()
+    database = made.places.database()
+    database.rename(database.with_name("away"))
+    made.service._looked = 0.0
+    for _ in range(3):
+        with pytest.raises(NotFound):
+            made.service.search_now("keyword", "water")
+    database.with_name("away").rename(database)
+    assert made.service.search_now("keyword", "water")
 
 
 def test_a_matrix_is_renewed_by_one_and_the_others_go_on(fresh: Callable[..., SimpleNamespace]) -> None:

@@ -89,9 +89,25 @@ def test_install_prints_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flags_of_http_need_http(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["mcp", "--port", "9000"]) == 2
-    assert "--port needs --http" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--port", "0"), ("--host", "0.0.0.0"), ("--token-file", "token"), ("--allow-host", "files.example")],
+)
+def test_flags_of_http_need_http(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    assert run(["mcp", flag, value]) == 2
+    assert f"{flag} needs --http" in capsys.readouterr().err
+
+
+def test_flags_of_http_are_those_of_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    served: list[dict[str, Any]] = []
+    monkeypatch.setattr("qmd.serve.cli.commands_serve._run", lambda session, options: served.append(options))
+    token = tmp_path / "token"
+    given = ["--host", "0.0.0.0", "--port", "0", "--token-file", str(token), "--allow-host", "files.example"]
+    assert run(["mcp", "--http", *given]) == 0
+    assert run(["serve", *given]) == 0
+    assert served[0] == served[1]
+    assert served[0]["token_file"] == token
+    assert served[0]["port"] == 0
 
 
 # ---- the skill

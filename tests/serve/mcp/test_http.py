@@ -142,6 +142,13 @@ def test_large_bodies_are_refused(url: str) -> None:
     assert reply.status_code == 413
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_nothing_is_streamed_and_there_is_no_session_to_end(url: str, method: str) -> None:
+    reply = httpx.request(method, url, headers=JSON, timeout=5)
+    assert reply.status_code == 405
+    assert reply.headers["Allow"] == "POST"
+
+
 def test_a_token_guards_it(service: Service) -> None:
     from starlette.testclient import TestClient
 

@@ -161,6 +161,34 @@ def test_a_line_that_is_too_long_does_not_end_the_conversation(environment: dict
     assert {m.get("id") for m in messages} == {0, 1, None}
 
 
+def test_half_a_surrogate_pair_is_said_back_and_ends_nothing(environment: dict[str, str]) -> None:
+    half = "\ud83d"
+    asked = call(3, "query", query="loaf")
+    asked["params"]["_meta"] = {"progressToken": half}
+    requests = [
+        {"jsonrpc": "2.0", "id": 1, "method": half},
+        {"jsonrpc": "2.0", "id": half, "method": "ping"},
+        {"jsonrpc": "2.0", "id": 2, "method": "completion/complete"}
+        | {"params": {"ref": {"type": "ref/resource"}, "argument": {"name": "path", "value": half}}},
+        asked,
+        call(4, "status"),
+    ]
+    done = subprocess.run(
+        QMD_MCP, input=lines(HELLO, *requests), env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = {m["id"]: m for m in messages if "id" in m}
+    assert answers.keys() == {0, 1, half, 2, 3, 4}
+    assert answers[1]["error"]["code"] == -32601
+    assert answers[half]["result"] == {}
+    assert answers[2]["result"]["completion"]["values"] == []
+    assert all(answers[n]["result"]["isError"] is False for n in (3, 4))
+    told = [m["params"]["progressToken"] for m in messages if "id" not in m]
+    assert told
+    assert set(told) == {half}
+
+
 def test_without_an_index_it_starts_and_says_what_to_do(environment: dict[str, str], tmp_path: Path) -> None:
     empty = {**environment, "QMD_DATA_DIR": str(tmp_path)}
     done = subprocess.run(

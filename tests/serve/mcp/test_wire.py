@@ -11,7 +11,6 @@ import anyio
 import pytest
 
 from qmd.serve.mcp.operations import Operations
-from qmd.serve.mcp.tools import Call
 from qmd.serve.mcp.wire import CAPABILITIES_KEY, VERSION_KEY, Conversation, malformed
 
 CLIENT = {"name": "test", "version": "1"}
@@ -41,6 +40,8 @@ BODIES: list[tuple[str, dict[str, Any] | None]] = [
             "argument": {"name": "path", "value": "notes/k"},
         },
     ),
+    ("completion/complete", {"ref": "x", "argument": "y"}),
+    ("completion/complete", {"ref": {"type": "ref/resource", "uri": "qmd://{+path}"}}),
     ("no/such/method", {}),
     ("ping", None),
 ]
@@ -89,7 +90,11 @@ def theirs(operations: Operations, messages: list[dict[str, Any]]) -> list[dict[
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
 
-    from qmd.serve.mcp.sdk import QmdServer, run_in_thread
+    from qmd.serve.mcp.sdk import QmdServer
+
+    async def run_in_thread(*work: Any) -> dict[str, Any]:
+        done: dict[str, Any] = await anyio.to_thread.run_sync(*work, abandon_on_cancel=True)
+        return done
 
     async def talk() -> list[dict[str, Any]]:
         to_server, server_reads = anyio.create_memory_object_stream[Any](1)
@@ -172,6 +177,20 @@ def test_malformed_messages(value: object, code: int) -> None:
     assert answer["error"]["code"] == code
 
 
+@pytest.mark.parametrize("params", [None, [], "x"])
+def test_a_notification_is_never_answered(operations: Operations, params: object) -> None:
+    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+    assert malformed(message) is None
+    Conversation(operations, lambda message: None).notice(message)
+
+
+def test_parameters_that_are_null_are_none(operations: Operations) -> None:
+    message = {"jsonrpc": "2.0", "id": 5, "method": "ping", "params": None}
+    assert malformed(message) is None
+    answer = Conversation(operations, lambda message: None).answer(message)
+    assert answer == {"jsonrpc": "2.0", "id": 5, "result": {}}
+
+
 def test_a_response_is_no_request() -> None:
     assert malformed({"jsonrpc": "2.0", "id": 1, "result": {}}) is None
 
@@ -208,9 +227,14 @@ def test_a_cancelled_request_is_not_answered(operations: Operations) -> None:
 def test_a_bug_answers_and_leaves_the_rest_alive(
     operations: Operations, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(params: Any, call: Call) -> dict[str, Any]:
+    def broken(*_: Any) -> dict[str, Any]:
         raise ZeroDivisionError("the question was about loaves")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "instructions", broken)
+        hello = Conversation(operations, lambda message: None).answer(handshake("2025-11-25")[0])
+    assert hello is not None
+    assert hello["error"]["code"] == -32603
     operations.methods = {**operations.methods, "tools/list": broken}
     conversation = Conversation(operations, lambda message: None)
     conversation.answer(handshake("2025-11-25")[0])

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from qmd.serve.cli.lazy import LazyGroup, Place
-from qmd.serve.cli.options import command
+from qmd.serve.cli.options import command, reached_options
 from qmd.serve.cli.session import Session, pass_session, session_of
 
 _HERE = "qmd.serve.cli.commands_mcp"
@@ -27,6 +28,7 @@ _PLACES = {
     qmd mcp
     qmd mcp --http --port 8181
     qmd mcp --http --daemon
+    qmd mcp --http --host 0.0.0.0 --token-file ~/.config/qmd/token
     qmd mcp stop
     qmd mcp install claude-code
     """,
@@ -36,9 +38,10 @@ _PLACES = {
     "--port", type=click.IntRange(0, 65535), metavar="PORT", help="With --http: the port.  [default: 8181]"
 )
 @click.option("--host", metavar="ADDRESS", help="With --http: where to listen.  [default: 127.0.0.1]")
+@reached_options("With --http: ")
 @click.option("--daemon", is_flag=True, help="With --http: run in the background.")
 @click.pass_context
-def mcp(ctx: click.Context, http: bool, port: int | None, host: str | None, daemon: bool) -> None:
+def mcp(ctx: click.Context, /, http: bool, **options: Any) -> None:
     """Let agents search and read: the Model Context Protocol.
 
     Agents start `qmd mcp` themselves and speak to it on standard input and output. With --http one server answers
@@ -46,18 +49,15 @@ def mcp(ctx: click.Context, http: bool, port: int | None, host: str | None, daem
     """
     if ctx.invoked_subcommand is not None:
         return
-    given = [
-        name for name, value in (("--port", port), ("--host", host), ("--daemon", daemon or None)) if value
-    ]
+    said = ParameterSource.COMMANDLINE
+    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name) is said}
     if given and not http:
-        raise click.UsageError(f"{given[0]} needs --http.")
+        [flag] = [p.opts[0] for p in ctx.command.params if p.name == next(iter(given))]
+        raise click.UsageError(f"{flag} needs --http.")
     if http:
         from qmd.serve.cli.commands_serve import serve
 
-        options: dict[str, Any] = {"daemon": daemon}
-        options |= {"port": port} if port is not None else {}
-        options |= {"host": host} if host is not None else {}
-        ctx.invoke(serve, **options)
+        ctx.invoke(serve, **given)
         return
     # a product of a question with some rows is too small for two threads: the second one would only spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qmd.serve.cli.lazy import LazyGroup, Place
-from qmd.serve.cli.options import command, output_options
+from qmd.serve.cli.options import command, output_options, reached_options
 from qmd.serve.cli.session import Session, pass_session, session_of
 
 _HERE = "qmd.serve.cli.commands_serve"
@@ -40,19 +39,7 @@ _HERE = "qmd.serve.cli.commands_serve"
     metavar="PORT",
     help="0 takes a free one.",
 )
-@click.option(
-    "--token-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Ask every request for the token in this file.",
-)
-@click.option(
-    "--allow-host",
-    "allowed_hosts",
-    multiple=True,
-    metavar="NAME",
-    help="A further name, or name:port, it is reached by; may be repeated.",
-)
+@reached_options()
 @click.option("--daemon", is_flag=True, help="Run in the background.")
 @click.option("--watch/--no-watch", default=True, help="Index changes of the folders.  [default: watch]")
 @click.option(

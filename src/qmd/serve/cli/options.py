@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,30 @@ def output_options(*formats: str) -> Decorator:
             expose_value=False,
             callback=_choose_format,
             help=f"How to answer: {', '.join(known)}.  [default: cli]",
+        )(function)
+
+    return decorate
+
+
+def reached_options(when: str = "") -> Decorator:
+    """What a daemon that others reach needs; `when` says it in the help, before the rest."""
+
+    def said(text: str) -> str:
+        return f"{when}{text[0].lower()}{text[1:]}" if when else text
+
+    def decorate(function: Any) -> Any:
+        function = click.option(
+            "--allow-host",
+            "allowed_hosts",
+            multiple=True,
+            metavar="NAME",
+            help=said("A further name, or name:port, it is reached by; may be repeated."),
+        )(function)
+        return click.option(
+            "--token-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help=said("Ask every request for the token in this file."),
         )(function)
 
     return decorate

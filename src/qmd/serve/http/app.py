@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -23,6 +24,15 @@ from qmd.serve.service.limits import Abandoned
 from qmd.serve.service.service import Service
 
 log = logging.getLogger("qmd.serve")
+
+
+class WholePath(PathConvertor):
+    """The rest of a path, line breaks in names of files too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("whole", WholePath())
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -38,7 +48,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/embeddings", openai.embeddings),
     ("GET", "/v1/models", openai.models),
     ("GET", "/documents", routes_documents.documents),
-    ("GET", "/documents/{collection}/{path:path}", routes_documents.document),
+    ("GET", "/documents/{collection}/{path:whole}", routes_documents.document),
     ("GET", "/tags", routes_documents.tags),
     ("GET", "/raw/{docid}", routes_documents.raw),
     ("GET", "/status", routes_state.status),

@@ -92,6 +92,6 @@ def number(request: Request, name: str, *, most: int, default: int | None = None
     value = request.query_params.get(name)
     if value is None:
         return default
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:12]) <= most:
+    if len(value) > 12 or not value.isascii() or not value.isdigit() or not 1 <= int(value) <= most:
         raise UsageError(f"{name!r} must be a whole number from 1 to {most}.")
     return int(value)

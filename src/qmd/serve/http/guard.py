@@ -37,8 +37,9 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 class Guard:
     """token: when set, every path but OPEN_PATHS asks for `Authorization: Bearer TOKEN`.
 
-    allowed_hosts: names, or `name:port`; a bare name goes with the port that is served; "*" takes any. `local` is for
-    a Unix socket that only its owner can reach: there is no Host to check and no token to ask for.
+    allowed_hosts: names, or `name:port`; a bare name goes with the port that is served; "*" takes any. A Host without
+    a port is of port 80 or 443: which of them, a proxy in front does not say. `local` is for a Unix socket that only
+    its owner can reach: there is no Host to check and no token to ask for.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Guard:
         if "*" in self.allowed:
             return True
         name, port = found["name"], found["port"]
-        if f"{name}:{port or 80}" in self.allowed:
+        if any(f"{name}:{one}" in self.allowed for one in ((port,) if port else (80, 443))):
             return True
         server = scope.get("server")
         return name in self.allowed and server is not None and int(port or 80) == server[1]

@@ -20,10 +20,10 @@ Fields = Mapping[str, Any]
 
 
 def describe(app: Starlette) -> dict[str, Any]:
-    """OpenAPI 3.1 of every route of the application but mounted ones."""
+    """OpenAPI 3.1 of every route of the application but those of agents and of the command line."""
     paths: dict[str, Any] = {}
     for route in app.routes:
-        if not isinstance(route, Route) or route.path.startswith("/call/"):
+        if not isinstance(route, Route) or route.path.startswith(("/call/", "/mcp")):
             continue
         told = (route.endpoint.__doc__ or "").strip().split("\n\n")
         operation: dict[str, Any] = {
@@ -49,7 +49,7 @@ def describe(app: Starlette) -> dict[str, Any]:
                 *({"name": n, "in": "query", "schema": schema_of(kind)} for n, kind in queries.items()),
             ]
         method = "post" if "POST" in (route.methods or ()) else "get"
-        paths.setdefault(route.path.replace(":path}", "}"), {})[method] = operation
+        paths.setdefault(route.path.replace(":whole}", "}"), {})[method] = operation
     failure = {
         "type": "object",
         "required": ["error"],
@@ -83,16 +83,17 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 def _schema(fields: Fields) -> dict[str, Any]:
     required = [name for name in ("query", "question", "input", "inputs") if name in fields]
+    either = {"anyOf": [{"required": ["query"]}, {"required": ["image"]}]}
     return {
         "type": "object",
         "additionalProperties": False,
-        "required": required,
+        **(either if "image" in fields else {"required": required}),
         "properties": {name: schema_of(kind) for name, kind in fields.items()},
     }
 
 
 def _query_fields() -> Fields:
-    return {**fields_of(Index.query), "mode": Mode}
+    return {**fields_of(Index.query), "mode": Mode, "image": str}
 
 
 def _ask_fields() -> Fields:
@@ -106,7 +107,7 @@ def _rerank_fields() -> Fields:
 _BODIES: Mapping[str, Callable[[], Fields]] = {
     "/query": _query_fields,
     "/search": _query_fields,
-    "/vsearch": lambda: fields_of(Index.vsearch),
+    "/vsearch": lambda: {**fields_of(Index.vsearch), "image": str},
     "/expand": lambda: {"query": str},
     "/ask": _ask_fields,
     "/embed": lambda: EMBED_FIELDS,
@@ -116,7 +117,7 @@ _BODIES: Mapping[str, Callable[[], Fields]] = {
     "/v1/embeddings": lambda: openai.FIELDS,
 }
 _QUERIES: Mapping[str, Fields] = {
-    "/query": {"shape": Literal["records", "hits"]},
+    **{path: {"shape": Literal["records", "hits"]} for path in ("/query", "/search", "/vsearch")},
     "/documents": {
         "pattern": str,
         "path": str,
@@ -126,7 +127,7 @@ _QUERIES: Mapping[str, Fields] = {
         "max_bytes": int,
     },
     "/tags": {"limit": int},
-    "/documents/{collection}/{path:path}": {"from_line": int, "max_lines": int},
+    "/documents/{collection}/{path:whole}": {"from_line": int, "max_lines": int},
 }
 
 

@@ -13,7 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qmd.errors import MissingExtra, ModelError, ModelMismatch, NotFound, QmdError, StoreError, UsageError
+from qmd.errors import (
+    BadPicture,
+    MissingExtra,
+    ModelError,
+    ModelMismatch,
+    NotFound,
+    QmdError,
+    StoreError,
+    UsageError,
+)
 from qmd.serve.cli.format_hits import View, format_hits
 from qmd.serve.cli.records import plain, to_json
 from qmd.serve.http.notes import codes_of
@@ -36,6 +45,7 @@ _STATUS: tuple[tuple[type[QmdError], int], ...] = (
     (ModelError, 503),
     (StoreError, 503),
     (UsageError, 400),
+    (BadPicture, 400),
 )
 
 

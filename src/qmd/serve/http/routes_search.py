@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
 from starlette.requests import Request
@@ -12,13 +12,27 @@ from starlette.responses import Response
 from qmd.errors import QmdError, UsageError
 from qmd.index import Index
 from qmd.serve.cli.records import plain
-from qmd.serve.http.fields import arguments, check_search, read_object
+from qmd.serve.http.fields import (
+    arguments,
+    check_search,
+    convert,
+    fields_of,
+    read_object,
+    refuse_unknown,
+)
 from qmd.serve.http.notes import codes_of
 from qmd.serve.http.replies import EventStream, event, reply, reply_hits, while_connected
 from qmd.serve.service.service import WAYS, Service
 from qmd.types import Hits
 
 Mode = Literal["hybrid", "keyword", "vector"]
+IMAGE_FIELDS: Mapping[str, Any] = {
+    "image": str,
+    "query": str,
+    "limit": int,
+    "collections": list[str],
+    "path": str,
+}
 
 
 async def query(request: Request) -> Response:
@@ -36,33 +50,32 @@ async def _search(request: Request, mode: str | None) -> Response:
     body = await read_object(request)
     if mode is None:
         mode = body.pop("mode", "hybrid")
-        if mode not in WAYS:
+        if not isinstance(mode, str) or mode not in WAYS:
             raise UsageError(f"mode is {mode!r}; it is one of {', '.join(WAYS)}.")
-    if "image" in body:
-        return await _by_image(request, service, body)
-    options = arguments(body, getattr(Index, WAYS[mode]))
-    check_search(options, service.limits)
-    query = options.pop("query")
+    find = _by_image(service, body) if "image" in body else _by_text(service, mode, body)
     if request.query_params.get("shape") != "hits":
-        return reply_hits(await while_connected(request, service.search(mode, query, **options)))
+        return reply_hits(await while_connected(request, service.call(find)))
 
     def work() -> tuple[Hits, Mapping[str, str]]:
-        return service.search_now(mode, query, **options), service.index.store.roots()
+        return find(), service.index.store.roots()
 
     hits, roots = await while_connected(request, service.call(work))
     return reply_hits(hits, shape="hits", roots=roots)
 
 
-async def _by_image(request: Request, service: Service, body: dict[str, Any]) -> Response:
+def _by_text(service: Service, mode: str, body: dict[str, Any]) -> Callable[[], Hits]:
+    options = arguments(body, getattr(Index, WAYS[mode]))
+    check_search(options, service.limits)
+    query = options.pop("query")
+    return lambda: service.search_now(mode, query, **options)
+
+
+def _by_image(service: Service, body: dict[str, Any]) -> Callable[[], Hits]:
     """`image` (base64) and, if the picture is to be another, `query`: pictures like it."""
     from base64 import b64decode
 
-    from qmd.errors import UsageError
-    from qmd.serve.http.fields import convert, refuse_unknown
-
-    known = {"image": str, "query": str, "limit": int, "collections": list[str], "path": str}
-    refuse_unknown(body.keys(), known)
-    given = {name: convert(name, value, known[name]) for name, value in body.items()}
+    refuse_unknown(body.keys(), IMAGE_FIELDS)
+    given = {name: convert(name, value, IMAGE_FIELDS[name]) for name, value in body.items()}
     try:
         picture = b64decode(given.pop("image"), validate=True)
     except ValueError:
@@ -70,10 +83,7 @@ async def _by_image(request: Request, service: Service, body: dict[str, Any]) ->
     given.setdefault("query", "")
     check_search(given, service.limits)
     text = given.pop("query")
-    hits = await while_connected(
-        request, service.call(lambda: service.index.query_image(picture, text, **given))
-    )
-    return reply_hits(hits, shape="records")
+    return lambda: service.index.query_image(picture, text, **given)
 
 
 async def expand(request: Request) -> Response:
@@ -100,8 +110,6 @@ async def ask(request: Request) -> Response:
 
 def ask_options(body: dict[str, Any], service: Service) -> dict[str, Any]:
     """The arguments of `Index.ask` that a request may give. Raises UsageError."""
-    from qmd.serve.http.fields import convert, fields_of, refuse_unknown
-
     known = {name: kind for name, kind in fields_of(Index.ask).items() if name not in ASK_REFUSED}
     refuse_unknown(body.keys(), known)
     options = {name: convert(name, value, known[name]) for name, value in body.items()}

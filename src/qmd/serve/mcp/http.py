@@ -28,7 +28,8 @@ PATH = "/mcp"
 def mount(app: Starlette, service: Service) -> None:
     """Answer MCP under `/mcp` on `app`, from its `service`."""
     endpoint = Endpoint(service)
-    app.router.routes.append(Route(PATH, endpoint, methods=["GET", "POST", "DELETE"]))
+    # no GET: its stream would carry nothing, and be waited for at the end
+    app.router.routes.append(Route(PATH, endpoint, methods=["POST"]))
     outer = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

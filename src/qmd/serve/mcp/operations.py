@@ -230,8 +230,10 @@ class Operations:
 
     def complete(self, params: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """Paths for the resource template, collections for the prompt."""
-        argument, ref = params.get("argument") or {}, params.get("ref") or {}
-        start = str(argument.get("value") or "").removeprefix("qmd://")
+        argument, ref = params.get("argument"), params.get("ref")
+        if not (isinstance(argument, dict) and isinstance(ref, dict)):
+            raise ProtocolError(INVALID_PARAMS, "'ref' and 'argument' must be objects")
+        start = valid_unicode(str(argument.get("value") or "")).removeprefix("qmd://")
         try:
             index = self.index()
             if ref.get("type") == "ref/prompt":

@@ -213,7 +213,7 @@ GET = Tool(
         _MAX_LINES,
         _LINE_NUMBERS,
         Parameter(
-            "maxBytes", "integer", "At most this much text, cut at a line", GET_MAX_BYTES, least=1
+            "maxBytes", "integer", "At most this much text, cut at a line, or within the first", GET_MAX_BYTES, least=1
         ),
         Parameter("full", "boolean", "The whole document: the default without fromLine and maxLines", False),
     ),

@@ -56,11 +56,6 @@ class QmdServer(Server[Any]):
         """The SDK's constructor sets it; it is made anew each time."""
 
 
-async def run_in_thread(method: Method, params: Mapping[str, Any], call: Call) -> dict[str, Any]:
-    """A runner for where there is no service."""
-    return await anyio.to_thread.run_sync(method, params, call, abandon_on_cancel=True)
-
-
 def _handler(method: str, run: Method, runner: Runner) -> Any:
     async def handle(ctx: Any, params: Any) -> dict[str, Any]:
         gone = False

@@ -141,7 +141,10 @@ class _Writer:
         self.closed = False
 
     def send(self, message: Message) -> None:
-        line = msgspec.json.encode(message) + b"\n"
+        try:
+            line = msgspec.json.encode(message) + b"\n"
+        except UnicodeEncodeError:  # half a surrogate pair of the client's own, said back as it came
+            line = json.dumps(message).encode() + b"\n"
         with self._guard:
             if self.closed:
                 return

@@ -116,7 +116,7 @@ def _conditions(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _result(hit: Hit, link: str | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "docid": hash_mark(hit.docid),
-        "file": f"{hit.collection}/{hit.path}",
+        "file": safe_line(f"{hit.collection}/{hit.path}"),
         "uri": uri_of(hit.collection, hit.path),
         "title": safe_line(hit.title),
         "score": round(float(hit.score), 4),
@@ -219,11 +219,11 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
     for item in islice(found, MOST_DOCUMENTS):
         call.check()
         if isinstance(item, NotShown):
-            left_out.append(safe_tree({"file": item.file, "reason": item.reason}))
+            left_out.append(safe_tree({"file": safe_line(item.file), "reason": item.reason}))
             continue
         if size + len(item.text) > ANSWER_CHARS:
             left_out.append(
-                safe_tree({"file": item.file, "reason": "the answer is full; read it with `get`"})
+                safe_tree({"file": safe_line(item.file), "reason": "the answer is full; read it with `get`"})
             )
             continue
         size += len(item.text)
@@ -245,15 +245,18 @@ def multi_get(index: AnyIndex, asked: Mapping[str, Any], call: Call) -> Answer:
 def _document(
     document: DocumentText, *, line_numbers: bool, max_bytes: int | None
 ) -> tuple[dict[str, Any], bool]:
-    """(the record of a document, whether it had to be cut at a line to fit into `max_bytes`)."""
+    """(the record of a document, whether its last line is cut). To fit into `max_bytes` it ends at a line; within one
+    where the first alone is longer."""
     lines = safe(document.text).split("\n")
     end, cut = document.end_line, False
     if max_bytes is not None and len(document.text) * 4 > max_bytes:
         size = 0
         for at, line in enumerate(lines):
             size += len(line.encode()) + 1
-            if size > max_bytes and at:
-                lines, end, cut = lines[:at], document.line + at - 1, True
+            if size > max_bytes + 1:
+                cut = at == 0
+                lines = [line.encode()[:max_bytes].decode(errors="ignore")] if cut else lines[:at]
+                end = document.line + len(lines) - 1
                 break
     text = "\n".join(lines)
     record = {
@@ -279,7 +282,9 @@ def _document_blocks(
     head = f"{record['file']}  {record['docid']}  lines {record['line']}-{record['end_line']} of {record['lines']}"
     if record.get("context"):
         head += f"\nContext: {safe_line(record['context'])}"
-    if cut or record["end_line"] < record["lines"]:
+    if cut:
+        head += f"\nLine {record['line']} goes on: a larger maxBytes shows more of it"
+    if record["end_line"] < record["lines"]:
         head += f'\nMore follows: get file="{record["docid"]}" fromLine={record["end_line"] + 1}'
     if notice:
         head = f"{NOTICE}\n{head}"
@@ -380,7 +385,13 @@ def ask(answer: Callable[..., Written], asked: Mapping[str, Any], call: Call) ->
             "found": found.found,
             "model": found.model,
             "sources": [
-                {"number": s.number, "file": s.file, "line": s.line, "end_line": s.end_line, "title": s.title}
+                {
+                    "number": s.number,
+                    "file": safe_line(s.file),
+                    "line": s.line,
+                    "end_line": s.end_line,
+                    "title": safe_line(s.title),
+                }
                 for s in shown
             ],
             "claims": [

@@ -59,7 +59,8 @@ class Conversation:
     def notice(self, message: Message) -> None:
         """A notification; only a cancellation matters here."""
         if message.get("method") == "notifications/cancelled":
-            gone = (message.get("params") or {}).get("requestId")
+            params = message.get("params")
+            gone = params.get("requestId") if isinstance(params, dict) else None
             with self._guard:
                 flag = self._running.get(gone) if isinstance(gone, str | int) else None
             if flag is not None:
@@ -87,6 +88,9 @@ class Conversation:
             return None
         except ProtocolError as error:
             return _error(identity, error.code, error.message, error.data)
+        except Exception as error:  # noqa: BLE001  a bug answers its own request and leaves the next ones alive
+            _report(error)
+            return _error(identity, INTERNAL_ERROR, "internal error; the server's log has the details")
         finally:
             with self._guard:
                 self._running.pop(identity, None)
@@ -140,13 +144,7 @@ class Conversation:
             raise ProtocolError(METHOD_NOT_FOUND, "Method not found", method)
         if flag.is_set():
             raise Cancelled
-        try:
-            return run(params, Call(progress=self._progress(params), cancelled=flag.is_set))
-        except (ProtocolError, Cancelled):
-            raise
-        except Exception as error:  # a bug answers its own request and leaves the next ones alive
-            _report(error)
-            raise ProtocolError(INTERNAL_ERROR, "internal error; the server's log has the details") from error
+        return run(params, Call(progress=self._progress(params), cancelled=flag.is_set))
 
     def _progress(self, params: Mapping[str, Any]) -> Callable[[float, float | None, str], None]:
         token = _meta(params).get("progressToken")
@@ -199,7 +197,7 @@ def _error(identity: str | int | None, code: int, message: str, data: Any = None
 
 
 def malformed(value: Any) -> Message | None:
-    """The error for what is no JSON-RPC message (of one value, or of a text that is no JSON); None if it is one."""
+    """The error for what is no JSON-RPC message; None if it is one. A notification is never answered."""
     if isinstance(value, list):
         return _error(None, INVALID_REQUEST, "batches are not part of the protocol; send one message a line")
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
@@ -214,7 +212,7 @@ def malformed(value: Any) -> Message | None:
             if {"result", "error"} & value.keys()
             else _error(identity, INVALID_REQUEST, "'method' is missing")
         )
-    if not isinstance(value.get("params", {}), dict):
+    if "id" in value and not isinstance(value.get("params"), dict | None):
         return _error(identity, INVALID_PARAMS, "'params' must be an object")
     return None
 

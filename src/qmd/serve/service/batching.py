@@ -10,7 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,13 +152,13 @@ class Batcher:
             rows = self._run(key, texts)
         except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to whoever waits
             for ask in asks:
-                if not ask.future.done():
+                with suppress(InvalidStateError):  # the client left meanwhile
                     ask.future.set_exception(error)
             return
         start = 0
         for ask in asks:
             end = start + len(ask.texts)
-            if not ask.future.done():
+            with suppress(InvalidStateError):
                 ask.future.set_result(rows[start:end])
             start = end
 

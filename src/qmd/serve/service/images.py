@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from qmd.errors import NotFound, UsageError
 from qmd.index import Index
@@ -45,13 +47,22 @@ def read_image(index: Index, docid: str) -> tuple[bytes, str]:
 
 
 def read_inside(root: str, path: str) -> bytes:
-    """A regular file below `root`. Each step is opened without following links, so nothing can be swapped on the way.
+    """A regular file below `root`. Where the system can, each step is opened without following links, so that nothing
+    can be swapped on the way.
 
     Raises OSError.
     """
     parts = PurePosixPath(path).parts
     if not parts or any(part in ("..", "/", "") for part in parts) or "\0" in path:
         raise FileNotFoundError(path)
+    with _open_by_steps(root, parts) if hasattr(os, "O_NOFOLLOW") else _open_resolved(root, parts) as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise FileNotFoundError(path)
+        return opened.read(MOST_BYTES)
+
+
+def _open_by_steps(root: str, parts: Sequence[str]) -> BinaryIO:
     here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts[:-1]:
@@ -61,11 +72,15 @@ def read_inside(root: str, path: str) -> bytes:
         file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
     finally:
         os.close(here)
-    with open(file, "rb") as opened:
-        found = os.fstat(opened.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            raise FileNotFoundError(path)
-        return opened.read(MOST_BYTES)
+    return open(file, "rb")
+
+
+def _open_resolved(root: str, parts: Sequence[str]) -> BinaryIO:
+    """Windows cannot open step by step: what a link leads to is looked at before."""
+    file = Path(root, *parts).resolve(strict=True)
+    if not file.is_relative_to(Path(root).resolve()) or not file.is_file():
+        raise FileNotFoundError(file)
+    return file.open("rb")
 
 
 def image_type(data: bytes) -> str | None:

@@ -11,6 +11,7 @@ from qmd.serve.service.vectors import ServedVectors
 
 if TYPE_CHECKING:
     from qmd.llm.protocols import Embedder, Generator, Reranker
+    from qmd.serve.service.lanes import Lane
     from qmd.serve.service.models import Kept, SharedEmbedder, SharedGenerator, SharedReranker
 
 
@@ -24,8 +25,9 @@ class ServedIndex(Index):
         embedder: tuple[Kept[Embedder], SharedEmbedder],
         reranker: tuple[Kept[Reranker], SharedReranker] | None,
         expander: tuple[Kept[Generator], SharedGenerator] | None,
+        matrices: Lane,
     ) -> ServedIndex:
-        """The same store, configuration and places, with shared models."""
+        """The same store, configuration and places, with shared models; its matrix is renewed in `matrices`."""
         index = cls(
             opened.store,
             opened.config,
@@ -33,7 +35,7 @@ class ServedIndex(Index):
             cast("Embedder", embedder[1]),  # their facts are read-only: they are the models'
             None if reranker is None else cast("Reranker", reranker[1]),
         )
-        opened.store.vectors = ServedVectors(opened.store.vectors)
+        opened.store.vectors = ServedVectors(opened.store.vectors, matrices)
         index.served = (embedder, reranker, expander)
         return index
 
@@ -42,6 +44,10 @@ class ServedIndex(Index):
         tuple[Kept[Reranker], SharedReranker] | None,
         tuple[Kept[Generator], SharedGenerator] | None,
     ]
+
+    def retire(self) -> None:
+        """Another one takes over: this one closes when nobody uses it any more."""
+        self._image_text = None  # it knows the way back here, and a circle would wait for the collector
 
     def _models(self) -> Models:
         names, (embedder, reranker, expander) = self.config.models, self.served

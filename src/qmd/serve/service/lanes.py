@@ -151,6 +151,7 @@ class Lane:
                 self.running -= 1
                 self._mean_s += 0.1 * (spent - self._mean_s)
                 self._changed.notify_all()
+            del job  # an idle thread holds on to nothing
 
     def drain(self, within_s: float) -> bool:
         """Take no more jobs and finish those accepted. Returns False when time ran out."""

@@ -29,6 +29,7 @@ class Kept(Generic[M]):
         self._load = load
         self._model: M | None = None
         self._users = 0
+        self._retired = False
         self._used = time.monotonic()
         self._guard = threading.Lock()
         self._loading = threading.Lock()
@@ -48,6 +49,8 @@ class Kept(Generic[M]):
             with self._guard:
                 self._users -= 1
                 self._used = time.monotonic()
+            if self._retired:
+                self.rest(0.0)
 
     def _get(self) -> M:
         model = self._model
@@ -68,6 +71,11 @@ class Kept(Generic[M]):
             self._model = None
         give_back_memory()
         return True
+
+    def retire(self) -> None:
+        """Another one takes over: the model goes with whoever uses it last."""
+        self._retired = True
+        self.rest(0.0)
 
 
 class SharedEmbedder:

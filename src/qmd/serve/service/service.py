@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import qmd.index
-from qmd.config import CONFIG_NAME, Config, Places, find_places, load_config_of
+from qmd.config import CONFIG_NAME, Config, Models, Places, find_places, load_config_of
 from qmd.errors import ConfigError, NotFound, UsageError
 from qmd.index import Index
 from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
@@ -68,6 +68,7 @@ class Service:
         self.started = time.time()
         self.searches = Lane("search", self.limits.workers, self.limits.waiting)
         self.answers = Lane("answer", 1, self.limits.ask_waiting)
+        self._matrices = Lane("matrix", 1, 64)
         self.ready = False
         self._open_embedder = open_embedder or _default_embedder
         self._open_reranker = open_reranker or _default_reranker
@@ -76,11 +77,14 @@ class Service:
         self._fixed_config = config
         self._guard = threading.Lock()
         self._looked = 0.0
-        self._config_stamp: tuple[int, int] | None = None
+        self._config_stamp = _stamp(self._config_file)
+        self._config = config or load_config_of(self.places)
+        self._kept: list[Kept[Any]] = []
         self._database_stamp: tuple[int, int] | None = None
         self._status: tuple[tuple[int, str], Status] | None = None
         self._closing = threading.Event()
-        self._open()
+        self._open(self._config)
+        self._looked = time.monotonic()
         threading.Thread(target=self._let_rest, name="qmd-rest", daemon=True).start()
 
     # ---- what is open
@@ -119,57 +123,72 @@ class Service:
         """The models, loaded or not."""
         return list(self._kept)
 
-    def _open(self) -> None:
-        self._config_stamp, self._database_stamp = _stamp(self._config_file), _file_id(self.database)
-        config = self._fixed_config or load_config_of(self.places)
+    def _open(self, config: Config) -> None:
+        """Changes nothing when it raises."""
+        found = _file_id(self.database)
+        opened = qmd.index.open(index=self.name, config=config, places=self.places, create=False)
+        if config.models != self._config.models or not self._kept:
+            self._open_models(config.models)
         self._config = config
-        embedder: Kept[Embedder] = Kept("embedding", lambda: self._open_embedder(config.models.embedding))
-        self._kept: list[Kept[Any]] = [embedder]
+        self._index = ServedIndex.over(
+            opened, self._served_embedder, self._reranker, self._expander, self._matrices
+        )
+        self._database_stamp = found
+        self._status = None
+
+    def _renew(self, config: Config) -> None:
+        """Changes nothing when it raises. Whoever still uses the former index keeps it open; it closes with them."""
+        former, models, batchers = self._index, self._kept, self._batchers()
+        self._open(config)
+        former.retire()
+        if self._kept is not models:
+            for batcher in batchers:
+                batcher.retire()
+            for kept in models:
+                kept.retire()
+
+    def _open_models(self, models: Models) -> None:
+        embedder: Kept[Embedder] = Kept("embedding", lambda: self._open_embedder(models.embedding))
+        self._kept = [embedder]
         shared = partial(SharedEmbedder, embedder, lambda run: self._batcher("embed", run))
-        self.embedder = shared(config.models.dim)
-        self.whole_embedder = self.embedder if config.models.dim is None else shared()
+        self.embedder = shared(models.dim)
+        self.whole_embedder = self.embedder if models.dim is None else shared()
         self._served_embedder = (embedder, self.embedder)
         self._reranker: tuple[Kept[Reranker], SharedReranker] | None = None
-        name = config.models.reranker
+        name = models.reranker
         if name is not None:
             reranker: Kept[Reranker] = Kept("reranker", lambda: self._open_reranker(name))
             self._kept.append(reranker)
             self._reranker = (reranker, SharedReranker(reranker, lambda run: self._batcher("rerank", run)))
         self._writer: Kept[Writer] = Kept(
-            "generation", lambda: self._open_writer(config.models.generation, self.places.data_dir)
+            "generation", lambda: self._open_writer(models.generation, self.places.data_dir)
         )
         self._kept.append(self._writer)
         self._expander: tuple[Kept[Generator], SharedGenerator] | None = None
-        expansion = config.models.expansion
+        expansion = models.expansion
         if expansion is not None:
             expander: Kept[Generator] = Kept("expansion", lambda: self._open_generator(expansion))
             self._kept.append(expander)
             self._expander = (expander, SharedGenerator(expander))
-        self._open_index()
-
-    def _open_index(self) -> None:
-        opened = qmd.index.open(index=self.name, config=self._config, places=self.places, create=False)
-        self._index = ServedIndex.over(opened, self._served_embedder, self._reranker, self._expander)
-        self._database_stamp = _file_id(self.database)
-        self._looked = time.monotonic()
 
     def _look(self) -> None:
-        self._looked = time.monotonic()
-        if self._fixed_config is None and _stamp(self._config_file) != self._config_stamp:
+        """What cannot be opened is tried again with the next request."""
+        stamp = _stamp(self._config_file)
+        if self._fixed_config is None and stamp != self._config_stamp:
             try:
-                before = self._batchers()
-                self._open()
-                for batcher in before:
-                    batcher.retire()
-                self.events.publish("config", state="read")
+                config = load_config_of(self.places)
             except ConfigError as error:  # the last good one holds until the file is good again
                 self.events.publish("config", state="refused", message=str(error))
-            return
+            else:
+                self._renew(config)
+                self.events.publish("config", state="read")
+            self._config_stamp = stamp
         found = _file_id(self.database)
         if found is None:
             raise NotFound(f"there is no index at {self.database}. Run `qmd add PATH` to make one.")
         if found != self._database_stamp:
-            self._open_index()
+            self._renew(self._config)
+        self._looked = time.monotonic()
 
     @property
     def _config_file(self) -> Path:
@@ -310,6 +329,7 @@ class Service:
         """Finish what was accepted, within `drain_s`, then close. Returns False when work was cut off."""
         clean = self.searches.drain(drain_s)
         clean = self.answers.drain(drain_s) and clean
+        self._matrices.drain(0.0)
         self._closing.set()
         for batcher in self._batchers():
             batcher.close()

@@ -16,12 +16,14 @@ NO_DEADLINE_S = 1e9
 
 class ServedVectors(Vectors):
     """While an index grows, its matrix is renewed again and again. A small one is waited for; a large one is not: what
-    is newest is found by its words until then. Chunks that are gone are left out after the scan in any case."""
+    is newest is found by its words until then. Chunks that are gone are left out after the scan in any case.
 
-    def __init__(self, before: Vectors) -> None:
+    lane: where it is renewed: one thread, and so one connection to the database."""
+
+    def __init__(self, before: Vectors, lane: Lane) -> None:
         super().__init__(before._db, before._say)
         self._guard = threading.Lock()
-        self._lane = Lane("matrix", 1, 64)  # one thread, and so one connection to the database
+        self._lane = lane
         self._renewals: dict[str, Future[VectorMatrix]] = {}
         self._took_s: dict[str, float] = {}
 
