@@ -184,6 +184,15 @@ def test_fewer_candidates_where_the_time_allows_only_some(build):
     index._costs.record("rerank:", 1000.0)
     hits = index.query("heap told", budget_ms=6500)
     assert len(reranker.batches[0][1]) in (5, 6)
+def test_a_reranker_reads_candidates_that_score_nothing(build):
+    notes = {f"near{n}.md": f"alpha beta gamma delta, number{n}\n" for n in range(60)}
+    notes |= {"far/a.md": "alpha and other words\n", "far/b.md": "some more of the other words\n"}
+    index = build(notes, reranker=PickReranker("other"))
+    hits = index.vsearch("alpha beta gamma delta", path="far", candidate_limit=1, explain=True)
+    assert {hit.explain["scores"]["fused"] for hit in hits} == {0}
+    assert paths(hits) == ["far/a.md", "far/b.md"]
+
+
     assert any("of 10 candidates" in note for note in hits.degraded)
 
 

@@ -347,7 +347,7 @@ def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight:
     blended = blend([state.scores[key] for key in keys], scores, weight)
     first = dict(sorted(zip(keys, blended, strict=True), key=lambda item: -item[1]))
     least = min(first.values(), default=0.0)
-    highest = state.scores[keys[0]] if keys else 1.0
+    highest = (state.scores[keys[0]] if keys else 0.0) or 1.0
     rest = {k: s * min(1.0, least / highest) for k, s in state.scores.items() if k not in first}
     state.scores = {**first, **rest}
 
