@@ -53,6 +53,34 @@ def test_a_condition_of_any_line_holds_for_all(build):
     assert paths(index.query("lex: python path:code.md\nvec: snake prey")) == ["code.md"]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "apple -pie",
+        '"apple tart"',
+        "vec: apple dessert\nvec: apple cake -pie",
+        "lex: apple -pie\nvec: apple dessert",
+        'lex: "apple tart"\nvec: dessert',
+    ],
+)
+def test_what_may_not_be_there_holds_for_every_line(build, query):
+    notes = {
+        "pie.md": "# Apple pie\n\nApple pie with a butter crust, a dessert.\n",
+        "tart.md": "# Apple tart\n\nApple tart with custard, a dessert.\n",
+        "plum.md": "# Plum\n\nA dessert of plums, and no other fruit.\n",
+    }
+    model = LinesGenerator("lex: apple dessert\nvec: an apple dessert\n")
+    found = paths(build(notes, expander=model).query(query, expand=True))
+    assert "tart.md" in found
+    assert "pie.md" not in found
+
+
+def test_a_passage_that_might_answer_is_prose(build):
+    index = build(NOTES)
+    hits = index.query('lex: malloc\nhyde: Tomatoes "rot" when watered -unevenly.')
+    assert set(paths(hits)[:2]) == {"heap.md", "tomato.md"}
+
+
 def test_hyde_is_embedded_as_a_passage(build):
     embedder = WordsEmbedder()
     index = build(NOTES, embedder=embedder)

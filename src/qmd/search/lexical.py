@@ -114,7 +114,7 @@ def find_all_first(
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
-    if any(term.quoted for term in query.terms) and required(index, query) is None:
+    if query.required and required(index, query) is None:
         notes = (*notes, "keyword: no passage has what was quoted; these have some of the words")
     needed = strict
     floor = max(POSTINGS / 4, index.count() * COMMON_SHARE)
@@ -244,10 +244,9 @@ def _pieces(word: str) -> list[Atom]:
 
 def required(index: KeywordIndex, query: Query) -> str | None:
     """An expression for what was quoted: hits must hold it, so long as some passage does."""
-    quoted = [_phrase(term) for term in query.terms if term.quoted]
-    if not quoted:
+    if not query.required:
         return None
-    expression = " AND ".join(quoted)
+    expression = " AND ".join(map(_phrase, query.required))
     return expression if index.candidates(f"({expression}){_exclusion(query)}", query.filter, 1) else None
 
 

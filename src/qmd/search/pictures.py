@@ -88,7 +88,7 @@ def find_named(state: State, *, wanted: bool) -> tuple[list[Named], tuple[str, .
     if request.mode == "vector" or part is None:
         return [], ()
     index, query = store.picture_words, part.query
-    if any(term.quoted for term in query.terms) and required(index, query) is None:
+    if query.required and required(index, query) is None:
         return [], ()
     found = find_all_first(index, query, 2 * request.limit, spell=False)
     places = store.chunk_rows.places(chunk for chunk, _ in found.ranked)

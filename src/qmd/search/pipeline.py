@@ -253,7 +253,8 @@ def expand_with_model(state: State) -> None:
     )
     state.clock.lap("expand")
     for number, (kind, text) in enumerate(kept, start=1):
-        query = replace(parse_request(text).parts[0].query, filter=state.asked.filter)
+        first, query = state.asked.parts[0].query, parse_request(text).parts[0].query
+        query = replace(query, filter=first.filter, excluded=first.excluded, required=first.required)
         part = Part(kind, query)
         if kind == "lex":
             _add_words(
