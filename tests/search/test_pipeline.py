@@ -184,6 +184,15 @@ def test_candidate_limit_bounds_what_is_read_and_the_rest_stays_below(build):
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+def test_a_reranker_reads_candidates_that_score_nothing(build):
+    notes = {f"near{n}.md": f"alpha beta gamma delta, number{n}\n" for n in range(60)}
+    notes |= {"far/a.md": "alpha and other words\n", "far/b.md": "some more of the other words\n"}
+    index = build(notes, reranker=PickReranker("other"))
+    hits = index.vsearch("alpha beta gamma delta", path="far", candidate_limit=1, explain=True)
+    assert {hit.explain["scores"]["fused"] for hit in hits} == {0}
+    assert paths(hits) == ["far/a.md", "far/b.md"]
+
+
 def test_a_reranker_asked_for_and_not_there_is_said(build):
     assert any("models.reranker" in note for note in build(NOTES).query("heap", rerank=True).degraded)
 
@@ -212,15 +221,6 @@ def test_fewer_candidates_where_the_time_allows_only_some(build):
     index._costs.record("rerank:", 1000.0)
     hits = index.query("heap told", budget_ms=6500)
     assert len(reranker.batches[0][1]) in (5, 6)
-def test_a_reranker_reads_candidates_that_score_nothing(build):
-    notes = {f"near{n}.md": f"alpha beta gamma delta, number{n}\n" for n in range(60)}
-    notes |= {"far/a.md": "alpha and other words\n", "far/b.md": "some more of the other words\n"}
-    index = build(notes, reranker=PickReranker("other"))
-    hits = index.vsearch("alpha beta gamma delta", path="far", candidate_limit=1, explain=True)
-    assert {hit.explain["scores"]["fused"] for hit in hits} == {0}
-    assert paths(hits) == ["far/a.md", "far/b.md"]
-
-
     assert any("of 10 candidates" in note for note in hits.degraded)
 
 
@@ -386,6 +386,31 @@ def test_min_score_means_the_score_that_is_shown(build):
     cut = every[1].score
     assert paths(index.query("python snake heap", min_score=cut)) == [h.path for h in every if h.score >= cut]
     assert [h.score for h in every] == sorted((h.score for h in every), reverse=True)
+
+
+def test_min_score_keeps_what_stands_behind_a_worse_hit(build, tmp_path):
+    index = build(NOTES)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.md").write_text("# Misc\n\nA heap of old things, bread and hose.\n")
+    index.add(other, name="other")
+    asked, boosts = "allocate memory heap malloc", {"other": 50.0}
+    best = index.query(asked)[0]
+    assert best.path == "heap.md"
+    boosted = index.query(asked, boosts=boosts)
+    assert paths(boosted)[:2] == ["a.md", "heap.md"]
+    kept = index.query(asked, boosts=boosts, min_score=best.score)
+    assert [(hit.path, hit.score) for hit in kept] == [("heap.md", best.score)]
+    assert kept.any_relevant == boosted.any_relevant
+
+
+def test_what_a_reranker_is_sure_of_passes_min_score(build):
+    notes = {f"{n}.md": f"A note on gardens and soup, number {n}.\n" for n in range(9)}
+    notes |= {"office.md": "At the town hall, with two photos.\n", "word.md": "passport renew passport\n"}
+    index = build(notes, reranker=PickReranker("town hall"))
+    hits = index.query("renew passport photos", min_score=0.5)
+    assert paths(hits) == ["office.md"]
+    assert not hits.nothing_relevant
 
 
 # ---- what is remembered

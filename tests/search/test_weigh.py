@@ -181,3 +181,12 @@ def test_texts_below_the_background_are_ordered_by_cosine(tmp_path):
         assert len({hit.explain["scores"]["before_calibration"] for hit in hits}) == 1
         assert cosines == sorted(cosines, reverse=True)
         assert len(set(cosines)) > 2
+
+
+def test_what_the_reranker_says_is_part_of_the_probability():
+    known = {"match": 0.6, "cosine": 0.7, "deviations": 6, "words": 8}
+    plain = Evidence("hybrid", 1.0, **known)
+    for said in (0.0, 1.0):
+        read = Evidence("hybrid", 1.0, **known, reranked=said, rerank_weight=0.7)
+        assert probability(read) == pytest.approx(0.3 * probability(plain) + 0.7 * said)
+        assert any_relevant([read, plain]) == pytest.approx(0.3 * any_relevant([plain]) + 0.7 * said)
