@@ -264,9 +264,14 @@ class Index(Searches):
         """The text of one document, by path, `qmd://collection/path`, `#docid` or docid; a suffix `:from` or
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.
         """
-        document, first, count = reference.resolve(self.store, ref)
+        text = self.read(ref, from_line=from_line, max_lines=max_lines)
         if self.config.memory.searches:
-            self._opened.opened(document.docid)
+            self._opened.opened(text.docid)
+        return text
+
+    def read(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
+        """As `get`, where nobody opened the document: `memory.searches` does not count it."""
+        document, first, count = reference.resolve(self.store, ref)
         return self._lines(document, from_line or first or 1, max_lines if max_lines is not None else count)
 
     def multi_get(

@@ -292,3 +292,31 @@ def test_a_note_s_head_is_no_passage(tmp_path):
         answer = ask(opened, "rye bread", writer=Parrot("Rye at ten."))
     assert answer.sources[0].line >= 6
     assert "Priya" not in answer.sources[0].text
+
+
+def test_what_is_near_in_meaning_is_looked_for_under_the_same_conditions(index, monkeypatch):
+    near = []
+
+    def vsearch(question, *, limit, min_score, **conditions):
+        near.append(conditions)
+        return index.search("tomatoes")
+
+    monkeypatch.setattr(index, "vsearch", vsearch)
+    asked = "tomatoes quantum chromodynamics lattice plasma"
+    answer = ask(index, asked, writer=Parrot("On a lattice [1]."), collections=["notes"], path="garden.md")
+    assert near == [{"collections": ["notes"], "path": "garden.md"}]
+    assert [source.file for source in answer.sources] == ["qmd://notes/garden.md"]
+
+
+@pytest.mark.parametrize("mark", ["\f", "\u2028", "\x85"])
+def test_lines_of_a_source_are_those_of_its_document(tmp_path, mark):
+    (tmp_path / "a.txt").write_text(
+        f"intro{mark}one\nintro{mark}two\n\nThe lift to the archive is on floor two.\n", encoding="utf-8"
+    )
+    with qmd.index.open(tmp_path / "index.sqlite") as index:
+        index.add(tmp_path, name="notes", embed=False)
+        answer = index.ask("where is the lift to the archive", writer=Parrot("On floor two [1]."))
+        (source,) = answer.sources
+        shown = index.get(source.file, from_line=source.line, max_lines=source.end_line - source.line + 1)
+        assert source.text == shown.text
+        assert "floor two" in source.text

@@ -82,6 +82,20 @@ def test_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [question for question, _ in kept.pairs()] == ["question 3", "question 4", "question 5"]
 
 
+def test_what_an_answer_is_written_from_was_opened_by_nobody(tmp_path: Path) -> None:
+    class Silent:
+        name = "silent"
+
+        def write(self, messages: object, **_: object) -> str:
+            return "A whole third [1]."
+
+    with opened_index(tmp_path, searches=True) as index:
+        assert index.ask("how does the slipstream raise the lift", writer=Silent()).sources
+        assert taught(index) == []
+        index.get("wing.md")
+        assert len(taught(index)) == 1
+
+
 def test_a_damaged_file_is_done_without(tmp_path: Path) -> None:
     path = tmp_path / "x.searches"
     path.write_bytes(b"not a database" * 100)
