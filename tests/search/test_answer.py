@@ -162,6 +162,44 @@ def test_a_server_that_speaks_openai(index):
         RemoteWriter("http://127.0.0.1:9/v1").write([("user", "x")])
 
 
+CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        CUT + b'38\r\ndata: {"choices": [{"delta": {"content": "Water "}}]}  \n\r\n50\r\ndata: {',
+        WHOLE + b'{"choices": [{"message": {"content": "Water"}}]}',
+        WHOLE + b'data: {"error": {"message": "out of memory"}}\n\n',
+        WHOLE + b'data: {"choices": [{"delta": {"content": ["Water"]}}]}\n\n',
+        WHOLE + b'data: {"choices": {"delta": {}}}\n\n',
+        b"rubbish\r\n\r\n",
+    ],
+)
+def test_a_server_that_speaks_otherwise_is_a_model_error(reply):
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(reply)
+
+        def log_message(self, *args): ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ModelError, match="no answer from"):
+            RemoteWriter(f"http://127.0.0.1:{server.server_port}/v1", timeout_s=30).write([("user", "x")])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_address_that_is_none_is_a_model_error():
+    with pytest.raises(ModelError, match="no answer from"):
+        RemoteWriter("http://[bad/v1").write([("user", "x")])
+
+
 def test_the_index_answers(index):
     answer = index.ask(
         "when do I water tomatoes", writer=Parrot("Every second morning [1]."), collections=["notes"]
