@@ -226,3 +226,8 @@ def test_a_character_that_stands_behind_no_such_word_changes_nothing(mixed):
 def test_such_a_word_is_marked(mixed):
     (hit,) = mixed.search("T恤")
     assert "T恤" in [hit.snippet[a:b] for a, b in hit.marks]
+
+
+def test_of_many_unknown_words_some_are_spelled_anew(index):
+    asked = " ".join(f"permissi{letter}n" for letter in "abcdefghijklmnpqrstuvwxyz")
+    assert len(index.search(asked).degraded) == lexical.MOST_RESPELLED

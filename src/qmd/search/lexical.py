@@ -31,6 +31,8 @@ COMMON_SHARE = 0.25
 """Words in more than this share of all chunks need not all be there (AND), if others are asked for."""
 SPELLING_LETTERS = 5
 SPELLINGS = 3
+MOST_RESPELLED = 16
+"""Looking for the spellings near to a word reads the whole vocabulary: a pasted text has hundreds of unknown words."""
 
 Ranked = list[tuple[int, float]]
 """(chunk id, BM25), best first."""
@@ -161,13 +163,13 @@ def _prepare(
     frequency = index.document_frequency(atom.word for atom in (*strict, *loose) if atom.word)
     notes: list[str] = []
     spelled: dict[str, list[str]] = {}
-    for atom in loose:
-        word = atom.word
-        if spell and word and not frequency[word] and len(word) >= SPELLING_LETTERS and not has_cjk(word):
-            near = [term for term in index.near_terms(word, SPELLINGS) if term != word]
-            if near:
-                spelled[word] = near
-                notes.append(f"keyword: {word!r} is not in the index; searched for {' or '.join(near)}")
+    unknown = dict.fromkeys(atom.word for atom in loose if atom.word and not frequency[atom.word])
+    strange = [word for word in unknown if len(word) >= SPELLING_LETTERS and not has_cjk(word)]
+    for word in strange[:MOST_RESPELLED] if spell else ():
+        near = [term for term in index.near_terms(word, SPELLINGS) if term != word]
+        if near:
+            spelled[word] = near
+            notes.append(f"keyword: {word!r} is not in the index; searched for {' or '.join(near)}")
     if spelled:
         frequency |= index.document_frequency(term for near in spelled.values() for term in near)
 
