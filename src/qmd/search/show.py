@@ -113,10 +113,10 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
 
 
 def show_passages(
-    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None
+    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None, *, cite: bool = True
 ) -> dict[int, Hit]:
     """chunk id -> hit for (chunk id, score), in their order, those deleted meanwhile left out. Without a marker the
-    snippet is how the passage begins."""
+    snippet is how the passage begins. cite: give each hit a quote."""
     rows = store.chunks(chunk for chunk, _ in found)
     files, marker = _Files(store), marker or Marker((), ())
     hits: dict[int, Hit] = {}
@@ -138,7 +138,7 @@ def show_passages(
             context=store.context_for(row.collection, row.path),
             snippet=snippet.text,
             marks=snippet.marks,
-            quote=cut_quote(snippet),
+            quote=cut_quote(snippet) if cite else None,
             stale=files.look(row),
             image=facts_of(store, row),
         )
