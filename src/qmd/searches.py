@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmd.config import Config, Places
 from qmd.errors import NotFound, QmdError, UsageError
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 NO_LIMIT = 100_000
 """What `all` means in hits: more than a person or a program reads."""
 
+REFUSED_S = 300.0
+"""A reranker or expansion model that could not be opened is not tried again for so long: hubs that cannot be reached
+take half a minute to say so."""
+
 every = all
+M = TypeVar("M")
 
 
 class Searches:
@@ -56,6 +62,8 @@ class Searches:
         self._reranker = reranker
         self._expander: Generator | None = None
         self._opening = threading.Lock()
+        self._opening_more = threading.RLock()  # what opens an image-text model opens the embedder, too
+        self._refused: dict[str, tuple[float, QmdError]] = {}
         self._image_text: ImageTextModel | None = None
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
@@ -96,21 +104,25 @@ class Searches:
     def let_go(self) -> None:
         """Give the memory of models and vectors back; the next search opens them again."""
         with self._opening:
-            self._embedder = self._reranker = self._expander = None
+            self._embedder = self._reranker = self._expander = self._image_text = None
+            self._refused = {}
             self.store.vectors.let_go()
 
     @property
     def image_text(self) -> ImageTextModel:
         """The model that looks at pictures, opened when first asked for. Raises ModelError, NotFound, UsageError where
         the configuration names none."""
-        if self._image_text is None:
-            from qmd.llm.image_text import open_image_text
+        with self._opening_more:
+            if self._image_text is None:
+                from qmd.llm.image_text import open_image_text
 
-            name = self.config.models.image
-            if name is None:
-                raise UsageError("no model looks at pictures: `models.image` is null in the configuration.")
-            self._image_text = open_image_text(name, open_text=self._text_embedder)
-        return self._image_text
+                name = self.config.models.image
+                if name is None:
+                    raise UsageError(
+                        "no model looks at pictures: `models.image` is null in the configuration."
+                    )
+                self._image_text = open_image_text(name, open_text=self._text_embedder)
+            return self._image_text
 
     def _text_embedder(self, name: str) -> Embedder:
         """The configured embedder where it is that one, so that it is loaded once."""
@@ -257,7 +269,8 @@ class Searches:
             without=None if document is None else document.id,
             vectors=request.vectors,
         )
-        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near]).values()))
+        found = [(chunk, score) for _, chunk, score in near]
+        return Hits(tuple(show_passages(self.store, found, cite=request.cite).values()))
 
     def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
         """Pictures near a picture, by what they show; what notes say of them plays no part."""
@@ -443,18 +456,30 @@ class Searches:
         return Door(name, lambda: self.image_text, lambda: self._image_text is not None)
 
     def _open_reranker(self) -> Reranker:
-        if self._reranker is None:
-            from qmd.llm import open_reranker
+        with self._opening_more:
+            if self._reranker is None:
+                from qmd.llm import open_reranker
 
-            self._reranker = open_reranker(self.config.models.reranker or "")
-        return self._reranker
+                self._reranker = self._open_unless_refused(open_reranker, self.config.models.reranker or "")
+            return self._reranker
 
     def _open_expander(self) -> Generator:
-        if self._expander is None:
-            from qmd.llm import open_generator
+        with self._opening_more:
+            if self._expander is None:
+                from qmd.llm import open_generator
 
-            self._expander = open_generator(self.config.models.expansion or "")
-        return self._expander
+                self._expander = self._open_unless_refused(open_generator, self.config.models.expansion or "")
+            return self._expander
+
+    def _open_unless_refused(self, open: Callable[[str], M], name: str) -> M:
+        at, error = self._refused.get(name, (0.0, None))
+        if error is not None and time.monotonic() - at < REFUSED_S:
+            raise error.with_traceback(None)
+        try:
+            return open(name)
+        except QmdError as error:
+            self._refused[name] = time.monotonic(), error
+            raise
 
     def _included(self) -> tuple[str, ...]:
         """The collections that a search looks into when it names none; empty when that is all of them."""

@@ -9,7 +9,7 @@ import pytest
 
 import qmd
 from qmd.config import Config
-from qmd.errors import UsageError
+from qmd.errors import ModelError, UsageError
 from qmd.search.budget import Budget, Clock, Costs
 from qmd.search.fuse import blend
 from qmd.store.cache import AnswerCache
@@ -197,6 +197,62 @@ def test_a_reranker_asked_for_and_not_there_is_said(build):
     assert any("models.reranker" in note for note in build(NOTES).query("heap", rerank=True).degraded)
 
 
+@pytest.mark.parametrize("role", ["reranker", "expansion"])
+def test_a_model_that_cannot_be_opened_is_not_tried_at_every_search(build, monkeypatch, role):
+    tried = []
+
+    def refuse(name):
+        tried.append(name)
+        raise ModelError(f"{name} cannot be reached")
+
+    monkeypatch.setattr("qmd.llm.open_reranker", refuse)
+    monkeypatch.setattr("qmd.llm.open_generator", refuse)
+    index = build(NOTES, config={"models": {role: "far/away"}})
+    for _ in range(3):
+        assert any("cannot be reached" in note for note in index.query("allocate", budget_ms=0).degraded)
+    assert tried == ["far/away"]
+    assert index._costs.estimate("open:far/away") is not None
+    index.let_go()
+    index.query("allocate", budget_ms=0)
+    assert len(tried) == 2
+
+
+def test_what_failed_takes_at_least_as_long_as_was_known():
+    costs = Costs()
+    costs.record_failure("slow", 25_000.0)
+    costs.record_failure("slow", 0.1)
+    assert costs.estimate("slow") == 25_000.0
+
+
+def test_models_are_opened_once_however_many_ask(build, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    opened = []
+
+    def open_slowly(name):
+        opened.append(name)
+        begun.set()
+        go_on.wait(60)
+        return PickReranker("snake")
+
+    monkeypatch.setattr("qmd.llm.open_reranker", open_slowly)
+    index = build(NOTES, config={"models": {"reranker": "slow"}})
+    threads = [threading.Thread(target=index._open_reranker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait(60)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert opened == ["slow"]
+
+
+def test_what_is_let_go_is_opened_again(build):
+    index = build(NOTES)
+    index._image_text = index._reranker = object()
+    index.let_go()
+    assert index._image_text is index._reranker is None
+
+
 def test_blend_keeps_both_in_one_scale():
     assert blend([0.5, 0.25], [0.0, 1.0], 0.5) == [0.5, 0.75]
     assert blend([], [], 0.5) == []
@@ -377,6 +433,7 @@ def test_every_hit_can_be_cited(build, tmp_path):
 def test_citations_off(build):
     index = build(NOTES, config={"memory": {"citations": "off"}})
     assert index.search("malloc")[0].quote is None
+    assert {hit.quote for hit in index.similar("heap.md")} == {None}
 
 
 # ---- scores

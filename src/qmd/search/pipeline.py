@@ -243,6 +243,7 @@ def expand_with_model(state: State) -> None:
         embedder = state.nearest.embedder if state.nearest is not None else None
         kept, dropped = rewriter.check(state.asked.plain, lines, embedder)
     except (QmdError, OSError) as error:
+        state.budget.costs.record_failure(cost if opened else loading, state.clock.spent_ms() - begin)
         state.degraded.append(f"expand: {error}")
         state.clock.lap("expand")
         return
@@ -324,10 +325,13 @@ def rerank(state: State) -> None:
         if loading is not None:
             door.open()
             state.budget.costs.record(loading, state.clock.spent_ms() - begin)
-            begin = state.clock.spent_ms()
+            begin, loading = state.clock.spent_ms(), None
         scores, scored = score_cached(door.open(), question, texts, state.cache)
     except (QmdError, OSError) as error:
+        # The time is that of all candidates: what takes so long to fail is not to be tried on a few of them.
+        state.budget.costs.record_failure(loading or cost, state.clock.spent_ms() - begin)
         state.degraded.append(f"rerank: {error}")
+        state.clock.lap("rerank")
         return
     if scored:
         state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
