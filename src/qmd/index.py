@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qmd.config import Config, Places, find_places, load_config_of
+from qmd.config import Config, Places, find_places
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.reports import (
     AddReport,
@@ -33,6 +33,7 @@ from qmd.reports import (
 from qmd.search import reference
 from qmd.searches import Searches
 from qmd.store.store import Store
+from qmd.trust import load_config_of
 from qmd.types import Collection, Progress
 
 if TYPE_CHECKING:

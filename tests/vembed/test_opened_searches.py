@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import qmd
-from qmd.config import Config, Memory, Places, load_config_of
+from qmd.config import Config, Memory, Places
 from qmd.errors import ConfigError
 from qmd.store import opened
 from qmd.store.opened import OpenedSearches
+from qmd.trust import load_config_of
 
 NOTES = {
     "wing.md": "# Lift\n\nThe slipstream of a propeller raises the lift of the wing behind it by a whole third.\n",
