@@ -414,7 +414,7 @@ class Index(Searches):
         if not root.is_dir():
             raise NotFound(f"there is no folder {root}.")
         self.stay_inside(root)
-        name = name or re.sub(r"[^\w.-]+", "-", root.name).strip("-.") or "root"
+        name = name or re.sub(r"[^\w.-]+", "-", reference.compose(root.name)).strip("-.") or "root"
         for taken in self.store.collections():
             if taken.name == name:
                 raise UsageError(f"collection {name!r} is {taken.root}. Choose another name with `--name`.")

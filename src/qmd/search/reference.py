@@ -6,6 +6,7 @@ import difflib
 import heapq
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -79,7 +80,20 @@ def match(store: Store, pattern: str) -> list[StoredDocument]:
     """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
     folder it
     names; without their texts, by collection and path."""
-    pattern = pattern.removeprefix(SCHEME).removeprefix("./").strip("/")
+def on_disk(path: str | Path) -> Path:
+    """The absolute path without `~` and `..`. Raises NotFound where `~name` is nobody."""
+    try:
+        return Path(os.path.normpath(Path(path).expanduser().absolute()))
+    except RuntimeError as error:
+        raise NotFound(f"{path}: there is no such home folder.") from error
+
+
+def compose(text: str) -> str:
+    """As names are compared (NFC): a Mac decomposes the characters of its file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+    pattern = compose(pattern.removeprefix(SCHEME).removeprefix("./").strip("/"))
     documents = store.list_documents()
     if not pattern:
         return documents
@@ -89,7 +103,7 @@ def match(store: Store, pattern: str) -> list[StoredDocument]:
         for document in documents
         if any(
             fnmatchcase(name, glob)
-            for name in (f"{document.collection}/{document.path}", document.path)
+            for name in (compose(f"{document.collection}/{document.path}"), compose(document.path))
             for glob in globs
         )
     ]
@@ -104,10 +118,10 @@ def _near(store: Store, wanted: str) -> str:
     names = [(path, f"{collection}/{path}") for collection, path in store.documents.names()]
     if not names:
         return " The index is empty: run `qmd add PATH`."
-    path = wanted.removeprefix(SCHEME)
+    path = compose(wanted.removeprefix(SCHEME))
     last = path.rpartition("/")[2].casefold()
-    by_name = _closest(last, [(path.rpartition("/")[2].casefold(), place) for path, place in names])
-    near = by_name or _closest(path, [(place, place) for _, place in names])
+    by_name = _closest(last, [(compose(path.rpartition("/")[2]).casefold(), place) for path, place in names])
+    near = by_name or _closest(path, [(compose(place), place) for _, place in names])
     named = " or ".join(f"{SCHEME}{place}" for place in near)
     return f" Did you mean {named}?" if near else " Run `qmd ls` to see what there is."
 
