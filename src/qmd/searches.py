@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from qmd.errors import NotFound, QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
-from qmd.search.query import parse_request, read_date
+from qmd.search.query import LONGEST_VALUE, parse_request, read_date
 from qmd.search.request import Door
 from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
@@ -255,7 +256,7 @@ class Searches:
         request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
         document = reference.find(self.store, str(file))
         if document.type == "image" if document is not None else _is_picture(file):
-            return self._similar_pictures(Path(file).expanduser(), document, request)
+            return self._similar_pictures(reference.on_disk(file), document, request)
         if document is not None:
             vector = mean_of_document(self.store, self.embedder, document.id)
         else:
@@ -269,8 +270,8 @@ class Searches:
             without=None if document is None else document.id,
             vectors=request.vectors,
         )
-        found = [(chunk, score) for _, chunk, score in near]
-        return Hits(tuple(show_passages(self.store, found, cite=request.cite).values()))
+        scored = [(chunk, score) for _, chunk, score in near]
+        return Hits(tuple(show_passages(self.store, scored, cite=request.cite).values()))
 
     def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
         """Pictures near a picture, by what they show; what notes say of them plays no part."""
@@ -282,7 +283,7 @@ class Searches:
             if vector is None:
                 raise NotFound("the picture has no vector yet. Run `qmd embed`.")
         else:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise NotFound(f"there is no picture {file}.")
             vector = model.embed_images([file])[0]
         without = None if document is None else document.id
@@ -304,12 +305,13 @@ class Searches:
         image: a file, or its bytes. Raises BadPicture, MissingExtra, and ModelError where the model takes no text with
         a picture.
         """
+        from qmd.search import reference
         from qmd.search.pictures import hits_of, look
 
         request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
         model = self.image_text
-        given = image if isinstance(image, bytes) else Path(image).expanduser()
-        if isinstance(given, Path) and not given.is_file():
+        given = image if isinstance(image, bytes) else reference.on_disk(image)
+        if isinstance(given, Path) and not os.path.isfile(given):
             raise NotFound(f"there is no picture {given}.")
         vector = model.embed_both(text, given) if text.strip() else model.embed_images([given])[0]
         if not self.store.pictures.has(model.fingerprint):
@@ -342,8 +344,8 @@ class Searches:
         """What would be embedded for a file on the disk. Raises NotFound, UsageError."""
         from qmd.search import reference
 
-        path = Path(file).expanduser()
-        if not path.is_file():
+        path = reference.on_disk(file)
+        if not os.path.isfile(path):
             reference.resolve(self.store, file)  # raises with the nearest names
         from qmd.ingest.parse import parse
         from qmd.ingest.read import CannotRead, read_file
@@ -406,14 +408,14 @@ class Searches:
         return Request(
             text=query,
             mode=mode,
-            limit=NO_LIMIT if given.get("all") else limit,
+            limit=NO_LIMIT if given.get("all") else min(limit, NO_LIMIT),
             filter=Filter(
                 collections=tuple(collections) or self._included(),
-                path=given.get("path"),
-                tags=tuple(given.get("tags") or ()),
-                title=given.get("title"),
-                type=given.get("type"),
-                lang=given.get("lang"),
+                path=_condition("path", given.get("path")),
+                tags=tuple(_condition("tags", tag) or "" for tag in given.get("tags") or ()),
+                title=_condition("title", given.get("title")),
+                type=_condition("type", given.get("type")),
+                lang=_condition("lang", given.get("lang")),
                 after=_date(given.get("after")),
                 before=_date(given.get("before")),
             ),
@@ -503,6 +505,13 @@ def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _switch(said: bool | None, configured: bool) -> bool | None:
     """A stage that is configured off stays off unless asked for; one that is on lets the pipeline decide."""
     return said if said is not None else (None if configured else False)
+
+
+def _condition(name: str, value: str | None) -> str | None:
+    """As the index can compare it. Raises UsageError for one that is too long."""
+    if value is not None and len(value) > LONGEST_VALUE:
+        raise UsageError(f"{name} has {len(value):,} characters; it may have {LONGEST_VALUE:,}.")
+    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
 
 
 def _date(value: str | None) -> str | None:

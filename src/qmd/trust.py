@@ -10,15 +10,21 @@ from qmd.errors import ConfigError
 
 
 def load_config_of(places: Places) -> Config:
-    """The configuration in force. A project's own comes with the project, perhaps from a stranger: it may choose among
-    models that are known or here already and set limits, and that is all. One that the user named is trusted.
+    """The configuration in force. Raises ConfigError."""
+    config = load_config(places.config_dir / CONFIG_NAME)
+    check_config_of(places, config)
+    return config
 
-    Raises ConfigError.
+
+def check_config_of(places: Places, config: Config) -> None:
+    """A project's own configuration comes with the project, perhaps from a stranger: it may choose among models that
+    are known or here already and set limits, and that is all. One that the user named is trusted.
+
+    Raises ConfigError where this would be a project's own and says more.
     """
     path = places.config_dir / CONFIG_NAME
-    config = load_config(path)
     if places.named or places.project is None or places.config_dir != places.project:
-        return config
+        return
 
     def refuse(key: str, why: str) -> ConfigError:
         return ConfigError(
@@ -44,7 +50,6 @@ def load_config_of(places: Places) -> Config:
         raise refuse("memory.searches", "would keep what you look for")
     if config.ingest.follow_symlinks:
         raise refuse("ingest.follow_symlinks", "would lead out of the project")
-    return config
 
 
 def _reaches(name: str) -> bool:

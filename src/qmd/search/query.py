@@ -34,6 +34,8 @@ _PIECE = re.compile(
 )
 _WORD = re.compile(r"[^\W_]+(?:[\u0300-\u036f\u3099\u309a]+[^\W_]*)*")
 _LINE = re.compile(r"\s*(lex|vec|hyde|intent|expand):[ \t]*(.*)\Z", re.IGNORECASE | re.DOTALL)
+LONGEST_VALUE = 2_000
+"""Characters of a condition's value: SQLite compares no more than 50,000 bytes."""
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\Z")
 
 
@@ -192,6 +194,8 @@ def read_date(value: str) -> str | None:
 
 def _narrow(kept: Filter, name: str, value: str) -> Filter | None:
     """The filter with one more condition; None where the value cannot be one."""
+    if len(value) > LONGEST_VALUE:
+        return None
     match name:
         case "tag":
             return (

@@ -19,7 +19,7 @@ SCHEME = "qmd://"
 CLOSE = 0.7
 """Least likeness of a name that is offered (difflib's ratio); names of other lengths cannot reach it."""
 COMPARED = 100
-_LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOTALL)
+_LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d{1,9})(?::(?P<count>\d{1,9}))?\Z", re.DOTALL)
 
 
 def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocument, int | None, int | None]:
@@ -44,6 +44,10 @@ def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocumen
 
 def find(store: Store, ref: str) -> StoredDocument | None:
     """The document of a reference without line numbers; None where there is none."""
+    try:
+        ref.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
     if not ref:
         return None
     if ref.startswith("#"):
@@ -65,21 +69,17 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         if document is not None:
             return document
     try:
-        on_disk = Path(path).expanduser().absolute()
-    except RuntimeError:  # ~name, where nobody is called so
+        place = on_disk(path)
+    except NotFound:
         return store.find_docid(ref)
     for name, root in roots.items():
-        if on_disk.is_relative_to(root):
-            document = store.find_document(name, on_disk.relative_to(root).as_posix())
+        if place.is_relative_to(folder := on_disk(root)):
+            document = store.find_document(name, place.relative_to(folder).as_posix())
             if document is not None:
                 return document
     return store.find_docid(ref)
 
 
-def match(store: Store, pattern: str) -> list[StoredDocument]:
-    """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
-    folder it
-    names; without their texts, by collection and path."""
 def on_disk(path: str | Path) -> Path:
     """The absolute path without `~` and `..`. Raises NotFound where `~name` is nobody."""
     try:
@@ -93,6 +93,10 @@ def compose(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def match(store: Store, pattern: str) -> list[StoredDocument]:
+    """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
+    folder it
+    names; without their texts, by collection and path."""
     pattern = compose(pattern.removeprefix(SCHEME).removeprefix("./").strip("/"))
     documents = store.list_documents()
     if not pattern:

@@ -113,10 +113,10 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
 
 
 def show_passages(
-    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None, *, cite: bool = True
+    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None, *, cite: bool
 ) -> dict[int, Hit]:
     """chunk id -> hit for (chunk id, score), in their order, those deleted meanwhile left out. Without a marker the
-    snippet is how the passage begins. cite: give each hit a quote."""
+    snippet is how the passage begins."""
     rows = store.chunks(chunk for chunk, _ in found)
     files, marker = _Files(store), marker or Marker((), ())
     hits: dict[int, Hit] = {}
