@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from qmd.config import Config, find_places, load_config, parse_config
+from qmd.config import Config, Places, find_places, load_config, parse_config, set_model
 from qmd.errors import ConfigError
+from qmd.trust import load_config_of
 
 
 def test_a_missing_or_empty_file_gives_the_defaults(tmp_path: Path) -> None:
@@ -34,6 +35,12 @@ def test_the_specification_s_example_is_read(tmp_path: Path) -> None:
         ({"models": {"embedding": 3}}, "models.embedding"),
         ({"memory": {"citations": "sometimes"}}, "citations"),
         ({"search": []}, "search"),
+        ({"search": {"half_life_days": 0}}, "half_life_days"),
+        ({"search": {"rrf_k": -1}}, "rrf_k"),
+        ({"search": {"keyword_weight": -1}}, "keyword_weight"),
+        ({"search": {"vector_weight": float("nan")}}, "vector_weight"),
+        ({"search": {"rerank_weight": 7}}, "rerank_weight"),
+        ({"search": {"limit": 0}}, "limit"),
         (["models"], "mapping"),
     ],
 )
@@ -45,6 +52,9 @@ def test_a_wrong_key_or_value_is_refused_by_name(tree: object, says: str) -> Non
 def test_broken_yaml_and_bytes_are_clear_errors(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("models: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    path.write_text("[" * 3000)
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(path)
     path.write_bytes(b"\xff\xfe\xfa")
@@ -77,3 +87,80 @@ def test_places_prefer_argument_then_environment_then_project_then_home(
 def test_an_index_name_stays_inside_the_data_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plain name"):
         find_places(data_dir=tmp_path).database(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("off", "off"), ("on", "on"), ("auto", "auto"), ("'off'", "off")]
+)
+def test_a_bare_off_is_off(tmp_path: Path, written: str, meant: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"memory:\n  citations: {written}\n")
+    assert load_config(tmp_path / "config.yaml").memory.citations == meant
+
+
+def test_a_model_is_set_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("\ufeffmodels:\n  embedding: a/b\n  dim: 64\n".encode())
+    set_model(path, "reranker", "c/d")
+    models = load_config(path).models
+    assert (models.embedding, models.dim, models.reranker) == ("a/b", 64, "c/d")
+    path.write_text("? models\n: {embedding: a/b}\n")
+    with pytest.raises(ConfigError, match="by hand"):
+        set_model(path, "reranker", "c/d")
+    assert load_config(path).models.embedding == "a/b"
+
+
+def test_a_linked_configuration_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.yaml", tmp_path / "config.yaml"
+    real.write_text("models:\n  embedding: a/b\n")
+    link.symlink_to("real.yaml")
+    set_model(link, "reranker", "c/d")
+    assert link.is_symlink()
+    assert load_config(real).models.reranker == "c/d"
+
+
+# ---- a project's own
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("QMD_CONFIG_DIR", "QMD_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("QMD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "work" / ".qmd").mkdir(parents=True)
+    return tmp_path / "work" / ".qmd"
+
+
+@pytest.mark.parametrize(
+    "name", ["./model", "http://127.0.0.1:9/v1", "stranger/model", "stranger/model-GGUF:Q4_K_M", "a/b@main"]
+)
+def test_a_project_s_own_configuration_reaches_and_downloads_nothing(project: Path, name: str) -> None:
+    (project / "config.yaml").write_text(f"models:\n  reranker: {name}\n")
+    with pytest.raises(ConfigError, match=r"models\.reranker .*--config-dir"):
+        load_config_of(find_places(cwd=project.parent))
+
+
+def test_a_project_s_own_configuration_may_name_known_models(project: Path) -> None:
+    from qmd.llm.catalog import CATALOG
+
+    for card in CATALOG.values():
+        if card.role == "embedding":
+            (project / "config.yaml").write_text(f"models:\n  embedding: {card.name}\n")
+            assert load_config_of(find_places(cwd=project.parent)).models.embedding == card.name
+
+
+def test_a_model_that_the_user_fetched_is_known(project: Path) -> None:
+    from qmd.llm import hub
+
+    with hub._lock_held():
+        hub._write_lock({"stranger/model": {"commit": "0" * 40, "files": {}}})
+    (project / "config.yaml").write_text("models:\n  reranker: stranger/model\n")
+    assert load_config_of(find_places(cwd=project.parent)).models.reranker == "stranger/model"
+
+
+def test_a_project_s_configuration_that_the_user_names_is_trusted(project: Path) -> None:
+    """As the refusal says."""
+    (project / "config.yaml").write_text("models:\n  embedding: ./model\n")
+    places = find_places(project, cwd=project.parent)
+    assert load_config_of(places).models.embedding == "./model"
+    assert places.project == project  # whose index still reads the project's folder alone
+    with pytest.raises(ConfigError):
+        load_config_of(Places(project, project, project))

@@ -9,10 +9,10 @@ import pytest
 
 import qmd
 from qmd.config import Config, Models, Search
-from qmd.errors import ModelMismatch, NotFound, UsageError
+from qmd.errors import ConfigError, ModelMismatch, NotFound, UsageError
 from qmd.reports import Context, NotShown
 from qmd.search.query import _WORD
-from qmd.types import ModelCard
+from qmd.types import Collection, ModelCard
 
 
 class WordEmbedder:
@@ -254,6 +254,57 @@ def test_add_again_updates_and_names_do_not_collide(index, tmp_path):
         index.add(tmp_path / "missing")
 
 
+def test_a_folder_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    write(tmp_path / "notes")
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    with qmd.open(tmp_path / "x.sqlite", embedder=WordEmbedder()) as index:
+        assert index.add("../notes").root == str(tmp_path / "notes")
+        monkeypatch.chdir(tmp_path / "notes")
+        assert index.add(".").collection == "notes"
+        assert index.get(str(tmp_path / "notes" / "home" / "soup.md")).path == "home/soup.md"
+        assert index.add_context("../notes/home", "at home") == Context("notes", "home", "at home")
+        assert index.add_collection("..").name == tmp_path.name
+
+
+def test_a_folder_that_was_added_with_dots_is_known_again(tmp_path):
+    write(tmp_path / "notes")
+    (tmp_path / "project").mkdir()
+    dotted = f"{tmp_path}/project/../notes"
+    with qmd.open(tmp_path / "x.sqlite", embedder=WordEmbedder()) as index:
+        index.store.add_collection(Collection("notes", dotted, (), ()))
+        assert index.add(tmp_path / "notes").collection == "notes"
+        assert index.get(str(tmp_path / "notes" / "home" / "soup.md")).path == "home/soup.md"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda index: index.search("memory", path="a*" * 40_000),
+        lambda index: index.vsearch("memory", title="a" * 60_000),
+        lambda index: index.similar("~nobody-is-called-so/a.md"),
+        lambda index: index.similar("x" * 400),
+        lambda index: index.similar("\ud800"),
+        lambda index: index.add("~nobody-is-called-so"),
+        lambda index: index.add_context("~nobody-is-called-so/a", "text"),
+        lambda index: index.get("home/soup.md:" + "1" * 5_000),
+        lambda index: index.get("\ud800"),
+        lambda index: index.query_image("a" * 400),
+    ],
+)
+def test_what_is_too_long_or_nowhere_is_said(index, ask):
+    with pytest.raises((UsageError, NotFound)):
+        ask(index)
+
+
+def test_any_number_and_any_characters_can_be_asked_for(index):
+    assert index.query("water", limit=10**20).hits
+    assert index.query("path:" + "a*" * 40_000 + " water").hits
+    for condition in ({"path": "\ud800"}, {"title": "\ud800"}, {"tags": ["\ud800"]}, {"lang": "\ud800"}):
+        assert index.search("water", **condition).hits == ()
+    assert index.add_context("notes", "all \ud800").text == "all ?"
+
+
 def test_status_and_check(index, tmp_path):
     status = index.status()
     assert (status.documents, status.collections[0].name) == (4, "notes")
@@ -294,3 +345,7 @@ def test_collections_of_the_original_are_taken_over(index, tmp_path):
     assert index.update(["old"])["old"].added == 4
     with pytest.raises(NotFound):
         index.import_original(tmp_path / "none.yml")
+    for wrong in ("collections: {a: {path: /x, context: [1, 2]}}", "[" * 3000):
+        yml.write_text(wrong)
+        with pytest.raises(ConfigError):
+            index.import_original(yml)

@@ -118,14 +118,14 @@ def _read_original(path: Path) -> Fixture:
 
 def _read_beir(folder: Path) -> Fixture:
     def rows(name: str) -> Iterator[dict[str, Any]]:
-        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+        for line in (folder / name).read_text(encoding="utf-8").split("\n"):
             if line.strip():
                 yield json.loads(line)
 
     qrels = folder / "qrels.tsv"
     qrels = qrels if qrels.exists() else folder / "qrels" / "test.tsv"
     relevant: dict[str, dict[str, float]] = defaultdict(dict)
-    for line in qrels.read_text(encoding="utf-8").splitlines()[1:]:
+    for line in qrels.read_text(encoding="utf-8").removesuffix("\n").split("\n")[1:]:
         query, document, gain = line.split("\t")
         if float(gain) > 0:
             relevant[query][document] = float(gain)

@@ -18,6 +18,8 @@ import msgspec
 from qmd.errors import ConfigError
 
 CONFIG_NAME = "config.yaml"
+AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,7 +40,7 @@ class Models(Section, frozen=True):
     words alone."""
 
     embedding: str = "all-MiniLM-L6-v2"
-    dim: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dim: AtLeast1 | None = None
     reranker: str | None = None
     expansion: str | None = None
     generation: str | None = None
@@ -53,17 +55,17 @@ class Search(Section, frozen=True):
     boosts: collection -> factor of its scores.
     """
 
-    limit: int = 10
-    keyword_weight: float = 1.0
-    vector_weight: float = 1.0
-    rrf_k: int = 60
+    limit: AtLeast1 = 10
+    keyword_weight: Amount = 1.0
+    vector_weight: Amount = 1.0
+    rrf_k: Annotated[int, msgspec.Meta(ge=0)] = 60
     expand: bool = True
     rerank: bool = True
-    candidate_limit: int = 20
-    rerank_weight: float = 0.7
-    budget_ms: float = 3000.0
-    recency: float = 0.0
-    half_life_days: float = 30.0
+    candidate_limit: AtLeast1 = 20
+    rerank_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.7
+    budget_ms: Amount = 3000.0
+    recency: Amount = 0.0
+    half_life_days: Annotated[float, msgspec.Meta(gt=0, lt=1e9)] = 30.0
     boosts: dict[str, float] = msgspec.field(default_factory=dict)
     vectors: Literal["exact", "ivf", "auto"] = "auto"
 
@@ -88,11 +90,13 @@ class Config(Section, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The folders in force. `project` is the project-local `.qmd/`, if that is what was found."""
+    """The folders in force. `project` is the project-local `.qmd/`, if there is one; `named`: the user named the
+    configuration's folder, which is trusted whatever it is."""
 
     config_dir: Path
     data_dir: Path
     project: Path | None = None
+    named: bool = False
 
     def database(self, index: str = "index") -> Path:
         if not index or any(c in index for c in "/\\\0") or index.startswith("."):
@@ -108,12 +112,13 @@ def find_places(
     here = cwd or Path.cwd()
     config = config_dir or os.environ.get("QMD_CONFIG_DIR")
     data = data_dir or os.environ.get("QMD_DATA_DIR")
+    named = config is not None
     project = next((p / ".qmd" for p in (here, *here.parents) if p != home and (p / ".qmd").is_dir()), None)
     if config is None:
         config = project or Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "qmd"
     if data is None:
         data = project or Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "qmd"
-    return Places(Path(config).expanduser(), Path(data).expanduser(), project)
+    return Places(Path(config).expanduser(), Path(data).expanduser(), project, named)
 
 
 def load_config(path: Path) -> Config:
@@ -122,7 +127,7 @@ def load_config(path: Path) -> Config:
     Raises ConfigError, naming the file, the key and the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return Config()
     except (OSError, UnicodeDecodeError) as error:
@@ -131,47 +136,9 @@ def load_config(path: Path) -> Config:
 
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     return parse_config({} if tree is None else tree, source=str(path))
-
-
-def load_config_of(places: Places) -> Config:
-    """The configuration in force. A project's own comes with the project, perhaps from a stranger: it may choose among
-    known models and set limits, and that is all.
-
-    Raises ConfigError.
-    """
-    path = places.config_dir / CONFIG_NAME
-    config = load_config(path)
-    if places.project is not None and places.config_dir == places.project:
-        for role in ("embedding", "reranker", "expansion", "generation", "image"):
-            name = getattr(config.models, role)
-            if name is not None and _reaches(name):
-                raise ConfigError(
-                    f"{path}: models.{role} is {name!r}. A project's own configuration names models by their names, "
-                    "no addresses and no files. Set it in ~/.config/qmd/config.yaml, or trust this file with "
-                    f"`--config-dir {places.project}`."
-                )
-        if config.memory.searches:
-            raise ConfigError(
-                f"{path}: memory.searches would keep what you look for. Set it in ~/.config/qmd/config.yaml, "
-                f"or trust this file with `--config-dir {places.project}`."
-            )
-        if config.ingest.follow_symlinks:
-            raise ConfigError(
-                f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "
-                f"or trust this file with `--config-dir {places.project}`."
-            )
-    return config
-
-
-def _reaches(name: str) -> bool:
-    """Whether a model's name is an address or a file: anything but a plain name, `owner/name` or, of GGUF files,
-    `owner/name:QUANTISATION`."""
-    parts = re.sub(r"(?<=[\w.-]):\w+$", "", name).split("/") if "/" in name else [name]
-    plain = len(parts) <= 2 and all(p and p[0].isalnum() and not set(p) & set("\\:#?%~") for p in parts)
-    return not plain or name.endswith(".gguf") or os.path.exists(name)
 
 
 def parse_config(tree: object, *, source: str = "configuration") -> Config:
@@ -179,6 +146,10 @@ def parse_config(tree: object, *, source: str = "configuration") -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected a mapping at the top, found {type(tree).__name__}.")
     _refuse_unknown(tree, Config, source, "")
+    memory = tree.get("memory")
+    if isinstance(memory, dict) and isinstance(memory.get("citations"), bool):
+        # YAML reads a bare on or off as a truth value.
+        tree = {**tree, "memory": {**memory, "citations": "on" if memory["citations"] else "off"}}
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
@@ -204,8 +175,8 @@ def set_model(path: Path, key: str, value: str | int | None) -> None:
     """
     import json
 
-    load_config(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = load_config(path)
+    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     line = f"  {key}: {json.dumps(value, ensure_ascii=False)}"
     lines = text.splitlines()
     start = next((i for i, row in enumerate(lines) if re.match(r"models\s*:\s*(#.*)?$", row)), None)
@@ -229,9 +200,11 @@ def set_model(path: Path, key: str, value: str | int | None) -> None:
         said = parse_config(yaml.safe_load(written), source=str(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} cannot be changed safely ({error}). Set models.{key} by hand.") from error
-    if getattr(said.models, key) != value:
+    models = msgspec.structs.replace(before.models, **{key: value})
+    if said != msgspec.structs.replace(before, models=models):
         raise ConfigError(f"{path} cannot be changed safely. Set `models.{key}: {value}` by hand.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()
     temporary = path.with_suffix(".part")
     temporary.write_text(written, encoding="utf-8")
     temporary.replace(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from qmd.config import Config, Places, find_places, load_config_of
+from qmd.config import Config, Places, find_places
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.reports import (
     AddReport,
@@ -32,7 +32,9 @@ from qmd.reports import (
 )
 from qmd.search import reference
 from qmd.searches import Searches
+from qmd.store.documents import clean
 from qmd.store.store import Store
+from qmd.trust import load_config_of
 from qmd.types import Collection, Progress
 
 if TYPE_CHECKING:
@@ -264,9 +266,14 @@ class Index(Searches):
         """The text of one document, by path, `qmd://collection/path`, `#docid` or docid; a suffix `:from` or
         `:from:count` picks lines. Raises NotFound, naming the nearest documents.
         """
-        document, first, count = reference.resolve(self.store, ref)
+        text = self.read(ref, from_line=from_line, max_lines=max_lines)
         if self.config.memory.searches:
-            self._opened.opened(document.docid)
+            self._opened.opened(text.docid)
+        return text
+
+    def read(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
+        """As `get`, where nobody opened the document: `memory.searches` does not count it."""
+        document, first, count = reference.resolve(self.store, ref)
         return self._lines(document, from_line or first or 1, max_lines if max_lines is not None else count)
 
     def multi_get(
@@ -404,11 +411,11 @@ class Index(Searches):
         ignore: Sequence[str] = (),
     ) -> Collection:
         """Register a folder without reading it; `update` does."""
-        root = Path(folder).expanduser().absolute()
+        root = reference.on_disk(folder)
         if not root.is_dir():
             raise NotFound(f"there is no folder {root}.")
         self.stay_inside(root)
-        name = name or re.sub(r"[^\w.-]+", "-", root.name).strip("-.") or "root"
+        name = name or re.sub(r"[^\w.-]+", "-", reference.compose(root.name)).strip("-.") or "root"
         for taken in self.store.collections():
             if taken.name == name:
                 raise UsageError(f"collection {name!r} is {taken.root}. Choose another name with `--name`.")
@@ -435,6 +442,7 @@ class Index(Searches):
         collection, prefix = self._place(path)
         if not text.strip():
             raise UsageError("the context is empty.")
+        text = clean(text)
         self.store.set_context(collection, prefix, text)
         return Context(collection, prefix, text)
 
@@ -466,10 +474,9 @@ class Index(Searches):
     # ---- shared by the above
     def _same_collection(self, folder: str | Path, name: str | None) -> Collection | None:
         """The collection that `folder` is already, if it is one (and is not asked to have another name)."""
-        root = str(Path(folder).expanduser().absolute())
-        return next(
-            (row for row in self.store.collections() if row.root == root and name in (None, row.name)), None
-        )
+        root = reference.on_disk(folder)
+        same = (row for row in self.store.collections() if reference.on_disk(row.root) == root)
+        return next((row for row in same if name in (None, row.name)), None)
 
     def stay_inside(self, root: Path) -> None:
         """A project's own index reads the project's folder: it may have come with it, from a stranger.
@@ -493,10 +500,10 @@ class Index(Searches):
         head, _, tail = written.partition("/")
         if any(collection.name == head for collection in self.store.collections()):
             return head, tail
-        on_disk = Path(path).expanduser().absolute()
+        place = reference.on_disk(path)
         for collection in self.store.collections():
-            if on_disk.is_relative_to(collection.root):
-                inside = on_disk.relative_to(collection.root).as_posix()
+            if place.is_relative_to(root := reference.on_disk(collection.root)):
+                inside = place.relative_to(root).as_posix()
                 return collection.name, "" if inside == "." else inside
         self.store.collection(head)  # raises with the known names
         raise NotFound(f"{path!r} lies in no collection.")

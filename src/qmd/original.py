@@ -8,16 +8,16 @@ from pathlib import Path
 
 from qmd.errors import ConfigError, NotFound
 from qmd.reports import Context
+from qmd.search.reference import on_disk
 from qmd.types import Collection
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalIndex:
-    """What `index.yml` holds that has a place here. `left_out` names the keys that have none."""
+    """What `index.yml` holds that has a place here."""
 
     collections: tuple[Collection, ...]
     contexts: tuple[Context, ...]
-    left_out: tuple[str, ...]
 
 
 def read_original(path: Path) -> OriginalIndex:
@@ -32,7 +32,7 @@ def read_original(path: Path) -> OriginalIndex:
 
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict) or not isinstance(tree.get("collections") or {}, dict):
@@ -41,14 +41,13 @@ def read_original(path: Path) -> OriginalIndex:
     if tree.get("global_context"):
         contexts.append(Context("/", "", str(tree["global_context"])))
     collections: list[Collection] = []
-    left_out: list[str] = [str(key) for key in tree if key not in ("global_context", "collections")]
     for name, row in (tree.get("collections") or {}).items():
         if not isinstance(row, Mapping) or not row.get("path"):
             raise ConfigError(f"{path}: collection {name!r} has no path.")
         collections.append(
             Collection(
                 name=str(name),
-                root=str(Path(str(row["path"])).expanduser().absolute()),
+                root=str(on_disk(str(row["path"]))),
                 patterns=_strings(row.get("pattern")),
                 ignore=_strings(row.get("ignore")),
                 include=bool(row.get("includeByDefault", True)),
@@ -56,10 +55,12 @@ def read_original(path: Path) -> OriginalIndex:
         )
         held = row.get("context") or {}
         held = {"/": held} if isinstance(held, str) else held
+        if not isinstance(held, Mapping):
+            raise ConfigError(
+                f"{path}: collection {name!r} has a context that is neither a text nor a mapping."
+            )
         contexts += [Context(str(name), str(prefix).strip("/"), str(text)) for prefix, text in held.items()]
-        known = {"path", "pattern", "ignore", "includeByDefault", "context"}
-        left_out += [f"collections.{name}.{key}" for key in row if key not in known]
-    return OriginalIndex(tuple(collections), tuple(contexts), tuple(left_out))
+    return OriginalIndex(tuple(collections), tuple(contexts))
 
 
 def _strings(value: object) -> tuple[str, ...]:

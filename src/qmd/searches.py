@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmd.config import Config, Places
 from qmd.errors import NotFound, QmdError, UsageError
 from qmd.search.budget import Costs
 from qmd.search.pipeline import Mode, Models, Request
 from qmd.search.pipeline import search as run_search
-from qmd.search.query import parse_request, read_date
+from qmd.search.query import LONGEST_VALUE, parse_request, read_date
 from qmd.search.request import Door
 from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
@@ -31,7 +33,12 @@ if TYPE_CHECKING:
 NO_LIMIT = 100_000
 """What `all` means in hits: more than a person or a program reads."""
 
+REFUSED_S = 300.0
+"""A reranker or expansion model that could not be opened is not tried again for so long: hubs that cannot be reached
+take half a minute to say so."""
+
 every = all
+M = TypeVar("M")
 
 
 class Searches:
@@ -56,6 +63,8 @@ class Searches:
         self._reranker = reranker
         self._expander: Generator | None = None
         self._opening = threading.Lock()
+        self._opening_more = threading.RLock()  # what opens an image-text model opens the embedder, too
+        self._refused: dict[str, tuple[float, QmdError]] = {}
         self._image_text: ImageTextModel | None = None
         self._costs = Costs(store.path.with_suffix(".costs.json"))
         self._cache = AnswerCache(store.path.with_suffix(".answers"))
@@ -96,21 +105,25 @@ class Searches:
     def let_go(self) -> None:
         """Give the memory of models and vectors back; the next search opens them again."""
         with self._opening:
-            self._embedder = self._reranker = self._expander = None
+            self._embedder = self._reranker = self._expander = self._image_text = None
+            self._refused = {}
             self.store.vectors.let_go()
 
     @property
     def image_text(self) -> ImageTextModel:
         """The model that looks at pictures, opened when first asked for. Raises ModelError, NotFound, UsageError where
         the configuration names none."""
-        if self._image_text is None:
-            from qmd.llm.image_text import open_image_text
+        with self._opening_more:
+            if self._image_text is None:
+                from qmd.llm.image_text import open_image_text
 
-            name = self.config.models.image
-            if name is None:
-                raise UsageError("no model looks at pictures: `models.image` is null in the configuration.")
-            self._image_text = open_image_text(name, open_text=self._text_embedder)
-        return self._image_text
+                name = self.config.models.image
+                if name is None:
+                    raise UsageError(
+                        "no model looks at pictures: `models.image` is null in the configuration."
+                    )
+                self._image_text = open_image_text(name, open_text=self._text_embedder)
+            return self._image_text
 
     def _text_embedder(self, name: str) -> Embedder:
         """The configured embedder where it is that one, so that it is loaded once."""
@@ -243,7 +256,7 @@ class Searches:
         request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
         document = reference.find(self.store, str(file))
         if document.type == "image" if document is not None else _is_picture(file):
-            return self._similar_pictures(Path(file).expanduser(), document, request)
+            return self._similar_pictures(reference.on_disk(file), document, request)
         if document is not None:
             vector = mean_of_document(self.store, self.embedder, document.id)
         else:
@@ -257,7 +270,8 @@ class Searches:
             without=None if document is None else document.id,
             vectors=request.vectors,
         )
-        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near]).values()))
+        scored = [(chunk, score) for _, chunk, score in near]
+        return Hits(tuple(show_passages(self.store, scored, cite=request.cite).values()))
 
     def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
         """Pictures near a picture, by what they show; what notes say of them plays no part."""
@@ -269,7 +283,7 @@ class Searches:
             if vector is None:
                 raise NotFound("the picture has no vector yet. Run `qmd embed`.")
         else:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise NotFound(f"there is no picture {file}.")
             vector = model.embed_images([file])[0]
         without = None if document is None else document.id
@@ -291,12 +305,13 @@ class Searches:
         image: a file, or its bytes. Raises BadPicture, MissingExtra, and ModelError where the model takes no text with
         a picture.
         """
+        from qmd.search import reference
         from qmd.search.pictures import hits_of, look
 
         request = self._request("vector", "", {"limit": limit, "collections": collections, "path": path})
         model = self.image_text
-        given = image if isinstance(image, bytes) else Path(image).expanduser()
-        if isinstance(given, Path) and not given.is_file():
+        given = image if isinstance(image, bytes) else reference.on_disk(image)
+        if isinstance(given, Path) and not os.path.isfile(given):
             raise NotFound(f"there is no picture {given}.")
         vector = model.embed_both(text, given) if text.strip() else model.embed_images([given])[0]
         if not self.store.pictures.has(model.fingerprint):
@@ -329,8 +344,8 @@ class Searches:
         """What would be embedded for a file on the disk. Raises NotFound, UsageError."""
         from qmd.search import reference
 
-        path = Path(file).expanduser()
-        if not path.is_file():
+        path = reference.on_disk(file)
+        if not os.path.isfile(path):
             reference.resolve(self.store, file)  # raises with the nearest names
         from qmd.ingest.parse import parse
         from qmd.ingest.read import CannotRead, read_file
@@ -393,14 +408,14 @@ class Searches:
         return Request(
             text=query,
             mode=mode,
-            limit=NO_LIMIT if given.get("all") else limit,
+            limit=NO_LIMIT if given.get("all") else min(limit, NO_LIMIT),
             filter=Filter(
                 collections=tuple(collections) or self._included(),
-                path=given.get("path"),
-                tags=tuple(given.get("tags") or ()),
-                title=given.get("title"),
-                type=given.get("type"),
-                lang=given.get("lang"),
+                path=_condition("path", given.get("path")),
+                tags=tuple(_condition("tags", tag) or "" for tag in given.get("tags") or ()),
+                title=_condition("title", given.get("title")),
+                type=_condition("type", given.get("type")),
+                lang=_condition("lang", given.get("lang")),
                 after=_date(given.get("after")),
                 before=_date(given.get("before")),
             ),
@@ -443,18 +458,30 @@ class Searches:
         return Door(name, lambda: self.image_text, lambda: self._image_text is not None)
 
     def _open_reranker(self) -> Reranker:
-        if self._reranker is None:
-            from qmd.llm import open_reranker
+        with self._opening_more:
+            if self._reranker is None:
+                from qmd.llm import open_reranker
 
-            self._reranker = open_reranker(self.config.models.reranker or "")
-        return self._reranker
+                self._reranker = self._open_unless_refused(open_reranker, self.config.models.reranker or "")
+            return self._reranker
 
     def _open_expander(self) -> Generator:
-        if self._expander is None:
-            from qmd.llm import open_generator
+        with self._opening_more:
+            if self._expander is None:
+                from qmd.llm import open_generator
 
-            self._expander = open_generator(self.config.models.expansion or "")
-        return self._expander
+                self._expander = self._open_unless_refused(open_generator, self.config.models.expansion or "")
+            return self._expander
+
+    def _open_unless_refused(self, open: Callable[[str], M], name: str) -> M:
+        at, error = self._refused.get(name, (0.0, None))
+        if error is not None and time.monotonic() - at < REFUSED_S:
+            raise error.with_traceback(None)
+        try:
+            return open(name)
+        except QmdError as error:
+            self._refused[name] = time.monotonic(), error
+            raise
 
     def _included(self) -> tuple[str, ...]:
         """The collections that a search looks into when it names none; empty when that is all of them."""
@@ -478,6 +505,13 @@ def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _switch(said: bool | None, configured: bool) -> bool | None:
     """A stage that is configured off stays off unless asked for; one that is on lets the pipeline decide."""
     return said if said is not None else (None if configured else False)
+
+
+def _condition(name: str, value: str | None) -> str | None:
+    """As the index can compare it. Raises UsageError for one that is too long."""
+    if value is not None and len(value) > LONGEST_VALUE:
+        raise UsageError(f"{name} has {len(value):,} characters; it may have {LONGEST_VALUE:,}.")
+    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
 
 
 def _date(value: str | None) -> str | None:

@@ -162,6 +162,44 @@ def test_a_server_that_speaks_openai(index):
         RemoteWriter("http://127.0.0.1:9/v1").write([("user", "x")])
 
 
+CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        CUT + b'38\r\ndata: {"choices": [{"delta": {"content": "Water "}}]}  \n\r\n50\r\ndata: {',
+        WHOLE + b'{"choices": [{"message": {"content": "Water"}}]}',
+        WHOLE + b'data: {"error": {"message": "out of memory"}}\n\n',
+        WHOLE + b'data: {"choices": [{"delta": {"content": ["Water"]}}]}\n\n',
+        WHOLE + b'data: {"choices": {"delta": {}}}\n\n',
+        b"rubbish\r\n\r\n",
+    ],
+)
+def test_a_server_that_speaks_otherwise_is_a_model_error(reply):
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(reply)
+
+        def log_message(self, *args): ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ModelError, match="no answer from"):
+            RemoteWriter(f"http://127.0.0.1:{server.server_port}/v1", timeout_s=30).write([("user", "x")])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_address_that_is_none_is_a_model_error():
+    with pytest.raises(ModelError, match="no answer from"):
+        RemoteWriter("http://[bad/v1").write([("user", "x")])
+
+
 def test_the_index_answers(index):
     answer = index.ask(
         "when do I water tomatoes", writer=Parrot("Every second morning [1]."), collections=["notes"]
@@ -292,3 +330,31 @@ def test_a_note_s_head_is_no_passage(tmp_path):
         answer = ask(opened, "rye bread", writer=Parrot("Rye at ten."))
     assert answer.sources[0].line >= 6
     assert "Priya" not in answer.sources[0].text
+
+
+def test_what_is_near_in_meaning_is_looked_for_under_the_same_conditions(index, monkeypatch):
+    near = []
+
+    def vsearch(question, *, limit, min_score, **conditions):
+        near.append(conditions)
+        return index.search("tomatoes")
+
+    monkeypatch.setattr(index, "vsearch", vsearch)
+    asked = "tomatoes quantum chromodynamics lattice plasma"
+    answer = ask(index, asked, writer=Parrot("On a lattice [1]."), collections=["notes"], path="garden.md")
+    assert near == [{"collections": ["notes"], "path": "garden.md"}]
+    assert [source.file for source in answer.sources] == ["qmd://notes/garden.md"]
+
+
+@pytest.mark.parametrize("mark", ["\f", "\u2028", "\x85"])
+def test_lines_of_a_source_are_those_of_its_document(tmp_path, mark):
+    (tmp_path / "a.txt").write_text(
+        f"intro{mark}one\nintro{mark}two\n\nThe lift to the archive is on floor two.\n", encoding="utf-8"
+    )
+    with qmd.index.open(tmp_path / "index.sqlite") as index:
+        index.add(tmp_path, name="notes", embed=False)
+        answer = index.ask("where is the lift to the archive", writer=Parrot("On floor two [1]."))
+        (source,) = answer.sources
+        shown = index.get(source.file, from_line=source.line, max_lines=source.end_line - source.line + 1)
+        assert source.text == shown.text
+        assert "floor two" in source.text

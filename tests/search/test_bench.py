@@ -89,6 +89,14 @@ def test_a_beir_folder(tmp_path):
     assert report.results["keyword"].means["p@10"] == 0.1
 
 
+def test_a_beir_folder_may_hold_line_separators_in_its_texts(tmp_path):
+    row = json.dumps({"_id": "d1", "title": "", "text": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "corpus.jsonl").write_text(row + "\n", encoding="utf-8")
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "two"}\n')
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    assert read_fixture(tmp_path).documents == {"d1": ("", "one\u2028two")}
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"queries": [{"id": "1"}]}', "nothing"])
 def test_what_is_no_fixture_is_said(tmp_path, text):
     path = tmp_path / "x.json"

@@ -179,3 +179,55 @@ def test_few_documents_with_many_passages_do_not_hide_the_others(tmp_path):
     with qmd.open(tmp_path / "deep.sqlite") as index:
         index.add(folder, embed=False)
         assert len(index.search("heap", limit=5)) == 5
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Notes with words of a Latin letter or a number and one character."""
+    folder = tmp_path_factory.mktemp("mixed")
+    notes = {
+        "drive.md": "U盘 备份 数据",
+        "turn.md": "U U U turn sign u 备份",
+        "may.md": "5月的计划",
+        "five.md": "5 5 5 things 5",
+        "shirt.md": "买 T恤 两件",
+    }
+    for name, text in notes.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    with qmd.open(folder.parent / "mixed.sqlite") as opened:
+        opened.add(folder, embed=False)
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("query", "first", "all_of_them"),
+    [
+        ("U盘", "drive.md", None),
+        ('"U盘"', "drive.md", ["drive.md"]),
+        ("5月", "may.md", None),
+        ('"5月"', "may.md", ["may.md"]),
+        ("T恤", "shirt.md", ["shirt.md"]),
+        ("备份 -U盘", "turn.md", ["turn.md"]),
+        ("things -5月", "five.md", ["five.md"]),
+    ],
+)
+def test_a_character_behind_a_letter_or_number_counts(mixed, query, first, all_of_them):
+    found = paths(mixed.search(query))
+    assert found[0] == first
+    assert all_of_them in (None, found)
+
+
+def test_a_character_that_stands_behind_no_such_word_changes_nothing(mixed):
+    """A question may end in a particle: `Python吗`."""
+    plain, asked = mixed.search("备份 turn"), mixed.search("备份 turn吗")
+    assert [(hit.path, hit.score) for hit in plain] == [(hit.path, hit.score) for hit in asked]
+
+
+def test_such_a_word_is_marked(mixed):
+    (hit,) = mixed.search("T恤")
+    assert "T恤" in [hit.snippet[a:b] for a, b in hit.marks]
+
+
+def test_of_many_unknown_words_some_are_spelled_anew(index):
+    asked = " ".join(f"permissi{letter}n" for letter in "abcdefghijklmnpqrstuvwxyz")
+    assert len(index.search(asked).degraded) == lexical.MOST_RESPELLED

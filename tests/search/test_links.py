@@ -1,5 +1,7 @@
 """The link graph, and documents like a document."""
 
+import unicodedata
+
 import pytest
 
 from qmd.errors import NotFound, UsageError
@@ -39,6 +41,21 @@ def test_names_in_other_scripts(build):
     links = index.links("日本/桜.md", limit=0)
     assert ends(links.into) == [("ja.md", 3), ("ja.md", 3)]
     assert index.links("ja.md", limit=0).broken == ()
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_characters_of_a_name_may_be_composed_or_not(build, on_disk, written):
+    """A Mac decomposes those of its file names."""
+    name = unicodedata.normalize(on_disk, "café.md")
+    said = unicodedata.normalize(written, "café")
+    index = build(
+        {name: "# Coffee\n\nBeans.\n", "b.md": f"See [[{said}]] and [x]({said}.md).\n"}, embed=False
+    )
+    links = index.links("b.md", limit=0)
+    assert ends(links.out) == [(name, 1), (name, 1)]
+    assert links.broken == ()
+    assert ends(index.links(name, limit=0).into) == [("b.md", 1), ("b.md", 1)]
+    assert [entry.path for entry in index.ls(f"notes/{said}*")] == [name]
 
 
 def test_near_notes_without_a_link_are_suggested(build):

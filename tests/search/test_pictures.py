@@ -105,6 +105,20 @@ def test_exclusions_conditions_and_limits_hold(index: qmd.Index) -> None:
     assert len(index.query("type:image tram", limit=2)) == 2
 
 
+def test_a_picture_is_a_hit_or_a_copy_of_one(tmp_path: Path) -> None:
+    for name in ("a/3.png", "b/3.png"):
+        file = tmp_path / "album" / name
+        file.parent.mkdir(parents=True)
+        shutil.copy(VAULT / "travel/IMG_0417.png", file)
+    with qmd.open(tmp_path / "index.sqlite", config=Config()) as index:
+        index.add(tmp_path / "album")
+        for search in (index.search, index.vsearch, index.query):
+            hits = search("type:image tram 3")
+            copies = {copy.rpartition(":")[0] for hit in hits for copy in hit.duplicates}
+            assert hits
+            assert not copies & {hit.file for hit in hits}
+
+
 def test_pictures_near_a_picture(index: qmd.Index, folder: Path) -> None:
     near = index.similar("notes/IMG_0388.png", limit=3)
     assert "IMG_0388.png" not in [hit.path for hit in near]

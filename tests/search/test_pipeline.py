@@ -9,7 +9,7 @@ import pytest
 
 import qmd
 from qmd.config import Config
-from qmd.errors import UsageError
+from qmd.errors import ModelError, UsageError
 from qmd.search.budget import Budget, Clock, Costs
 from qmd.search.fuse import blend
 from qmd.store.cache import AnswerCache
@@ -51,6 +51,34 @@ def test_a_keyword_search_takes_the_lex_lines_only(build):
 def test_a_condition_of_any_line_holds_for_all(build):
     index = build(NOTES)
     assert paths(index.query("lex: python path:code.md\nvec: snake prey")) == ["code.md"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "apple -pie",
+        '"apple tart"',
+        "vec: apple dessert\nvec: apple cake -pie",
+        "lex: apple -pie\nvec: apple dessert",
+        'lex: "apple tart"\nvec: dessert',
+    ],
+)
+def test_what_may_not_be_there_holds_for_every_line(build, query):
+    notes = {
+        "pie.md": "# Apple pie\n\nApple pie with a butter crust, a dessert.\n",
+        "tart.md": "# Apple tart\n\nApple tart with custard, a dessert.\n",
+        "plum.md": "# Plum\n\nA dessert of plums, and no other fruit.\n",
+    }
+    model = LinesGenerator("lex: apple dessert\nvec: an apple dessert\n")
+    found = paths(build(notes, expander=model).query(query, expand=True))
+    assert "tart.md" in found
+    assert "pie.md" not in found
+
+
+def test_a_passage_that_might_answer_is_prose(build):
+    index = build(NOTES)
+    hits = index.query('lex: malloc\nhyde: Tomatoes "rot" when watered -unevenly.')
+    assert set(paths(hits)[:2]) == {"heap.md", "tomato.md"}
 
 
 def test_hyde_is_embedded_as_a_passage(build):
@@ -156,8 +184,73 @@ def test_candidate_limit_bounds_what_is_read_and_the_rest_stays_below(build):
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+def test_a_reranker_reads_candidates_that_score_nothing(build):
+    notes = {f"near{n}.md": f"alpha beta gamma delta, number{n}\n" for n in range(60)}
+    notes |= {"far/a.md": "alpha and other words\n", "far/b.md": "some more of the other words\n"}
+    index = build(notes, reranker=PickReranker("other"))
+    hits = index.vsearch("alpha beta gamma delta", path="far", candidate_limit=1, explain=True)
+    assert {hit.explain["scores"]["fused"] for hit in hits} == {0}
+    assert paths(hits) == ["far/a.md", "far/b.md"]
+
+
 def test_a_reranker_asked_for_and_not_there_is_said(build):
     assert any("models.reranker" in note for note in build(NOTES).query("heap", rerank=True).degraded)
+
+
+@pytest.mark.parametrize("role", ["reranker", "expansion"])
+def test_a_model_that_cannot_be_opened_is_not_tried_at_every_search(build, monkeypatch, role):
+    tried = []
+
+    def refuse(name):
+        tried.append(name)
+        raise ModelError(f"{name} cannot be reached")
+
+    monkeypatch.setattr("qmd.llm.open_reranker", refuse)
+    monkeypatch.setattr("qmd.llm.open_generator", refuse)
+    index = build(NOTES, config={"models": {role: "far/away"}})
+    for _ in range(3):
+        assert any("cannot be reached" in note for note in index.query("allocate", budget_ms=0).degraded)
+    assert tried == ["far/away"]
+    assert index._costs.estimate("open:far/away") is not None
+    index.let_go()
+    index.query("allocate", budget_ms=0)
+    assert len(tried) == 2
+
+
+def test_what_failed_takes_at_least_as_long_as_was_known():
+    costs = Costs()
+    costs.record_failure("slow", 25_000.0)
+    costs.record_failure("slow", 0.1)
+    assert costs.estimate("slow") == 25_000.0
+
+
+def test_models_are_opened_once_however_many_ask(build, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    opened = []
+
+    def open_slowly(name):
+        opened.append(name)
+        begun.set()
+        go_on.wait(60)
+        return PickReranker("snake")
+
+    monkeypatch.setattr("qmd.llm.open_reranker", open_slowly)
+    index = build(NOTES, config={"models": {"reranker": "slow"}})
+    threads = [threading.Thread(target=index._open_reranker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait(60)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert opened == ["slow"]
+
+
+def test_what_is_let_go_is_opened_again(build):
+    index = build(NOTES)
+    index._image_text = index._reranker = object()
+    index.let_go()
+    assert index._image_text is index._reranker is None
 
 
 def test_blend_keeps_both_in_one_scale():
@@ -340,6 +433,7 @@ def test_every_hit_can_be_cited(build, tmp_path):
 def test_citations_off(build):
     index = build(NOTES, config={"memory": {"citations": "off"}})
     assert index.search("malloc")[0].quote is None
+    assert {hit.quote for hit in index.similar("heap.md")} == {None}
 
 
 # ---- scores
@@ -349,6 +443,31 @@ def test_min_score_means_the_score_that_is_shown(build):
     cut = every[1].score
     assert paths(index.query("python snake heap", min_score=cut)) == [h.path for h in every if h.score >= cut]
     assert [h.score for h in every] == sorted((h.score for h in every), reverse=True)
+
+
+def test_min_score_keeps_what_stands_behind_a_worse_hit(build, tmp_path):
+    index = build(NOTES)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.md").write_text("# Misc\n\nA heap of old things, bread and hose.\n")
+    index.add(other, name="other")
+    asked, boosts = "allocate memory heap malloc", {"other": 50.0}
+    best = index.query(asked)[0]
+    assert best.path == "heap.md"
+    boosted = index.query(asked, boosts=boosts)
+    assert paths(boosted)[:2] == ["a.md", "heap.md"]
+    kept = index.query(asked, boosts=boosts, min_score=best.score)
+    assert [(hit.path, hit.score) for hit in kept] == [("heap.md", best.score)]
+    assert kept.any_relevant == boosted.any_relevant
+
+
+def test_what_a_reranker_is_sure_of_passes_min_score(build):
+    notes = {f"{n}.md": f"A note on gardens and soup, number {n}.\n" for n in range(9)}
+    notes |= {"office.md": "At the town hall, with two photos.\n", "word.md": "passport renew passport\n"}
+    index = build(notes, reranker=PickReranker("town hall"))
+    hits = index.query("renew passport photos", min_score=0.5)
+    assert paths(hits) == ["office.md"]
+    assert not hits.nothing_relevant
 
 
 # ---- what is remembered

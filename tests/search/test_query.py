@@ -59,6 +59,12 @@ def test_what_is_no_operator_is_a_word(text, words):
     assert [term.words for term in parse(text).terms] == words
 
 
+def test_a_field_without_a_value_of_its_kind_is_no_phrase_that_must_be_there():
+    query = parse('"page fault" after:soon tag:#')
+    assert query.required == (Term(("page", "fault"), quoted=True),)
+    assert query.terms[1:] == (Term(("after", "soon")), Term(("tag",)))
+
+
 def test_dates():
     assert read_date("2024") == "2024-01-01"
     assert read_date("2024-02-30") is None

@@ -160,3 +160,33 @@ def test_feedback_takes_what_passages_share_for_long_questions_alone():
     assert "salt" not in words  # in one chunk only
     assert feedback(question[: FEWEST_WORDS - 1], passages, count, stem, 1000) == []
     assert feedback(["如何", *question], passages, count, stem, 1000) == []
+
+
+def test_texts_below_the_background_are_ordered_by_cosine(tmp_path):
+    """Their scores are all 0; docids would order them."""
+    from .conftest import WordsEmbedder
+
+    asked = "alpha beta gamma delta"
+    with qmd.open(tmp_path / "index.sqlite", embedder=WordsEmbedder()) as index:
+        for name, texts in (
+            ("near", [f"{asked} recipe{n}" for n in range(60)]),
+            ("far", [f"{' '.join(asked.split()[: n % 4])} other words of note{n}" for n in range(12)]),
+        ):
+            (tmp_path / name).mkdir()
+            for n, text in enumerate(texts):
+                (tmp_path / name / f"{n}.md").write_text(text + "\n")
+            index.add(tmp_path / name)
+        hits = index.vsearch(asked, collections=["far"], limit=12, explain=True)
+        cosines = [hit.explain["cosine"] for hit in hits]
+        assert len({hit.explain["scores"]["before_calibration"] for hit in hits}) == 1
+        assert cosines == sorted(cosines, reverse=True)
+        assert len(set(cosines)) > 2
+
+
+def test_what_the_reranker_says_is_part_of_the_probability():
+    known = {"match": 0.6, "cosine": 0.7, "deviations": 6, "words": 8}
+    plain = Evidence("hybrid", 1.0, **known)
+    for said in (0.0, 1.0):
+        read = Evidence("hybrid", 1.0, **known, reranked=said, rerank_weight=0.7)
+        assert probability(read) == pytest.approx(0.3 * probability(plain) + 0.7 * said)
+        assert any_relevant([read, plain]) == pytest.approx(0.3 * any_relevant([plain]) + 0.7 * said)

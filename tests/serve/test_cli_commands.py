@@ -316,6 +316,31 @@ def test_init(qmd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert ignored == ["*", "!.gitignore", "!config.yaml"]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_daemon_trusts_a_project_s_configuration_no_more_than_its_starter(
+    qmd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    from types import SimpleNamespace
+
+    from qmd import index
+
+    for name in ("QMD_CONFIG_DIR", "QMD_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    index.open(tmp_path / ".qmd" / "index.sqlite").close()
+    monkeypatch.chdir(tmp_path)
+    started: list[str] = []
+
+    def start(arguments: list[str], spot: object) -> SimpleNamespace:
+        started.extend(arguments)
+        return SimpleNamespace(url="http://127.0.0.1:1", pid=1)
+
+    monkeypatch.setattr("qmd.serve.daemon.start", start)
+    flag = ["--config-dir", str(tmp_path / ".qmd")]
+    assert qmd("serve", "--daemon", *(flag if named else [])).code == 0
+    assert ("--config-dir" in started) == named
+    assert started[started.index("--data-dir") + 1] == str(tmp_path / ".qmd")
+
+
 def test_init_refuses_the_home_folder(qmd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

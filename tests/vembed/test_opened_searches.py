@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import qmd
-from qmd.config import Config, Memory, Places, load_config_of
+from qmd.config import Config, Memory, Places
 from qmd.errors import ConfigError
 from qmd.store import opened
 from qmd.store.opened import OpenedSearches
+from qmd.trust import load_config_of
 
 NOTES = {
     "wing.md": "# Lift\n\nThe slipstream of a propeller raises the lift of the wing behind it by a whole third.\n",
@@ -80,6 +81,20 @@ def test_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         kept.showed(f"question {number}", ["a"])
         kept.opened("a")
     assert [question for question, _ in kept.pairs()] == ["question 3", "question 4", "question 5"]
+
+
+def test_what_an_answer_is_written_from_was_opened_by_nobody(tmp_path: Path) -> None:
+    class Silent:
+        name = "silent"
+
+        def write(self, messages: object, **_: object) -> str:
+            return "A whole third [1]."
+
+    with opened_index(tmp_path, searches=True) as index:
+        assert index.ask("how does the slipstream raise the lift", writer=Silent()).sources
+        assert taught(index) == []
+        index.get("wing.md")
+        assert len(taught(index)) == 1
 
 
 def test_a_damaged_file_is_done_without(tmp_path: Path) -> None:

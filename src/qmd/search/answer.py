@@ -116,7 +116,7 @@ def ask(
     begin = time.perf_counter()
     wanted = f"{history[-1][0]} {question}" if history else question
     hits = index.query(search_text(wanted), limit=limit, **conditions)
-    sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars)
+    sources = read_sources(index, hits, question=wanted, passage_chars=passage_chars, **conditions)
     searched = time.perf_counter()
     if on_sources is not None:
         on_sources(sources)
@@ -187,22 +187,24 @@ def _quote_only(
     return Answer(question, text, bool(claims), sources, claims, None, model, degraded, timings)
 
 
-def read_sources(index: Any, hits: Sequence[Hit], *, question: str, passage_chars: int) -> tuple[Source, ...]:
+def read_sources(
+    index: Any, hits: Sequence[Hit], *, question: str, passage_chars: int, **conditions: Any
+) -> tuple[Source, ...]:
     """The passages around the hits. A hit is left out if it holds under two fifths of the question's content words and
-    is not near to it in meaning either: then there is nothing about this here."""
+    is not among the nearest to it in meaning, under the same conditions: then there is nothing about this here."""
     asked = content_words(question)
     near: set[str] | None = None
     sources: list[Source] = []
     for hit in hits:
         first = max(1, hit.line - 6)
-        document = index.get(hit.docid, from_line=first, max_lines=hit.end_line - first + 25)
+        document = index.read(hit.docid, from_line=first, max_lines=hit.end_line - first + 25)
         at = hit.line - first
-        head = _front_matter(document.text.splitlines()[:at])
+        head = _front_matter(document.text.split("\n")[:at])
         text, line, end_line = cut_passage(document.text, at, passage_chars, first=head)
         held = held_words(f"{hit.title} {hit.path} {' '.join(hit.heading_path)} {text}")
         if asked and share(asked, held) < ENOUGH_WORDS:
             if near is None:
-                near = _near_in_meaning(index, question)
+                near = _near_in_meaning(index, question, conditions)
             if hit.docid not in near:
                 continue
         sources.append(
@@ -218,7 +220,7 @@ def read_used(index: Any, limit: int, *, passage_chars: int = 600) -> list[Sourc
     found = []
     for used in most_used(usage_file(index.store.path), limit):
         try:
-            document = index.get(used.file, from_line=used.line, max_lines=used.end_line - used.line + 1)
+            document = index.read(used.file, from_line=used.line, max_lines=used.end_line - used.line + 1)
         except NotFound:
             continue
         text = _fit(document.text, 2 * passage_chars)
@@ -228,11 +230,12 @@ def read_used(index: Any, limit: int, *, passage_chars: int = 600) -> list[Sourc
     return found
 
 
-def _near_in_meaning(index: Any, question: str) -> set[str]:
+def _near_in_meaning(index: Any, question: str, conditions: Mapping[str, Any]) -> set[str]:
     from qmd.errors import QmdError
 
     try:
-        return {h.docid for h in index.vsearch(question, limit=10, min_score=ENOUGH_MEANING)}
+        near = index.vsearch(question, limit=10, min_score=ENOUGH_MEANING, **conditions)
+        return {hit.docid for hit in near}
     except QmdError:  # no vectors, or of another model: words alone decide
         return set()
 
@@ -252,7 +255,7 @@ def cut_passage(text: str, at: int, chars: int, *, first: int = 0) -> tuple[str,
 
     Returns the text, its first and its last line (from 0).
     """
-    lines = text.splitlines() or [""]
+    lines = text.split("\n")
     at = min(at, len(lines) - 1)
     start, first, last = min(first, at), at, at
     size = _size(lines[at])

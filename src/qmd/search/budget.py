@@ -53,6 +53,10 @@ class Costs:
         known = self._table()
         known[stage] = ms if stage not in known else (1 - NEWEST) * known[stage] + NEWEST * ms
 
+    def record_failure(self, stage: str, ms: float) -> None:
+        """A stage failed after so long: it takes at least that."""
+        self.record(stage, max(ms, self.estimate(stage) or 0.0))
+
     def forgive(self, stage: str) -> None:
         if stage in self._table():
             self._table()[stage] *= FORGIVEN

@@ -35,29 +35,36 @@ class Evidence:
     """What the stages found out about one hit. None: the list was not made, or did not find the document.
 
     score: as the last stage gave it, in [0, 1]; match: share of the question's words that document and passage match,
-    weighed by how rare they are; deviations: standard deviations of the cosine above the index's background; coverage:
-    share of the question's words, weighed likewise, that the shown passage, its title or headings hold; words: how many
-    were asked for; documents: how many the index has.
+    weighed by how rare they are; deviations: standard deviations of the cosine above the index's background; words: how
+    many were asked for; documents: how many the index has; reranked: the probability that the reranker gave, and
+    rerank_weight its share.
     """
 
     mode: str
     score: float
     cosine: float | None = None
-    coverage: float = 0.0
     words: int = 0
     match: float | None = None
     deviations: float | None = None
     documents: int = FITTED_DOCUMENTS
+    reranked: float | None = None
+    rerank_weight: float = 0.0
 
 
 def probability(evidence: Evidence) -> float:
-    """That the hit is relevant, in [0, 1]."""
-    return _of(_HIT, [evidence])
+    """That the hit is relevant, in [0, 1]. What a reranker read, it says its share of, as in the order."""
+    return _with_reranker(_of(_HIT, [evidence]), [evidence])
 
 
 def any_relevant(evidence: Sequence[Evidence]) -> float | None:
     """Probability that the best hits hold anything relevant; None: no statement, there are none."""
-    return _of(_ANY, evidence) if evidence else None
+    return _with_reranker(_of(_ANY, evidence), evidence) if evidence else None
+
+
+def _with_reranker(known: float, evidence: Sequence[Evidence]) -> float:
+    read = [e.reranked for e in evidence if e.reranked is not None]
+    share = evidence[0].rerank_weight
+    return (1 - share) * known + share * max(read) if read else known
 
 
 def _of(models: Mapping[str, tuple[float, ...]], evidence: Sequence[Evidence]) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 
@@ -39,20 +39,37 @@ class RemoteWriter:
         headers = {"Content-Type": "application/json"}
         if os.environ.get("QMD_API_KEY"):
             headers["Authorization"] = f"Bearer {os.environ['QMD_API_KEY']}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        text = ""
+        text, spoke = "", False
         try:
+            request = urllib.request.Request(
+                f"{self.url}/chat/completions", json.dumps(body).encode(), headers
+            )
             with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
                 for raw in answer:
                     line = raw.decode("utf-8").strip()
                     if not line.startswith("data:") or line == "data: [DONE]":
                         continue
-                    choices = json.loads(line[5:]).get("choices") or [{}]
+                    event = json.loads(line[5:])
+                    if event.get("error"):
+                        raise ValueError(f"it says {event['error']}")
+                    choices = event.get("choices")
+                    if not choices:  # figures of use, at the end
+                        continue
+                    spoke = True
                     piece = (choices[0].get("delta") or {}).get("content") or ""
                     text += piece
                     if piece and stream is not None:
                         stream(piece)
-        except (urllib.error.URLError, TimeoutError, OSError, ValueError, AttributeError) as error:
+            if not spoke:
+                raise ValueError("it streams no text")
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+        ) as error:
             raise ModelError(
                 f"no answer from {self.url}: {error}. Is the server running, and the model known there?"
             ) from error

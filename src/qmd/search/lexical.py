@@ -31,6 +31,8 @@ COMMON_SHARE = 0.25
 """Words in more than this share of all chunks need not all be there (AND), if others are asked for."""
 SPELLING_LETTERS = 5
 SPELLINGS = 3
+MOST_RESPELLED = 16
+"""Looking for the spellings near to a word reads the whole vocabulary: a pasted text has hundreds of unknown words."""
 
 Ranked = list[tuple[int, float]]
 """(chunk id, BM25), best first."""
@@ -61,12 +63,13 @@ class KeywordIndex(Protocol):
 @dataclass(frozen=True, slots=True)
 class Atom:
     """A piece of an FTS5 expression. `word` is what its frequency is looked up by; None: a phrase or a
-    prefix.
+    prefix. joined: a word or number with the one character behind it (`5月`), left out where no chunk has it.
     """
 
     expression: str
     word: str | None
     frequency: int = 0
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def find_all_first(
     if not strict:
         return KeywordList([], notes=notes)
     exclusion = _exclusion(query)
-    if any(term.quoted for term in query.terms) and required(index, query) is None:
+    if query.required and required(index, query) is None:
         notes = (*notes, "keyword: no passage has what was quoted; these have some of the words")
     needed = strict
     floor = max(POSTINGS / 4, index.count() * COMMON_SHARE)
@@ -152,16 +155,21 @@ def _prepare(
     loose = list(dict.fromkeys(atom for term in query.terms for atom in _loose(term)))
     if not strict:
         return [], [], (("keyword: only exclusions, nothing to look for",) if query.excluded else ()), (), 0
+    joined = {
+        atom: len(index.candidates(atom.expression, Filter(), POSTINGS)) for atom in loose if atom.joined
+    }
+    strict = [atom for atom in strict if joined.get(atom, 1)]
+    loose = [atom for atom in loose if joined.get(atom, 1)]
     frequency = index.document_frequency(atom.word for atom in (*strict, *loose) if atom.word)
     notes: list[str] = []
     spelled: dict[str, list[str]] = {}
-    for atom in loose:
-        word = atom.word
-        if spell and word and not frequency[word] and len(word) >= SPELLING_LETTERS and not has_cjk(word):
-            near = [term for term in index.near_terms(word, SPELLINGS) if term != word]
-            if near:
-                spelled[word] = near
-                notes.append(f"keyword: {word!r} is not in the index; searched for {' or '.join(near)}")
+    unknown = dict.fromkeys(atom.word for atom in loose if atom.word and not frequency[atom.word])
+    strange = [word for word in unknown if len(word) >= SPELLING_LETTERS and not has_cjk(word)]
+    for word in strange[:MOST_RESPELLED] if spell else ():
+        near = [term for term in index.near_terms(word, SPELLINGS) if term != word]
+        if near:
+            spelled[word] = near
+            notes.append(f"keyword: {word!r} is not in the index; searched for {' or '.join(near)}")
     if spelled:
         frequency |= index.document_frequency(term for near in spelled.values() for term in near)
 
@@ -174,31 +182,38 @@ def _prepare(
                 out.append(Atom(f"({either})", atom.word, sum(frequency[term] for term in near)))
             else:
                 # A phrase or prefix is as frequent as nothing says otherwise: it always takes part.
-                out.append(Atom(atom.expression, atom.word, frequency[atom.word] if atom.word else 1))
+                known = frequency[atom.word] if atom.word else joined.get(atom, 1)
+                out.append(Atom(atom.expression, atom.word, known))
         return out
 
     settled = settle(loose)
     found = [atom for atom in settled if atom.frequency]
-    words = [
-        w for atom in loose for w in spelled.get(atom.word or "", [atom.word or atom.expression.strip('"* ')])
-    ]
+    words = [w for atom in loose for w in spelled.get(atom.word or "", [atom.word or _shown(atom)])]
     return settle(strict), found, tuple(notes), tuple(dict.fromkeys(words)), len(settled) - len(found)
 
 
 def _tokens(word: str, *, whole: bool = True) -> list[str]:
-    """What the index holds for a word: itself, or a CJK run's bigrams. The run's last character, which the
-    index
-    holds alone too, is left out at the end (`whole`) so that a longer run matches as well."""
+    """What the index holds for a word: itself, or a CJK run's bigrams. The last character of a run of two or more,
+    which the index holds alone too, is left out at the end (`whole`) so that a longer run matches as well."""
     if not has_cjk(word):
         return [word]
     tokens = index_text(word).split()
-    return (
-        tokens[:-1] if whole and len(tokens) > 1 and len(tokens[-1]) == 1 and has_cjk(tokens[-1]) else tokens
-    )
+    ends_run = whole and len(tokens) > 1 and _is_character(tokens[-1]) and has_cjk(tokens[-2])
+    return tokens[:-1] if ends_run else tokens
+
+
+def _is_character(token: str) -> bool:
+    return len(token) == 1 and has_cjk(token)
+
+
+def _shown(atom: Atom) -> str:
+    text = atom.expression.strip('"* ')
+    return text.replace(" ", "") if atom.joined else text
 
 
 def _quote(tokens: Sequence[str], *, prefix: bool = False) -> str:
-    alone = len(tokens) == 1 and len(tokens[0]) == 1 and has_cjk(tokens[0])
+    """A phrase. One CJK character at its end may go on: the index holds it with the next."""
+    alone = _is_character(tokens[-1])
     return '"' + " ".join(tokens).replace('"', "") + ('" *' if prefix or alone else '"')
 
 
@@ -210,25 +225,30 @@ def _phrase(term: Term) -> str:
 def _strict(term: Term) -> list[Atom]:
     if term.phrase or term.prefix:
         return [Atom(_phrase(term), None)]
-    tokens = [token for token in _tokens(term.words[0]) if len(token) > 1 or not has_cjk(token)]
-    return [Atom(_quote([token]), token) for token in tokens] or [Atom(_phrase(term), None)]
+    return _pieces(term.words[0])
 
 
 def _loose(term: Term) -> list[Atom]:
     """A phrase is looked for as itself and word by word."""
     out = [Atom(_phrase(term), None)] if term.phrase or term.prefix else []
     for word in term.words[:-1] if term.prefix else term.words:
-        tokens = [token for token in _tokens(word) if len(token) > 1 or not has_cjk(token)]
-        out += [Atom(_quote([token]), token) for token in tokens] or [Atom(_quote(_tokens(word)), None)]
+        out += _pieces(word)
     return out
+
+
+def _pieces(word: str) -> list[Atom]:
+    tokens = _tokens(word)
+    out = [Atom(_quote([token]), token) for token in tokens if not _is_character(token)]
+    if out and _is_character(tokens[-1]):
+        out.append(Atom(_quote(tokens[-2:]), None, joined=True))
+    return out or [Atom(_quote(tokens), None)]
 
 
 def required(index: KeywordIndex, query: Query) -> str | None:
     """An expression for what was quoted: hits must hold it, so long as some passage does."""
-    quoted = [_phrase(term) for term in query.terms if term.quoted]
-    if not quoted:
+    if not query.required:
         return None
-    expression = " AND ".join(quoted)
+    expression = " AND ".join(map(_phrase, query.required))
     return expression if index.candidates(f"({expression}){_exclusion(query)}", query.filter, 1) else None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from qmd.reports import LinkedPlace, Links
-from qmd.search.reference import uri
+from qmd.search.reference import compose, uri
 
 if TYPE_CHECKING:
     from qmd.store import Store, StoredDocument
@@ -22,16 +23,16 @@ class LinkTargets:
 
     def __init__(self, documents: list[StoredDocument]) -> None:
         self.by_id = {document.id: document for document in documents}
-        self._paths = {document.path.casefold(): document for document in documents}
+        self._paths = {_key(document.path): document for document in documents}
         self._names: dict[str, list[StoredDocument]] = {}
         for document in documents:
-            stem = posixpath.splitext(document.path)[0].casefold()
-            for name in {stem, posixpath.basename(stem), posixpath.basename(document.path).casefold()}:
+            stem = posixpath.splitext(_key(document.path))[0]
+            for name in {stem, posixpath.basename(stem), posixpath.basename(_key(document.path))}:
                 self._names.setdefault(name, []).append(document)
         self._titles: dict[str, StoredDocument] = {}
         for document in documents:
             for name in (*document.aliases, document.title):
-                self._titles.setdefault(name.casefold(), document)
+                self._titles.setdefault(_key(name), document)
 
     def resolve(self, target: str, source: StoredDocument) -> StoredDocument | None:
         """The document that a link in `source` means; None where there is none.
@@ -39,10 +40,10 @@ class LinkTargets:
         A path counts from the note's folder, then from the collection's; a plain name means the nearest file of that
         name, then a title or an alias.
         """
-        wanted = unquote(target).split("#")[0].strip().casefold().replace("\\", "/")
+        wanted = _key(unquote(target).split("#")[0].strip()).replace("\\", "/")
         if not wanted:
             return source
-        folder = posixpath.dirname(source.path).casefold()
+        folder = posixpath.dirname(_key(source.path))
         for base in (folder, ""):
             path = posixpath.normpath(posixpath.join(base, wanted.lstrip("/")))
             for ending in ("", ".md", ".markdown"):
@@ -55,13 +56,15 @@ class LinkTargets:
             named = [
                 d
                 for d in self._names.get(stem, ())
-                if f"/{posixpath.splitext(d.path)[0].casefold()}".endswith(ending)
+                if f"/{posixpath.splitext(_key(d.path))[0]}".endswith(ending)
             ]
         if named:
-            return min(
-                named, key=lambda d: (posixpath.dirname(d.path).casefold() != folder, len(d.path), d.path)
-            )
+            return min(named, key=lambda d: (posixpath.dirname(_key(d.path)) != folder, len(d.path), d.path))
         return self._titles.get(wanted)
+
+
+def _key(name: str) -> str:
+    return compose(name).casefold()
 
 
 def read_links(store: Store, document: StoredDocument, targets: LinkTargets | None = None) -> Links:
@@ -96,6 +99,7 @@ def _linking(
 ) -> list[tuple[StoredDocument, Link]]:
     """Links of the collection whose target holds one of the document's names, to be resolved."""
     stem = posixpath.splitext(posixpath.basename(document.path))[0]
-    names = {stem, document.title, *document.aliases} - {""}
+    written = {stem, document.title, *document.aliases} - {""}
+    names = {unicodedata.normalize(form, name) for name in written for form in ("NFC", "NFD")}
     found = store.documents.links_naming({*names, *map(quote, names)})
     return [(documents[id], link) for id, link in found if id in documents]

@@ -88,7 +88,7 @@ def find_named(state: State, *, wanted: bool) -> tuple[list[Named], tuple[str, .
     if request.mode == "vector" or part is None:
         return [], ()
     index, query = store.picture_words, part.query
-    if any(term.quoted for term in query.terms) and required(index, query) is None:
+    if query.required and required(index, query) is None:
         return [], ()
     found = find_all_first(index, query, 2 * request.limit, spell=False)
     places = store.chunk_rows.places(chunk for chunk, _ in found.ranked)
@@ -228,7 +228,7 @@ def merge(
     stems = [stem for terms in store.keyword.stem(words).values() for stem in terms]
     told = {one.chunk: one for one in named[: request.limit]}
     by_words = [(chunk, one.probability) for chunk, one in told.items()]
-    for chunk, hit in show_passages(store, by_words, Marker(words, stems)).items():
+    for chunk, hit in show_passages(store, by_words, Marker(words, stems), cite=request.cite).items():
         shown[hit.docid] = replace(hit, explain=_named(told[chunk])) if request.explain else hit
     looks = {one.chunk: one for one in seen}
     for chunk, hit in hits_of(store, [(chunk, one.probability) for chunk, one in looks.items()]).items():
@@ -242,7 +242,12 @@ def merge(
     least = request.min_score or 0.0
     both += [hit for hit in shown.values() if hit.score >= least]
     order = sorted(range(len(both)), key=lambda i: (-both[i].score, i))
-    return [both[i] for i in order][: request.limit]
+    first = [both[i] for i in order][: request.limit]
+    files = {hit.file for hit in first}
+    return [
+        replace(hit, duplicates=tuple(d for d in hit.duplicates if d.rpartition(":")[0] not in files))
+        for hit in first
+    ]
 
 
 def _better(hit: Hit, other: Hit) -> Hit:
@@ -266,4 +271,4 @@ def _seen(one: Seen) -> dict[str, object]:
 
 def hits_of(store: Store, found: Sequence[tuple[int, float]]) -> dict[int, Hit]:
     """chunk -> hit for (chunk, score) of pictures, in their order; those deleted meanwhile are left out."""
-    return {chunk: replace(hit, quote=None) for chunk, hit in show_passages(store, found).items()}
+    return show_passages(store, found, cite=False)

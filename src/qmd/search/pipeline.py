@@ -243,6 +243,7 @@ def expand_with_model(state: State) -> None:
         embedder = state.nearest.embedder if state.nearest is not None else None
         kept, dropped = rewriter.check(state.asked.plain, lines, embedder)
     except (QmdError, OSError) as error:
+        state.budget.costs.record_failure(cost if opened else loading, state.clock.spent_ms() - begin)
         state.degraded.append(f"expand: {error}")
         state.clock.lap("expand")
         return
@@ -253,7 +254,8 @@ def expand_with_model(state: State) -> None:
     )
     state.clock.lap("expand")
     for number, (kind, text) in enumerate(kept, start=1):
-        query = replace(parse_request(text).parts[0].query, filter=state.asked.filter)
+        first, query = state.asked.parts[0].query, parse_request(text).parts[0].query
+        query = replace(query, filter=first.filter, excluded=first.excluded, required=first.required)
         part = Part(kind, query)
         if kind == "lex":
             _add_words(
@@ -323,10 +325,13 @@ def rerank(state: State) -> None:
         if loading is not None:
             door.open()
             state.budget.costs.record(loading, state.clock.spent_ms() - begin)
-            begin = state.clock.spent_ms()
+            begin, loading = state.clock.spent_ms(), None
         scores, scored = score_cached(door.open(), question, texts, state.cache)
     except (QmdError, OSError) as error:
+        # The time is that of all candidates: what takes so long to fail is not to be tried on a few of them.
+        state.budget.costs.record_failure(loading or cost, state.clock.spent_ms() - begin)
         state.degraded.append(f"rerank: {error}")
+        state.clock.lap("rerank")
         return
     if scored:
         state.budget.costs.record(cost, (state.clock.spent_ms() - begin) / scored)
@@ -347,7 +352,7 @@ def _reorder(state: State, keys: Sequence[int], scores: Sequence[float], weight:
     blended = blend([state.scores[key] for key in keys], scores, weight)
     first = dict(sorted(zip(keys, blended, strict=True), key=lambda item: -item[1]))
     least = min(first.values(), default=0.0)
-    highest = state.scores[keys[0]] if keys else 1.0
+    highest = (state.scores[keys[0]] if keys else 0.0) or 1.0
     rest = {k: s * min(1.0, least / highest) for k, s in state.scores.items() if k not in first}
     state.scores = {**first, **rest}
 

@@ -35,6 +35,8 @@ _PIECE = re.compile(
 )
 _WORD = re.compile(r"[^\W_]+(?:[\u0300-\u036f\u3099\u309a]+[^\W_]*)*")
 _LINE = re.compile(r"\s*(lex|vec|hyde|intent|expand):[ \t]*(.*)\Z", re.IGNORECASE | re.DOTALL)
+LONGEST_VALUE = 2_000
+"""Characters of a condition's value: SQLite compares no more than 50,000 bytes."""
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\Z")
 
 
@@ -60,13 +62,15 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`text` is what was asked, `plain` what a model reads: no operators, fields or exclusions."""
+    """`text` is what was asked, `plain` what a model reads: no operators, fields or exclusions. `required`: phrases
+    that must be there, of this part or another."""
 
     text: str
     plain: str
     terms: tuple[Term, ...]
     excluded: tuple[Term, ...]
     filter: Filter
+    required: tuple[Term, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.terms)
@@ -94,13 +98,15 @@ def parse(text: str, given: Filter | None = None) -> Query:
         if not words:
             continue
         prefix = piece["word"] is not None and written.endswith("*") and len(written) > 1
-        term = Term(words, quoted=piece["word"] is None, prefix=prefix)
+        term = Term(words, quoted=piece["phrase"] is not None, prefix=prefix)
         if piece["minus"]:
             excluded.append(term)
         else:
             terms.append(term)
             plain.append(written.removesuffix("*") if prefix else written)
-    return Query(text, " ".join(plain), tuple(dict.fromkeys(terms)), tuple(dict.fromkeys(excluded)), kept)
+    terms, excluded = list(dict.fromkeys(terms)), list(dict.fromkeys(excluded))
+    required = tuple(term for term in terms if term.quoted)
+    return Query(text, " ".join(plain), tuple(terms), tuple(excluded), kept, required)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,8 @@ def parse_request(text: str, given: Filter | None = None, intent: str | None = N
     """Read a plain query, or lines that begin with `lex:`, `vec:`, `hyde:`, `intent:` or `expand:`. Never raises.
 
     The text is lines only if its first line begins so; then a line without a beginning is a plain query. Conditions of
-    any line hold for all. Alone, an `intent:` line is the question.
+    any line hold for all, and so do exclusions and phrases, but for those of `hyde:` lines, which are prose. Alone, an
+    `intent:` line is the question.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or not _LINE.match(lines[0]):
@@ -166,7 +173,12 @@ def parse_request(text: str, given: Filter | None = None, intent: str | None = N
         parts.append(Part(cast("Kind", kind), query))
     if not parts:
         parts, intent = [Part("plain", parse(intent or "", kept))], None
-    return Asked(tuple(Part(p.kind, replace(p.query, filter=kept)) for p in parts), intent or None, expand)
+    said = [part.query for part in parts if part.kind != "hyde"]
+    excluded = tuple(dict.fromkeys(term for query in said for term in query.excluded))
+    required = tuple(dict.fromkeys(term for query in said for term in query.required))
+    held = [replace(p.query, filter=kept, excluded=excluded, required=required) for p in parts]
+    parts = [Part(part.kind, query) for part, query in zip(parts, held, strict=True)]
+    return Asked(tuple(parts), intent or None, expand)
 
 
 def read_date(value: str) -> str | None:
@@ -183,6 +195,8 @@ def read_date(value: str) -> str | None:
 
 def _narrow(kept: Filter, name: str, value: str) -> Filter | None:
     """The filter with one more condition; None where the value cannot be one."""
+    if len(value) > LONGEST_VALUE:
+        return None
     match name:
         case "tag":
             return (

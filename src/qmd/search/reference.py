@@ -6,6 +6,7 @@ import difflib
 import heapq
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +19,7 @@ SCHEME = "qmd://"
 CLOSE = 0.7
 """Least likeness of a name that is offered (difflib's ratio); names of other lengths cannot reach it."""
 COMPARED = 100
-_LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d+)(?::(?P<count>\d+))?\Z", re.DOTALL)
+_LINES = re.compile(r"(?P<ref>.+?):(?P<start>\d{1,9})(?::(?P<count>\d{1,9}))?\Z", re.DOTALL)
 
 
 def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocument, int | None, int | None]:
@@ -43,6 +44,10 @@ def resolve(store: Store, ref: str, *, near: bool = True) -> tuple[StoredDocumen
 
 def find(store: Store, ref: str) -> StoredDocument | None:
     """The document of a reference without line numbers; None where there is none."""
+    try:
+        ref.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
     if not ref:
         return None
     if ref.startswith("#"):
@@ -64,22 +69,35 @@ def find(store: Store, ref: str) -> StoredDocument | None:
         if document is not None:
             return document
     try:
-        on_disk = Path(path).expanduser().absolute()
-    except RuntimeError:  # ~name, where nobody is called so
+        place = on_disk(path)
+    except NotFound:
         return store.find_docid(ref)
     for name, root in roots.items():
-        if on_disk.is_relative_to(root):
-            document = store.find_document(name, on_disk.relative_to(root).as_posix())
+        if place.is_relative_to(folder := on_disk(root)):
+            document = store.find_document(name, place.relative_to(folder).as_posix())
             if document is not None:
                 return document
     return store.find_docid(ref)
+
+
+def on_disk(path: str | Path) -> Path:
+    """The absolute path without `~` and `..`. Raises NotFound where `~name` is nobody."""
+    try:
+        return Path(os.path.normpath(Path(path).expanduser().absolute()))
+    except RuntimeError as error:
+        raise NotFound(f"{path}: there is no such home folder.") from error
+
+
+def compose(text: str) -> str:
+    """As names are compared (NFC): a Mac decomposes the characters of its file names."""
+    return unicodedata.normalize("NFC", text)
 
 
 def match(store: Store, pattern: str) -> list[StoredDocument]:
     """Documents whose `collection/path` or path matches a glob (`*` crosses folders), or lies below the
     folder it
     names; without their texts, by collection and path."""
-    pattern = pattern.removeprefix(SCHEME).removeprefix("./").strip("/")
+    pattern = compose(pattern.removeprefix(SCHEME).removeprefix("./").strip("/"))
     documents = store.list_documents()
     if not pattern:
         return documents
@@ -89,7 +107,7 @@ def match(store: Store, pattern: str) -> list[StoredDocument]:
         for document in documents
         if any(
             fnmatchcase(name, glob)
-            for name in (f"{document.collection}/{document.path}", document.path)
+            for name in (compose(f"{document.collection}/{document.path}"), compose(document.path))
             for glob in globs
         )
     ]
@@ -104,10 +122,10 @@ def _near(store: Store, wanted: str) -> str:
     names = [(path, f"{collection}/{path}") for collection, path in store.documents.names()]
     if not names:
         return " The index is empty: run `qmd add PATH`."
-    path = wanted.removeprefix(SCHEME)
+    path = compose(wanted.removeprefix(SCHEME))
     last = path.rpartition("/")[2].casefold()
-    by_name = _closest(last, [(path.rpartition("/")[2].casefold(), place) for path, place in names])
-    near = by_name or _closest(path, [(place, place) for _, place in names])
+    by_name = _closest(last, [(compose(path.rpartition("/")[2]).casefold(), place) for path, place in names])
+    near = by_name or _closest(path, [(compose(place), place) for _, place in names])
     named = " or ".join(f"{SCHEME}{place}" for place in near)
     return f" Did you mean {named}?" if near else " Run `qmd ls` to see what there is."
 

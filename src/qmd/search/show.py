@@ -58,23 +58,24 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
     evidence: list[Evidence] = []
     copies = _Copies() if request.fold and not request.all_chunks else None
     duplicates: dict[int, list[str]] = {}
-    ceiling, before = 1.0, 0.0
+    ceiling, before, least = 1.0, 0.0, request.min_score or 0.0
     for key, row in _rows(state):
-        snippet = cut_snippet(*_text(store, row), marker)
-        known = _evidence(state, key, row, snippet, marker, rarity, documents)
+        known = _evidence(state, key, len(rarity), documents)
         if len(evidence) < EVIDENCE:
             evidence.append(known)
+        own = probability(known)
+        if round(own, 4) < least:
+            continue
         # The order is the stages', the figure is calibrated: where they disagree, a later hit shows a little less.
         held = ceiling * (0.9 + 0.1 * min(1.0, known.score / before)) if before > 0 else ceiling
-        ceiling, before = min(held, probability(known)), known.score
-        if request.min_score is not None and round(ceiling, 4) < request.min_score:
-            break
+        ceiling, before = max(min(held, own), min(least, own)), known.score
         if copies is not None and len(hits) < FOLDED_AMONG:
             original = copies.find(row, len(hits))
             if original is not None:
                 state.folded += 1
                 duplicates.setdefault(original, []).append(f"qmd://{row.collection}/{row.path}:{row.line}")
                 continue
+        snippet = cut_snippet(*_text(store, row), marker)
         body = None
         if request.full:
             stored = store.document(row.document_id)
@@ -94,7 +95,11 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
                 snippet=None if request.full else snippet.text,
                 body=body,
                 marks=() if request.full else snippet.marks,
-                explain=_explain(state, key, row, known, shown, complete) if request.explain else None,
+                explain=_explain(
+                    state, key, row, known, shown, complete, _coverage(row, snippet, marker, rarity)
+                )
+                if request.explain
+                else None,
                 quote=cut_quote(snippet) if request.cite else None,
                 stale=files.look(row),
                 image=facts_of(store, row),
@@ -108,7 +113,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
 
 
 def show_passages(
-    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None
+    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None, *, cite: bool
 ) -> dict[int, Hit]:
     """chunk id -> hit for (chunk id, score), in their order, those deleted meanwhile left out. Without a marker the
     snippet is how the passage begins."""
@@ -133,7 +138,7 @@ def show_passages(
             context=store.context_for(row.collection, row.path),
             snippet=snippet.text,
             marks=snippet.marks,
-            quote=cut_quote(snippet),
+            quote=cut_quote(snippet) if cite else None,
             stale=files.look(row),
             image=facts_of(store, row),
         )
@@ -182,19 +187,18 @@ def _bigrams(word: str) -> list[str]:
     return tokens[:-1] if len(tokens) > 1 and len(tokens[-1]) == 1 else tokens
 
 
-def _evidence(
-    state: State,
-    key: int,
-    row: ChunkRow,
-    snippet: Snippet,
-    marker: Marker,
-    rarity: Mapping[str, tuple[frozenset[str], float]],
-    documents: int,
-) -> Evidence:
+def _coverage(
+    row: ChunkRow, snippet: Snippet, marker: Marker, rarity: Mapping[str, tuple[frozenset[str], float]]
+) -> float:
+    """Share of the question's words, weighed by rarity, that the shown passage, its title or headings hold."""
     above = " ".join((row.title, *row.heading_path, row.path))
     held = snippet.found | {kind for _, _, kind in marker.find(above)}
     total = sum(weight for _, weight in rarity.values())
     have = sum(weight for forms, weight in rarity.values() if forms & held)
+    return have / total if total else 0.0
+
+
+def _evidence(state: State, key: int, words: int, documents: int) -> Evidence:
     return Evidence(
         mode=state.request.mode,
         score=state.scores[key],
@@ -202,13 +206,20 @@ def _evidence(
         match=state.matches.get(key),
         deviations=state.nearness.get(key),
         documents=documents,
-        coverage=have / total if total else 0.0,
-        words=len(rarity),
+        words=words,
+        reranked=state.trail.get("reranked", {}).get(key),
+        rerank_weight=state.request.rerank_weight,
     )
 
 
 def _explain(
-    state: State, key: int, row: ChunkRow, known: Evidence, shown: Shown, complete: set[int]
+    state: State,
+    key: int,
+    row: ChunkRow,
+    known: Evidence,
+    shown: Shown,
+    complete: set[int],
+    coverage: float,
 ) -> dict[str, object]:
     lists = {
         g.found.name: {
@@ -228,7 +239,7 @@ def _explain(
         "match": None if known.match is None else round(known.match, 4),
         "cosine": None if known.cosine is None else round(known.cosine, 4),
         "deviations": None if known.deviations is None else round(known.deviations, 2),
-        "coverage": round(known.coverage, 3),
+        "coverage": round(coverage, 3),
         "chunk": {"line": row.line, "end_line": row.end_line},
         "words": list(shown.words.words),
         "all_words": row.id in complete if state.request.mode == "keyword" else None,

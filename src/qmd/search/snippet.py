@@ -42,7 +42,7 @@ class Marker:
         self._stems: dict[str, list[tuple[str, str, int]]] = {}
         for entry in kept:
             self._stems.setdefault(entry[1][:2], []).append(entry)
-        self._cjk = [word for word in words if has_cjk(word)]
+        self._cjk = [word.lower() for word in words if has_cjk(word)]
         self._kinds: dict[str, str | None] = {}
         starts = {*self._plain, *(start for _, start, _ in kept)} - {""}
         self._starts = [s for s in starts if not any(s != other and s.startswith(other) for other in starts)]

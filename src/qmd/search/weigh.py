@@ -94,7 +94,7 @@ def weigh(
             scores = fuse_scores(
                 matches, [*nearness, (near, expand.NEIGHBOUR_WEIGHT * request.vector_weight)]
             )
-    order = _in_order(scores, grouped, places, request)
+    order = _in_order(scores, grouped, places, cosines, request)
     return Weighed(order, own, nearness[0][0] if nearness else {}, cosines)
 
 
@@ -126,9 +126,14 @@ def _nearness(
 
 
 def _in_order(
-    scores: Mapping[int, float], grouped: Sequence[Grouped], places: Places, request: Request
+    scores: Mapping[int, float],
+    grouped: Sequence[Grouped],
+    places: Places,
+    cosines: Mapping[int, float],
+    request: Request,
 ) -> dict[int, float]:
-    """Best first; equal scores by docid and line, so that the order of indexing says nothing. Then the rest by rank."""
+    """Best first; equal scores (all below the background are) by cosine, then by docid and line, so that the order of
+    indexing says nothing. Then the rest by rank."""
     first: set[int] = set()
     if request.mode == "keyword" and len(grouped) == 1:
         words = grouped[0].found.words
@@ -139,7 +144,12 @@ def _in_order(
         names = {chunk: (docid, line) for chunk, (_, docid, line) in places.items()}
     else:
         names = {document: (docid, 0) for document, docid, _ in places.values()}
-    ordered = sorted(scores, key=lambda key: (key not in first, -round(scores[key], 9), names[key]))
+    ordered = sorted(
+        scores,
+        key=lambda key: (
+            key not in first, -round(scores[key], 9), -round(cosines.get(key, -1.0), 6), names[key]
+        ),
+    )  # fmt: skip
     out: dict[int, float] = {}
     ceiling = 1.0
     for key in ordered:

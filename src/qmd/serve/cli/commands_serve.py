@@ -75,16 +75,11 @@ def _start(session: Session, options: dict[str, Any]) -> None:
 
     places, _ = session.settings()
     session.open().close()  # what keeps it from starting is better said here
+    # A project's own configuration is found again from here, and is not trusted for having been found.
+    config = ("--config-dir", str(places.config_dir)) if places.named or places.project is None else ()
     arguments = [
         "serve",
-        *(
-            "--index",
-            session.index,
-            "--config-dir",
-            str(places.config_dir),
-            "--data-dir",
-            str(places.data_dir),
-        ),
+        *("--index", session.index, *config, "--data-dir", str(places.data_dir)),
         *("--host", options["host"], "--port", str(options["port"])),
         *("--idle", str(options["idle"]), "--deadline", str(options["deadline"])),
         "--watch" if options["watch"] else "--no-watch",

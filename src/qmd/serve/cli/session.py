@@ -28,7 +28,8 @@ class Session:
 
     def settings(self) -> tuple[Places, Config]:
         """The folders and the configuration in force."""
-        from qmd.config import find_places, load_config_of
+        from qmd.config import find_places
+        from qmd.trust import load_config_of
 
         places = find_places(self.config_dir, self.data_dir)
         return places, load_config_of(places)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import qmd.index
-from qmd.config import CONFIG_NAME, Config, Models, Places, find_places, load_config_of
+from qmd.config import CONFIG_NAME, Config, Models, Places, find_places
 from qmd.errors import ConfigError, NotFound, UsageError
 from qmd.index import Index
 from qmd.llm.protocols import Embedder, Generator, Reranker, Vectors
@@ -26,6 +26,7 @@ from qmd.serve.service.index import ServedIndex
 from qmd.serve.service.lanes import Job, Lane, check_job
 from qmd.serve.service.limits import Abandoned, Limits, TooLate
 from qmd.serve.service.models import Kept, SharedEmbedder, SharedGenerator, SharedReranker
+from qmd.trust import load_config_of
 from qmd.types import Hits
 
 if TYPE_CHECKING:
