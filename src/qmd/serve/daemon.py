@@ -312,7 +312,7 @@ def start(arguments: Sequence[str], spot: Spot) -> State:
     with locks.open_private(spot.log) as output:
         output.truncate(0)
         process = subprocess.Popen(
-            [sys.executable, "-m", "qmd", *arguments],
+            [sys.executable, "-P", "-m", "qmd", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
