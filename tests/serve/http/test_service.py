@@ -18,12 +18,13 @@ import pytest
 from starlette.testclient import TestClient
 
 import qmd
-from qmd.errors import ModelError
+from qmd.errors import ModelError, StoreBusy
 from qmd.serve.http.app import create_app
 from qmd.serve.service import Abandoned, Busy, Limits, Service, TooLate
 from qmd.serve.service.batching import Batcher
 from qmd.serve.service.lanes import Lane, check_job
 from qmd.serve.service.models import Kept
+from qmd.serve.watch import Watcher
 
 from .conftest import CONFIG, NOTES, URL, WordEmbedder, make_service
 
@@ -378,6 +379,28 @@ def test_a_changed_configuration_leaves_no_thread_behind(tmp_path: Path) -> None
     until(lambda: sum(t.name == "qmd-embed" for t in set(threading.enumerate()) - before) == 1)
     assert first.embed_query("water").shape  # a request that still holds the former one is answered
     service.close(1)
+
+
+def test_a_change_that_came_while_another_process_wrote_is_read_afterwards(
+    fresh: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fresh()
+    index, update = made.service.index, made.service.index.update
+    busy = iter([True])
+
+    def updated(names: Any, **options: Any) -> Any:
+        if next(busy, False):
+            raise StoreBusy("another process writes")
+        return update(names, **options)
+
+    (made.notes / "late.md").write_text("# Late\n\nA wombat.\n")
+    told = [{(1, str(made.notes / "late.md"))}, set(), set()]
+    monkeypatch.setattr(index, "update", updated)
+    monkeypatch.setattr("watchfiles.watch", lambda *_, **__: iter(told))
+    watcher = Watcher(made.service)
+    watcher._watch(watcher._roots(), polling=False)
+    assert [hit.path for hit in index.search("wombat")] == ["late.md"]
+    assert not watcher._unread
 
 
 def test_a_matrix_is_renewed_by_one_and_the_others_go_on(fresh: Callable[..., SimpleNamespace]) -> None:
