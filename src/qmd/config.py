@@ -142,8 +142,14 @@ def load_config_of(places: Places) -> Config:
 
     Raises ConfigError.
     """
+    config = load_config(places.config_dir / CONFIG_NAME)
+    check_config_of(places, config)
+    return config
+
+
+def check_config_of(places: Places, config: Config) -> None:
+    """Raises ConfigError where this would be a project's own configuration and says what none may say."""
     path = places.config_dir / CONFIG_NAME
-    config = load_config(path)
     if places.project is not None and places.config_dir == places.project:
         for role in ("embedding", "reranker", "expansion", "generation", "image"):
             name = getattr(config.models, role)
@@ -163,7 +169,6 @@ def load_config_of(places: Places) -> Config:
                 f"{path}: ingest.follow_symlinks would lead out of the project. Set it in ~/.config/qmd/config.yaml, "
                 f"or trust this file with `--config-dir {places.project}`."
             )
-    return config
 
 
 def _reaches(name: str) -> bool:
