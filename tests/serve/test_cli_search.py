@@ -39,6 +39,8 @@ def test_short_flags_are_the_long_ones(fake: Any, qmd: Any, format: str) -> None
 def test_last_format_wins(fake: Any, qmd: Any) -> None:
     assert qmd("search", "x", "--csv", "--json").out == qmd("search", "x", "--json").out
     assert qmd("search", "x", "--json", "--format", "csv").out == qmd("search", "x", "--csv").out
+    assert qmd("search", "x", "--json", "--csv", "--json").out == qmd("search", "x", "--json").out
+    assert qmd("search", "x", "--csv", "--format", "cli").out == qmd("search", "x").out
 
 
 def test_json_hit(fake: Any, qmd: Any) -> None:

@@ -31,7 +31,7 @@ def output_options(*formats: str) -> Decorator:
         for name in reversed([f for f in known if f != "cli"]):
             function = click.option(
                 f"--{name}",
-                f"as_{name}",
+                "format",
                 flag_value=name,
                 default=None,
                 expose_value=False,
