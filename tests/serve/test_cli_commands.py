@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qmd.errors import ModelMismatch, NotFound, StoreBusy, UsageError
+from qmd.serve.cli.screen import Style
 
 
 # ---- get, multi-get, ls
@@ -114,6 +115,14 @@ def test_collection_show(fake: Any, qmd: Any) -> None:
     assert "Context /travel:" in said
     assert "Trips, 2015 to today" in said
     assert json.loads(qmd("collection", "info", "notes", "--json").out)["contexts"][0]["text"] == "Everything"
+
+
+def test_colour_moves_no_column(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = qmd("collection", "show", "notes").out
+    monkeypatch.setattr("qmd.serve.cli.screen.style", lambda: Style(True))
+    painted = qmd("collection", "show", "notes").out
+    assert painted != plain
+    assert re.sub(r"\x1b\[\d*m", "", painted) == plain
 
 
 @pytest.mark.parametrize("verb", ["show", "remove", "include", "exclude"])
