@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -36,14 +37,14 @@ def readable(path: Path) -> str:
         return str(path)
 
 
-def link_target(path: Path, root: Path | None = None) -> str:
+def link_target(path: PurePath, root: Path | None = None) -> str:
     """A URI with `{line}` in it: QMD_EDITOR_URI (`{path}`, `{line}`, `{col}`), VS Code's inside it, Obsidian's for a
     document of a vault (where `root`, the folder of the collection, is one or lies in one), else file://.
     """
     template = os.environ.get("QMD_EDITOR_URI")
     if not template and os.environ.get("TERM_PROGRAM") == "vscode":
         template = "vscode://file/{path}:{line}:{col}"
-    place = quote(os.fsencode(path.as_posix()))
+    place = quote(os.fsencode(path.as_posix()), safe="/:" if path.drive else "/")
     if not template and root is not None:
         from qmd.serve.vault import find_vault, obsidian_link
 
@@ -52,5 +53,5 @@ def link_target(path: Path, root: Path | None = None) -> str:
         if opened is not None:
             return opened
     if not template:
-        return f"file://{socket.gethostname()}{place}"
+        return path.as_uri() if path.drive else f"file://{socket.gethostname()}{place}"
     return template.replace("{path}", place).replace("{col}", "1").replace("{column}", "1")
