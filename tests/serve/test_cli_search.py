@@ -211,6 +211,27 @@ def test_links_only_when_wanted(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyP
     assert "\x1b" not in qmd("search", "x", "--links", "--md").out.replace(fake.hits[1].snippet, "")
 
 
+def test_similar_hits_are_linked_too(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMD_EDITOR_URI", "editor://open?file={path}&line={line}")
+    assert "\x1b]8" not in qmd("similar", "x").out
+    assert f"editor://open?file={fake.root}/travel/lisbon.md&line=12" in qmd("similar", "x", "--links").out
+
+
+def test_a_picture_is_not_asked_what_nobody_would_look_at(fake: Any, qmd: Any) -> None:
+    assert qmd("query", "--image", "a.png", "darker", "-n", "3", "--path", "*.png", "--json").code == 0
+    assert fake.asked("query_image") == {"limit": 3, "path": "*.png"}
+    for more in (
+        ["--tag", "x"],
+        ["--min-score", "0.9"],
+        ["--after", "2024-01-01"],
+        ["--full"],
+        ["--no-rerank"],
+    ):
+        said = qmd("query", "--image", "a.png", *more)
+        assert said.code == 2
+        assert more[0].replace("no-", "") in said.err
+
+
 def test_no_index(fake: Any, qmd: Any) -> None:
     fake.raises["open"] = NotFound("there is no index. Run `qmd add FOLDER`.")
     said = qmd("search", "x")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.reports import DocumentText
     from qmd.serve.cli.remote import RemoteIndex
-    from qmd.types import Hit
+    from qmd.serve.cli.session import Session
+    from qmd.types import Hit, Hits
 
 
 def roots_of(index: Index | RemoteIndex) -> dict[str, Path]:
@@ -27,6 +28,30 @@ def paths_on_disk(index: Index | RemoteIndex, found: Iterable[Hit | DocumentText
     roots = roots_of(index)
     paths = {f.file: roots[f.collection] / f.path for f in found if f.collection in roots}
     return {file: path for file, path in paths.items() if path.is_file()}
+
+
+def shown_places(
+    session: Session, index: Index | RemoteIndex, hits: Hits, *, full_path: bool = False
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """`file` -> its path where `full_path` is asked for, and `file` -> what a click opens where links are wanted."""
+    from qmd.serve.cli.screen import likely_links, say
+
+    linked = session.links if session.links is not None else likely_links(sys.stdout)
+    linked = linked and session.format == "cli"
+    if not (full_path or linked) or not hits:
+        return {}, {}
+    paths = paths_on_disk(index, hits)
+    gone = sum(h.file not in paths for h in hits)
+    if full_path and gone:
+        say(
+            f"Note: {gone} of {len(hits)} files are gone from disk and keep their qmd:// name. "
+            "Run `qmd update`."
+        )
+    names = {file: readable(path) for file, path in paths.items()} if full_path else {}
+    if not linked:
+        return names, {}
+    roots, collections = roots_of(index), {h.file: h.collection for h in hits}
+    return names, {file: link_target(path, roots[collections[file]]) for file, path in paths.items()}
 
 
 def readable(path: Path) -> str:
