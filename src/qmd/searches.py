@@ -257,7 +257,8 @@ class Searches:
             without=None if document is None else document.id,
             vectors=request.vectors,
         )
-        return Hits(tuple(show_passages(self.store, [(chunk, score) for _, chunk, score in near]).values()))
+        scored = [(chunk, score) for _, chunk, score in near]
+        return Hits(tuple(show_passages(self.store, scored, cite=request.cite).values()))
 
     def _similar_pictures(self, file: Path, document: StoredDocument | None, request: Request) -> Hits:
         """Pictures near a picture, by what they show; what notes say of them plays no part."""

@@ -340,6 +340,7 @@ def test_every_hit_can_be_cited(build, tmp_path):
 def test_citations_off(build):
     index = build(NOTES, config={"memory": {"citations": "off"}})
     assert index.search("malloc")[0].quote is None
+    assert {hit.quote for hit in index.similar(index.ls()[0].file)} == {None}
 
 
 # ---- scores

@@ -228,7 +228,7 @@ def merge(
     stems = [stem for terms in store.keyword.stem(words).values() for stem in terms]
     told = {one.chunk: one for one in named[: request.limit]}
     by_words = [(chunk, one.probability) for chunk, one in told.items()]
-    for chunk, hit in show_passages(store, by_words, Marker(words, stems)).items():
+    for chunk, hit in show_passages(store, by_words, Marker(words, stems), cite=request.cite).items():
         shown[hit.docid] = replace(hit, explain=_named(told[chunk])) if request.explain else hit
     looks = {one.chunk: one for one in seen}
     for chunk, hit in hits_of(store, [(chunk, one.probability) for chunk, one in looks.items()]).items():
@@ -266,4 +266,4 @@ def _seen(one: Seen) -> dict[str, object]:
 
 def hits_of(store: Store, found: Sequence[tuple[int, float]]) -> dict[int, Hit]:
     """chunk -> hit for (chunk, score) of pictures, in their order; those deleted meanwhile are left out."""
-    return {chunk: replace(hit, quote=None) for chunk, hit in show_passages(store, found).items()}
+    return show_passages(store, found, cite=False)

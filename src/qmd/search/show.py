@@ -108,7 +108,7 @@ def make_hits(state: State, shown: Shown) -> tuple[list[Hit], list[Evidence]]:
 
 
 def show_passages(
-    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None
+    store: Store, found: Sequence[tuple[int, float]], marker: Marker | None = None, *, cite: bool
 ) -> dict[int, Hit]:
     """chunk id -> hit for (chunk id, score), in their order, those deleted meanwhile left out. Without a marker the
     snippet is how the passage begins."""
@@ -133,7 +133,7 @@ def show_passages(
             context=store.context_for(row.collection, row.path),
             snippet=snippet.text,
             marks=snippet.marks,
-            quote=cut_quote(snippet),
+            quote=cut_quote(snippet) if cite else None,
             stale=files.look(row),
             image=facts_of(store, row),
         )
