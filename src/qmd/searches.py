@@ -394,7 +394,7 @@ class Searches:
         return Request(
             text=query,
             mode=mode,
-            limit=NO_LIMIT if given.get("all") else limit,
+            limit=NO_LIMIT if given.get("all") else min(limit, NO_LIMIT),
             filter=Filter(
                 collections=tuple(collections) or self._included(),
                 path=given.get("path"),
