@@ -48,6 +48,15 @@ def encodable(text: str) -> str:
 
 
 def is_terminal(stream: TextIO) -> bool:
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
     try:
         return stream.isatty()
     except ValueError:
