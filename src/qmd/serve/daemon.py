@@ -107,6 +107,10 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
         except OSError:
             bound.close()
             raise
+    except UnicodeError as error:
+        raise UsageError(
+            f"cannot serve on {host}: that is no name of a host. Choose another with --host."
+        ) from error
     except OSError as error:
         raise UsageError(
             f"cannot serve on {host} port {port}: {error.strerror or error}. Choose another with --port."
