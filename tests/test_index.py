@@ -115,8 +115,9 @@ def test_filters_hold_in_every_search(index):
         index.search("x", after="soon")
     with pytest.raises(UsageError):
         index.search("x", limit=0)
-    with pytest.raises(UsageError, match="notes"):
+    with pytest.raises(NotFound, match="notes"):
         index.search("x", collections=["nothing"])
+    assert paths(index.search("water", limit=2**63)) == paths(index.search("water", all=True))
 
 
 def test_explain_gives_ranks_scores_and_weights(index):
@@ -215,6 +216,8 @@ def test_get_on_the_disk_and_what_is_not_there(index, tmp_path):
         index.get("soop.md")
     with pytest.raises(NotFound, match="qmd ls"):
         index.get("zzzzzzzz")
+    with pytest.raises(NotFound, match="4 lines"):
+        index.get("home/soup.md", from_line=5)
 
 
 def test_multi_get(index):
@@ -234,8 +237,10 @@ def test_contexts_and_collections(index):
     assert index.search("miso")[0].context == "all notes\n\nat home"
     index.remove_context("notes/home")
     assert index.search("miso")[0].context == "all notes"
-    with pytest.raises(UsageError):
+    with pytest.raises(NotFound):
         index.add_context("nowhere/x", "text")
+    with pytest.raises(NotFound):
+        index.remove_context("notes/home")
     index.rename_collection("notes", "mine")
     assert index.search("miso")[0].file == "qmd://mine/home/soup.md"
     index.remove_collection("mine")

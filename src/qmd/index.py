@@ -209,6 +209,9 @@ class Index(Searches):
         """
         from qmd.vembed.from_index import pairs_of_index
 
+        for name in collections:
+            self.store.collection(name)  # raises with the known names
+
         def find(query: str, limit: int) -> list[str]:
             words = re.sub(r"[^\w\s]|_", " ", query)  # a sentence is no query language
             found = self._found("hybrid", words, {"limit": limit, "collections": collections})
@@ -544,6 +547,8 @@ class Index(Searches):
             lines = [*_facts(document), *lines]
         if len(lines) > 1 and not lines[-1]:
             lines.pop()
+        if first > len(lines):
+            raise NotFound(f"{reference.uri(document)} has {len(lines)} lines; there is no line {first}.")
         shown = lines[first - 1 :] if count is None else lines[first - 1 : first - 1 + count]
         return DocumentText(
             docid=document.docid,

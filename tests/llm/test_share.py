@@ -45,6 +45,18 @@ def test_two_engines_share_one_process_and_get_the_same_vectors(place: Path) -> 
     connection.ask("stop")
 
 
+def test_the_process_runs_no_code_of_the_working_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path("src").absolute()))
+    monkeypatch.chdir(place)
+    (place / "msgspec.py").write_text("open('ran', 'w').close()\n")
+    connection = connect(start=True)
+    assert connection is not None
+    connection.ask("stop")
+    assert not (place / "ran").exists()
+
+
 def test_auto_without_a_process_works_here(place: Path) -> None:
     assert LLMEngine("auto").embed_query("hello").shape == (384,)
     assert not socket_path().exists()

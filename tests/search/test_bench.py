@@ -6,7 +6,7 @@ import pytest
 
 from qmd.bench import bench, documents_indexed, read_fixture, without_questions
 from qmd.config import Config
-from qmd.errors import UsageError
+from qmd.errors import NotFound, UsageError
 
 from .conftest import PickReranker
 
@@ -109,7 +109,7 @@ def test_wrong_words_are_errors(build, tmp_path):
     index = build(FILES)
     with pytest.raises(UsageError, match="no way to search"):
         bench(index, read_fixture(fixture(tmp_path)), ways=["magic"])
-    with pytest.raises(UsageError, match="no collection"):
+    with pytest.raises(NotFound, match="no collection"):
         bench(index, read_fixture(fixture(tmp_path)), collection="absent")
     with pytest.raises(UsageError, match="no question"):
         bench(index, read_fixture(fixture(tmp_path, queries=[])))

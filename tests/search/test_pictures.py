@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import qmd
-from qmd.config import Config, Models
+from qmd.config import Config, Memory, Models
 from qmd.errors import BadPicture, ModelError, NotFound
 from qmd.llm.image_text import find_folder, open_image_text, read_settings
 from qmd.search.pictures import STRONG, probability
@@ -50,6 +50,16 @@ def index(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[qm
         assert report.embed.pictures is not None
         assert report.embed.pictures.embedded == len(PICTURES)
         yield opened
+
+
+def test_without_citations_no_picture_is_quoted(index: qmd.Index) -> None:
+    quoted = index.search("iron pot")
+    assert any(hit.quote for hit in quoted)
+    config = Config(memory=Memory(citations="off"))
+    with qmd.open(index.store.path, config=config) as other:
+        found = other.search("iron pot")
+    assert [hit.file for hit in found] == [hit.file for hit in quoted]
+    assert not any(hit.quote for hit in found)
 
 
 def test_the_model_that_ships_is_small_and_pinned() -> None:

@@ -142,6 +142,14 @@ class FakeIndex:
         self._note("query", query, **options)
         return self.hits
 
+    def query_image(self, image: str, text: str, **options: Any) -> Hits:
+        self._note("query_image", image, text, **options)
+        return self.hits
+
+    def similar(self, file: str, **options: Any) -> Hits:
+        self._note("similar", file, **options)
+        return self.hits
+
     def get(self, ref: str, *, from_line: int | None = None, max_lines: int | None = None) -> DocumentText:
         self._note("get", ref, from_line=from_line, max_lines=max_lines)
         if ref == "nowhere":

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from qmd.errors import ModelMismatch, NotFound, StoreBusy, UsageError
+from qmd.errors import ModelError, ModelMismatch, NotFound, StoreBusy, UsageError
+from qmd.serve.cli.screen import Style
 
 
 # ---- get, multi-get, ls
@@ -114,6 +115,14 @@ def test_collection_show(fake: Any, qmd: Any) -> None:
     assert "Context /travel:" in said
     assert "Trips, 2015 to today" in said
     assert json.loads(qmd("collection", "info", "notes", "--json").out)["contexts"][0]["text"] == "Everything"
+
+
+def test_colour_moves_no_column(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = qmd("collection", "show", "notes").out
+    monkeypatch.setattr("qmd.serve.cli.screen.style", lambda: Style(True))
+    painted = qmd("collection", "show", "notes").out
+    assert painted != plain
+    assert re.sub(r"\x1b\[\d*m", "", painted) == plain
 
 
 @pytest.mark.parametrize("verb", ["show", "remove", "include", "exclude"])
@@ -369,6 +378,26 @@ def test_debug_shows_the_traceback(fake: Any, qmd: Any, monkeypatch: pytest.Monk
     assert "Traceback (most recent call last)" in qmd("status").err
 
 
+def test_ctrl_c_that_a_library_turned_into_its_own_error(fake: Any, qmd: Any) -> None:
+    failed = ImportError("initialization failed")
+    failed.__context__ = KeyboardInterrupt()
+    fake.raises["status"] = ModelError("no model")
+    fake.raises["status"].__cause__ = failed
+    assert qmd("status").code == 130
+    fake.raises["status"] = failed
+    assert qmd("status").code == 130
+    fake.raises["status"] = ImportError("truly")
+    with pytest.raises(ImportError):
+        qmd("status")
+
+
+@pytest.mark.parametrize("line", ["--idle nan", "--idle -1", "--deadline inf", "--deadline 0"])
+def test_times_of_the_daemon_are_times(fake: Any, qmd: Any, line: str) -> None:
+    said = qmd("serve", "--daemon", *line.split())
+    assert said.code == 2
+    assert line.split()[0] in said.err
+
+
 def test_an_error_from_the_system_names_the_file(fake: Any, qmd: Any) -> None:
     fake.raises["status"] = PermissionError(13, "Permission denied", "/data/index.sqlite")
     assert qmd("status").err == "qmd: Permission denied: /data/index.sqlite\n"
@@ -379,6 +408,8 @@ def test_an_error_from_the_system_names_the_file(fake: Any, qmd: Any) -> None:
     [
         ("serch x", "search"),
         ("collection lst", "list"),
+        ("help serch", "search"),
+        ("help collection lst", "list"),
         ("search x --jsn", "--json"),
         ("get x --form 3", "--from"),
         ("embed --model-change", "--model-changed"),

@@ -155,6 +155,18 @@ def test_a_model_that_fails_changes_nothing(place: Path) -> None:
     assert "is a model for reranker" in str(result.exception)
 
 
+@pytest.mark.parametrize("name", ["http://letters/v1?model=l", "./notes"])
+def test_a_projects_own_configuration_is_not_given_what_it_may_not_say(
+    place: Path, letters: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("QMD_CONFIG_DIR")
+    monkeypatch.chdir(place)
+    (place / ".qmd").mkdir()
+    refused = run("models", "use", name)
+    assert isinstance(refused.exception, ConfigError)
+    assert not (place / ".qmd" / "config.yaml").exists()
+
+
 def test_check_models_loads_and_times_them(place: Path) -> None:
     result = run("check", "--models", "--json")
     assert result.exit_code == 0, result.output

@@ -163,7 +163,7 @@ def test_conditions(qmd_in: Call) -> None:
 
 def test_unknown_collection_is_an_error(qmd_in: Call) -> None:
     said = qmd_in("search", "tram", "-c", "nope")
-    assert said.returncode in (2, 3)
+    assert said.returncode == 3
     assert "nope" in said.stderr
     assert "Traceback" not in said.stderr
 
@@ -286,6 +286,19 @@ def test_a_closed_pipe_is_quiet(home: Path, line: str) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_streams_that_are_not_there_or_not_utf8_break_nothing(home: Path) -> None:
+    def run(line: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+        command = ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m qmd {line}"]
+        return subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True)
+
+    shown = run("query --help", PYTHONIOENCODING="cp1252")
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b'qmd query "???' in shown.stdout
+    assert run("search tram >&-").returncode == 0
+    assert run("search nothinglikethis 2>&-").returncode == 0
+    assert run("status <&- >&- 2>&-").returncode == 0
 
 
 class Screen:

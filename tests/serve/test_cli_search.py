@@ -39,6 +39,8 @@ def test_short_flags_are_the_long_ones(fake: Any, qmd: Any, format: str) -> None
 def test_last_format_wins(fake: Any, qmd: Any) -> None:
     assert qmd("search", "x", "--csv", "--json").out == qmd("search", "x", "--json").out
     assert qmd("search", "x", "--json", "--format", "csv").out == qmd("search", "x", "--csv").out
+    assert qmd("search", "x", "--json", "--csv", "--json").out == qmd("search", "x", "--json").out
+    assert qmd("search", "x", "--csv", "--format", "cli").out == qmd("search", "x").out
 
 
 def test_json_hit(fake: Any, qmd: Any) -> None:
@@ -207,6 +209,27 @@ def test_links_only_when_wanted(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyP
     assert f"{target}qmd://notes/travel/lisbon.md:12\x1b]8;;\x1b\\" in said
     assert "\x1b" not in qmd("search", "x", "--no-links").out
     assert "\x1b" not in qmd("search", "x", "--links", "--md").out.replace(fake.hits[1].snippet, "")
+
+
+def test_similar_hits_are_linked_too(fake: Any, qmd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMD_EDITOR_URI", "editor://open?file={path}&line={line}")
+    assert "\x1b]8" not in qmd("similar", "x").out
+    assert f"editor://open?file={fake.root}/travel/lisbon.md&line=12" in qmd("similar", "x", "--links").out
+
+
+def test_a_picture_is_not_asked_what_nobody_would_look_at(fake: Any, qmd: Any) -> None:
+    assert qmd("query", "--image", "a.png", "darker", "-n", "3", "--path", "*.png", "--json").code == 0
+    assert fake.asked("query_image") == {"limit": 3, "path": "*.png"}
+    for more in (
+        ["--tag", "x"],
+        ["--min-score", "0.9"],
+        ["--after", "2024-01-01"],
+        ["--full"],
+        ["--no-rerank"],
+    ):
+        said = qmd("query", "--image", "a.png", *more)
+        assert said.code == 2
+        assert more[0].replace("no-", "") in said.err
 
 
 def test_no_index(fake: Any, qmd: Any) -> None:

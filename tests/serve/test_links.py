@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -57,6 +57,15 @@ def test_the_terminal_links_to_obsidian_unless_an_editor_is_set(
     assert link_target(note, vault / "sub").startswith("vscode://file/")
     monkeypatch.setenv("QMD_EDITOR_URI", "zed://file{path}:{line}")
     assert link_target(note, vault / "sub").startswith("zed://file/")
+
+
+def test_links_to_a_disk_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QMD_EDITOR_URI", "TERM_PROGRAM"):
+        monkeypatch.delenv(name, raising=False)
+    note = PureWindowsPath(r"C:\Users\me\notes\a b.md")
+    assert link_target(note) == "file:///C:/Users/me/notes/a%20b.md"
+    monkeypatch.setenv("TERM_PROGRAM", "vscode")
+    assert link_target(note) == "vscode://file/C:/Users/me/notes/a%20b.md:{line}:1"
 
 
 def test_no_hyperlink_turns_links_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("sentence_transformers")
 
 import qmd
 from qmd.config import Config
-from qmd.errors import ConfigError, ModelError
+from qmd.errors import ConfigError, ModelError, NotFound
 from qmd.llm import open_embedder
 from qmd.llm.adapted import AdaptedEmbedder, read_adapter, write_adapter
 from qmd.types import ModelCard
@@ -128,6 +128,11 @@ def test_negatives_are_found_in_other_documents(index: qmd.Index) -> None:
     rows = list(pairs_of_index(index.store, kinds=["title"], find=find, negatives=2, skip=0))
     assert asked == [row["query"] for row in rows]
     assert all(len(row["negatives"]) == 2 for row in rows)  # type: ignore[arg-type]
+
+
+def test_a_collection_that_is_not_there(index: qmd.Index) -> None:
+    with pytest.raises(NotFound, match="nope"):
+        index.training_pairs(collections=["nope"])
 
 
 def test_only_documents_that_may_be_used(index: qmd.Index) -> None:

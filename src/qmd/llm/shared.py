@@ -152,7 +152,7 @@ def connect(*, start: bool) -> Connection | None:
     if not start:
         return None
     process = subprocess.Popen(
-        [sys.executable, "-m", "qmd.llm.share"],
+        [sys.executable, "-P", "-m", "qmd.llm.share"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -32,6 +32,8 @@ __all__ = ["Spot", "State", "find_spot", "run", "start", "stop"]
 log = logging.getLogger("qmd.serve")
 DRAIN_S = 10.0
 START_S = 30.0
+TAKE_S = 0.2
+"""Who asks whether a daemon runs holds the lock for a moment."""
 LEAST_TOKEN = 16
 
 
@@ -42,15 +44,24 @@ def claimed(spot: Spot) -> Iterator[None]:
     if not is_private(spot.folder):
         raise UsageError(f"{spot.folder} can be entered by others. Run `chmod 700 {spot.folder}`.")
     with locks.open_private(spot.lock) as file:
-        if not locks.take(file):
-            running = read_state(spot)
-            where = f" (process {running.pid}, {running.url})" if running else ""
-            raise UsageError(f"a daemon serves this index already{where}. `qmd serve stop` ends it.")
+        if not locks.take(file, within_s=TAKE_S):
+            raise _taken(spot)
+        _clear(spot)  # what a killed daemon left would be believed as soon as the lock is held
         try:
             yield
         finally:
-            for path in (spot.state, spot.socket):
-                path.unlink(missing_ok=True)
+            _clear(spot)
+
+
+def _clear(spot: Spot) -> None:
+    for path in (spot.state, spot.socket):
+        path.unlink(missing_ok=True)
+
+
+def _taken(spot: Spot) -> UsageError:
+    running = read_state(spot)
+    where = f" (process {running.pid}, {running.url})" if running else ""
+    return UsageError(f"a daemon serves this index already{where}. `qmd serve stop` ends it.")
 
 
 def write_state(spot: Spot, state: State) -> None:
@@ -96,6 +107,10 @@ def bind(host: str, port: int, *, token: str | None) -> socket.socket:
         except OSError:
             bound.close()
             raise
+    except UnicodeError as error:
+        raise UsageError(
+            f"cannot serve on {host}: that is no name of a host. Choose another with --host."
+        ) from error
     except OSError as error:
         raise UsageError(
             f"cannot serve on {host} port {port}: {error.strerror or error}. Choose another with --port."
@@ -175,6 +190,13 @@ async def _serve(
     watch: bool,
     announce: Any,
 ) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, lambda: end())
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
+
     import uvicorn
 
     from qmd.serve.http.app import create_app, create_calls
@@ -210,12 +232,6 @@ async def _serve(
         for one, _ in servers:
             one.should_exit = True
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, end)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
     watcher = None
     if watch:
         from qmd.serve.watch import Watcher
@@ -231,16 +247,18 @@ async def _serve(
             if any(task.done() for task in tasks):
                 break
             await asyncio.sleep(0.005)
-        write_state(spot, state)
-        if announce is not None:
-            announce(state)
+        if not any(one.should_exit for one, _ in servers):
+            write_state(spot, state)
+            if announce is not None:
+                announce(state)
         await asyncio.gather(*tasks)
     finally:
         await loop.run_in_executor(None, door.end)
         if watcher is not None:
             await loop.run_in_executor(None, watcher.stop)
         await loop.run_in_executor(None, service.close, DRAIN_S)
-        await warming
+        with contextlib.suppress(RuntimeError):  # closed while it warmed
+            await warming
 
 
 class ModelDoor(threading.Thread):
@@ -313,10 +331,13 @@ def start(arguments: Sequence[str], spot: Spot) -> State:
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    if is_held(spot):  # its log is not ours to empty
+        raise _taken(spot)
+    begun = time.time()
     with locks.open_private(spot.log) as output:
         output.truncate(0)
         process = subprocess.Popen(
-            [sys.executable, "-m", "qmd", *arguments],
+            [sys.executable, "-P", "-m", "qmd", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -325,7 +346,8 @@ def start(arguments: Sequence[str], spot: Spot) -> State:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         state = read_state(spot)
-        if state is not None and state.pid == process.pid:
+        # in a virtual environment on Windows python.exe starts another process, and that one serves
+        if state is not None and (state.pid == process.pid or state.started >= begun):
             return state
         if process.poll() is not None:
             words = spot.log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("qmd: ")

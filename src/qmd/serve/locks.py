@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,17 +24,22 @@ except ImportError:  # Windows
 FAR = 1 << 30
 
 
-def take(file: IO[Any]) -> bool:
-    """Hold the lock for as long as the file is open. False when another process has it."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def take(file: IO[Any], *, within_s: float = 0.0) -> bool:
+    """Hold the lock for as long as the file is open. False when another process has it all this time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                file.seek(FAR)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)
         else:
-            file.seek(FAR)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    return True
+            return True
 
 
 def is_held(path: Path) -> bool:
@@ -55,6 +61,7 @@ def is_held(path: Path) -> bool:
 
 
 def open_private(path: Path) -> IO[str]:
-    """A file that only this user may read, made where it is not there. No link is followed, where that can be said."""
-    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    """A file that only this user may read, made where it is not there; what is written goes to its end. No link is
+    followed, where that can be said."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     return open(os.open(path, flags, 0o600), "r+", encoding="utf-8")

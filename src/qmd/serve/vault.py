@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import quote
 
 
@@ -14,7 +14,7 @@ def find_vault(root: str | Path) -> Path | None:
     return next((p for p in (folder, *folder.parents) if (p / ".obsidian").is_dir()), None)
 
 
-def obsidian_link(vault: Path, document: Path) -> str | None:
+def obsidian_link(vault: Path, document: PurePath) -> str | None:
     """`obsidian://open?vault=...&file=...` for a document of a vault; None for one outside of it."""
     try:
         inside = document.relative_to(vault).as_posix()

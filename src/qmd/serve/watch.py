@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from qmd.errors import QmdError
+from qmd.errors import QmdError, StoreBusy
 from qmd.serve.service import Service
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Watcher:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._stop = threading.Event()
+        self._unread: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="qmd-watch", daemon=True)
 
     def start(self) -> None:
@@ -93,7 +94,8 @@ class Watcher:
             ignore_permission_denied=True,
         ):
             paths = [path for _, path in changes]
-            self.update([name for name, root in roots.items() if any(_below(p, root) for p in paths)])
+            changed = {name for name, root in roots.items() if any(_below(p, root) for p in paths)}
+            self.update([name for name in roots if name in changed or name in self._unread])
             if self._roots() != roots:
                 return
 
@@ -103,9 +105,15 @@ class Watcher:
         for name in names:
             try:
                 report = self.service.index.update([name], progress=self._progress(name))[name]
+            except StoreBusy as error:  # no file will tell of this change again
+                self._unread.add(name)
+                log.warning("another process writes the index: what changed is read as soon as it has ended")
+                self.service.events.publish("index", collection=name, stage="failed", message=str(error))
+                continue
             except QmdError as error:
                 self.service.events.publish("index", collection=name, stage="failed", message=str(error))
                 continue
+            self._unread.discard(name)
             counts = {k: getattr(report, k) for k in ("added", "changed", "moved", "removed")}
             changed = changed or any(counts.values())
             if any(counts.values()):

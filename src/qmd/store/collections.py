@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from qmd.errors import UsageError
+from qmd.errors import NotFound, UsageError
 from qmd.store.connect import Connection
 from qmd.store.documents import DocumentWriter
 from qmd.store.schema import NEW_GENERATION
@@ -40,12 +40,12 @@ class Collections:
             )
 
     def get(self, name: str) -> Collection:
-        """Raises UsageError when there is none of this name."""
+        """Raises NotFound when there is none of this name."""
         for collection in self.list():
             if collection.name == name:
                 return collection
         known = ", ".join(c.name for c in self.list()) or "none yet"
-        raise UsageError(f"there is no collection {name!r}. Known: {known}.")
+        raise NotFound(f"there is no collection {name!r}. Known: {known}.")
 
     def add(self, collection: Collection) -> None:
         """Raises UsageError when the name is taken or not usable in `qmd://name/path`."""
@@ -111,12 +111,12 @@ class Collections:
             )
 
     def remove_context(self, collection: str, path: str) -> None:
-        """Raises UsageError when there is none."""
+        """Raises NotFound when there is none."""
         with self._db.transaction():
             if not self._db.run(
                 "DELETE FROM contexts WHERE collection = ? AND path = ?", (collection, path.strip("/"))
             ):
-                raise UsageError(
+                raise NotFound(
                     f"there is no context for {collection}/{path.strip('/')}. Run `qmd context list`."
                 )
 

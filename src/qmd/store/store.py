@@ -81,7 +81,7 @@ class Store:
         return self._collections.list()
 
     def collection(self, name: str) -> Collection:
-        """Raises UsageError, with the known names."""
+        """Raises NotFound, with the known names."""
         return self._collections.get(name)
 
     def add_collection(self, collection: Collection) -> None:

@@ -65,6 +65,21 @@ def test_a_lock_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sy
         assert not locks.is_held(path)
 
 
+def test_a_lock_that_somebody_merely_asks_about_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "one.lock"
+    with locks.open_private(path) as asking, locks.open_private(path) as file:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not locks.take(file)
+        gives_back = SimpleNamespace(
+            monotonic=lambda: 0.0, sleep=lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
+        )
+        monkeypatch.setattr(locks, "time", gives_back)
+        assert locks.take(file, within_s=1)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> SimpleNamespace:
     (tmp_path / "notes").mkdir()

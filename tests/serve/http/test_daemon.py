@@ -27,7 +27,7 @@ pytest.importorskip("watchfiles")
 
 from qmd.config import Places
 from qmd.serve import daemon
-from qmd.serve.spot import State, find_spot, is_held, is_private, read_state
+from qmd.serve.spot import Spot, State, find_spot, is_held, is_private, read_state
 
 REPO = Path(__file__).resolve().parents[3]
 NOTES = {
@@ -186,6 +186,7 @@ def test_a_second_one_is_refused(home: Home, running: State) -> None:
     assert done.returncode == 2
     assert f"process {running.pid}" in done.stderr
     assert home.state() == running
+    assert "Serving at" in home.spot().log.read_text()  # the log of the one that runs
 
 
 def test_its_files_are_private(home: Home, running: State) -> None:
@@ -294,6 +295,79 @@ def test_a_stale_state_never_kills_a_stranger(home: Home) -> None:
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_while_one_starts_nothing_is_believed_of_the_one_before(tmp_path: Path) -> None:
+    spot = Spot(tmp_path / "run", "serve-one")
+    spot.folder.mkdir(0o700)
+    daemon.write_state(spot, State(1, "http://127.0.0.1:1", str(spot.socket), "0", "x", "y", 0.0))
+    spot.socket.touch()
+    with daemon.claimed(spot):
+        assert is_held(spot)
+        assert read_state(spot) is None
+        assert not spot.socket.exists()
+
+
+def test_no_code_of_the_working_directory_runs(home: Home, tmp_path: Path) -> None:
+    if home.state() is not None:
+        home.qmd("serve", "stop")
+    (tmp_path / "watchfiles.py").write_text("open('ran', 'w').close()\n")
+    command = [sys.executable, "-P", "-m", "qmd", "serve", "--daemon", "--port", "0"]
+    done = subprocess.run(command, env=home.env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert home.qmd("serve", "stop").returncode == 0
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_that_starts_python_may_stand_before_it(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As python.exe of a virtual environment does on Windows."""
+    if home.state() is not None:
+        home.qmd("serve", "stop")
+    launcher = tmp_path / "python"
+    launcher.write_text(f'#!/bin/sh\n{sys.executable} "$@" & wait $!\n')
+    launcher.chmod(0o755)
+    for name, value in home.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    monkeypatch.setattr(daemon, "START_S", 20.0)
+    state = daemon.start(["serve", "--port", "0"], home.spot())
+    assert daemon.stop(home.spot()) == state
+
+
+CTRL_C = {
+    "before it listens": """
+from qmd.serve.http import app
+real = app.create_app
+def create_app(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return real(*arguments, **options)
+app.create_app = create_app
+""",
+    "while it warms": """
+from qmd.serve.service import Service
+closed, warm, close = threading.Event(), Service.warm, Service.close
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    closed.wait(60)
+    warm(self)
+Service.warm = interrupted
+Service.close = lambda self, drain: (close(self, drain), closed.set())
+""",
+}
+
+
+@pytest.mark.parametrize("moment", CTRL_C)
+def test_ctrl_c_while_it_starts_ends_it(home: Home, moment: str) -> None:
+    if home.state() is not None:
+        home.qmd("serve", "stop")
+    code = f"import os, signal, threading\n{CTRL_C[moment]}\nfrom qmd.serve.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0"]
+    done = subprocess.run(command, env=home.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not any(word in done.stderr for word in ("Traceback", "internal error"))
+    assert not is_held(home.spot())
 
 
 def test_a_folder_that_others_may_enter_is_not_trusted(home: Home) -> None:

@@ -207,6 +207,11 @@ def test_beyond_this_machine_a_token_is_needed(host: str) -> None:
         daemon.bind(host, 0, token=None)
 
 
+def test_what_is_no_name_of_a_host_is_told() -> None:
+    with pytest.raises(UsageError, match="no name of a host"):
+        daemon.bind(f"{'a' * 70}.com", 0, token="x" * 16)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_this_machine_needs_none(host: str) -> None:
     assert daemon.is_loopback(host)

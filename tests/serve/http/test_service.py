@@ -20,13 +20,14 @@ import pytest
 from starlette.testclient import TestClient
 
 import qmd
-from qmd.errors import ModelError, NotFound, StoreError
+from qmd.errors import ModelError, NotFound, StoreBusy, StoreError
 from qmd.serve.http.app import create_app
 from qmd.serve.service import Abandoned, Busy, Limits, Service, TooLate
 from qmd.serve.service import service as service_module
 from qmd.serve.service.batching import Ask, Batcher
 from qmd.serve.service.lanes import Lane, check_job
 from qmd.serve.service.models import Kept
+from qmd.serve.watch import Watcher
 
 from .conftest import CONFIG, NOTES, URL, WordEmbedder, make_service
 
@@ -376,6 +377,25 @@ def test_another_process_may_replace_the_index(fresh: Callable[..., SimpleNamesp
     assert service.search_now("keyword", "quince")
 
 
+def test_the_watcher_outlives_a_bug_in_one_folder(
+    fresh: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fresh()
+    watcher = Watcher(made.service)
+    listener = made.service.events.listen(lambda: None)
+
+    def told() -> list[tuple[str, str, str]]:
+        return [(n, str(d.get("collection")), str(d.get("stage"))) for n, d in listener.take()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qmd.ingest.run.update", lambda *a: {}["maybe"])
+        watcher.update(["notes"])
+        assert ("index", "notes", "failed") in told()
+    (made.notes / "fig.md").write_text("# Fig\n\nFigs are sweet.\n")
+    watcher.update(["notes"])
+    assert ("index", "notes", "indexed") in told()
+
+
 def test_a_configuration_that_changes_is_read_again(tmp_path: Path) -> None:
     made = make_service(tmp_path, config=None)
     service: Service = made.service
@@ -494,6 +514,28 @@ def test_a_failed_look_is_taken_again_at_once(fresh: Callable[..., SimpleNamespa
             made.service.search_now("keyword", "water")
     database.with_name("away").rename(database)
     assert made.service.search_now("keyword", "water")
+
+
+def test_a_change_that_came_while_another_process_wrote_is_read_afterwards(
+    fresh: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fresh()
+    index, update = made.service.index, made.service.index.update
+    busy = iter([True])
+
+    def updated(names: Any, **options: Any) -> Any:
+        if next(busy, False):
+            raise StoreBusy("another process writes")
+        return update(names, **options)
+
+    (made.notes / "late.md").write_text("# Late\n\nA wombat.\n")
+    told = [{(1, str(made.notes / "late.md"))}, set(), set()]
+    monkeypatch.setattr(index, "update", updated)
+    monkeypatch.setattr("watchfiles.watch", lambda *_, **__: iter(told))
+    watcher = Watcher(made.service)
+    watcher._watch(watcher._roots(), polling=False)
+    assert [hit.path for hit in index.search("wombat")] == ["late.md"]
+    assert not watcher._unread
 
 
 def test_a_matrix_is_renewed_by_one_and_the_others_go_on(fresh: Callable[..., SimpleNamespace]) -> None:

@@ -121,7 +121,7 @@ def root(ctx: click.Context) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Every expected failure is one message on stderr."""
     from qmd.errors import QmdError
-    from qmd.serve.cli.failures import as_json_wanted, report
+    from qmd.serve.cli.failures import as_json_wanted, report, was_interrupted
     from qmd.serve.cli.screen import OutputClosed
 
     as_json = as_json_wanted(arguments)
@@ -140,8 +140,12 @@ def run(arguments: Sequence[str]) -> int:
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OUTPUT_CLOSED
-    except (click.ClickException, QmdError, OSError) as error:
-        return report(error, as_json=as_json)
+    except Exception as error:  # any may have come of a Ctrl-C while a library was loaded
+        if was_interrupted(error):
+            return exits.INTERRUPTED
+        if isinstance(error, (click.ClickException, QmdError, OSError)):
+            return report(error, as_json=as_json)
+        raise
     return code if isinstance(code, int) else exits.FOUND
 
 
@@ -153,6 +157,8 @@ def main() -> NoReturn:
         50_000, 20, 20
     )  # a short run makes little garbage: 5% of a cold search went into looking
     from qmd.serve.cli.failures import as_json_wanted, hide_traceback
+    from qmd.serve.cli.screen import make_streams_usable
 
+    make_streams_usable()
     hide_traceback(as_json_wanted(sys.argv[1:]))
     sys.exit(run(sys.argv[1:]))

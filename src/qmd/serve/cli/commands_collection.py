@@ -181,7 +181,9 @@ def show(session: Session, name: str) -> None:
     ]
     paint = style()
     width = max(len(label) for label, _ in rows) + 1
-    lines = (f"{paint.bold(clean_line(label) + ':'):<{width}}  {clean_line(value)}" for label, value in rows)
+    lines = (
+        f"{paint.bold(f'{clean_line(label)}:'.ljust(width))}  {clean_line(value)}" for label, value in rows
+    )
     answer(session, plain(one) | {"contexts": contexts}, lines)
 
 

@@ -47,8 +47,9 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     """Show the help of a command."""
     at = ctx.find_root()
     for word in words:
-        found = at.command.get_command(at, word) if isinstance(at.command, LazyGroup) else None
-        if found is None:
+        if not isinstance(at.command, LazyGroup):
             ctx.fail(f"No such command '{' '.join(words)}'.")
+        _, found, _ = at.command.resolve_command(at, [word])
+        assert found is not None
         at = click.Context(found, info_name=found.name, parent=at)
     click.echo(at.get_help())

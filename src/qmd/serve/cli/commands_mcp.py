@@ -128,7 +128,7 @@ def _program(session: Session) -> tuple[str, list[str]]:
     import shutil
 
     found = shutil.which("qmd")
-    program, arguments = (found, []) if found else (sys.executable, ["-m", "qmd"])
+    program, arguments = (found, []) if found else (sys.executable, ["-P", "-m", "qmd"])
     arguments.append("mcp")
     if session.index != "index":
         arguments += ["--index", session.index]

@@ -44,17 +44,20 @@ def similar(session: Session, /, file: str, **options: Any) -> None:
     By meaning: the vectors of all its passages, averaged. FILE is a document of the index, or a file on the disk
     that is in no index.
     """
+    from qmd.serve.cli.disk import shown_places
     from qmd.serve.cli.format_hits import View, format_hits, show_hits
     from qmd.serve.cli.screen import say, style, write
 
     with session.open() as index:
         hits = index.similar(file, **{k: v for k, v in options.items() if v not in (None, ())})
+        names, links = shown_places(session, index, hits)
+    view = View(names=names, links=links)
     if not hits and session.format not in ("json", "jsonl"):
         say(f"Nothing is like {file!r}.")
     if session.format == "cli":
-        write(show_hits(hits, "", style(), View()), trusted=True)
+        write(show_hits(hits, "", style(), view), trusted=True)
     else:
-        write(format_hits(hits, session.format, View()))
+        write(format_hits(hits, session.format, view))
 
 
 @command(

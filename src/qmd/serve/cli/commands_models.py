@@ -178,7 +178,9 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
     from pathlib import Path
     from typing import cast
 
-    from qmd.config import CONFIG_NAME, set_model
+    import msgspec
+
+    from qmd.config import CONFIG_NAME, check_config_of, set_model
     from qmd.errors import UsageError
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
@@ -189,8 +191,10 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
         name = str(local.absolute())
     if dim is not None and role != "embedding":
         raise UsageError(f"--dim is for embedding models, not for {role}.")
-    found = verify_model(name, cast("Role", _KEYS[role]), dim=dim)
     places, config = session.settings()
+    wanted = msgspec.structs.replace(config.models, **{role: name})
+    check_config_of(places, msgspec.structs.replace(config, models=wanted))
+    found = verify_model(name, cast("Role", _KEYS[role]), dim=dim)
     say(f"{name} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
     if getattr(config.models, role) != name:
         set_model(places.config_dir / CONFIG_NAME, role, name)

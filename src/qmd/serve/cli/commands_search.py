@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +24,9 @@ _WITH_IMAGE = ("limit", "collections", "path")
 def _answer(
     session: Session, way: str, words: tuple[str, ...], options: dict[str, Any], *, image: str | None = None
 ) -> None:
+    from qmd.serve.cli.disk import shown_places
     from qmd.serve.cli.format_hits import View, format_hits, show_hits
-    from qmd.serve.cli.screen import likely_links, say, style, write
+    from qmd.serve.cli.screen import say, style, write
 
     text = " ".join(words)
     around, line_numbers, full_path = (options.pop(n) for n in ("context_lines", "line_numbers", "full_path"))
@@ -39,20 +39,18 @@ def _answer(
         for name, value in options.items()
         if value not in (None, ()) and (value is not False or name in ("expand", "rerank"))
     }
+    if image is not None and (other := [name for name in asked if name not in _WITH_IMAGE]):
+        raise click.UsageError(
+            f"--image goes with {', '.join(map(_flag, _WITH_IMAGE))}, not with {', '.join(map(_flag, other))}."
+        )
     starts: dict[tuple[str, int], int] = {}
     with session.open() if image is not None else session.reach() as index:
-        hits: Hits
-        if image is not None:
-            taken = {name: asked[name] for name in _WITH_IMAGE if name in asked}
-            hits = index.query_image(image, text, **taken)  # type: ignore[union-attr]  # opened here
-        else:
-            hits = getattr(index, way)(text, **asked)
+        method, given = (way, (text,)) if image is None else ("query_image", (image, text))
+        hits: Hits = getattr(index, method)(*given, **asked)
         if around is not None:
             starts = {(h.file, h.line): max(1, h.line - around) for h in hits}
             hits = replace(hits, hits=tuple(_around(index, h, starts, around) for h in hits))
-        linked = session.links if session.links is not None else likely_links(sys.stdout)
-        linked = linked and session.format == "cli"
-        names, links = _places(index, hits, full_path=full_path, linked=linked)
+        names, links = shown_places(session, index, hits, full_path=full_path)
     view = View(line_numbers=line_numbers, names=names, links=links, starts=starts)
     if not hits and session.format not in ("json", "jsonl"):
         say(_nothing(text, way, list(asked)))
@@ -80,38 +78,17 @@ def _around(index: Index | RemoteIndex, hit: Hit, starts: Mapping[tuple[str, int
     return replace(hit, snippet=text.removesuffix("\n"), body=None, marks=())
 
 
-def _places(
-    index: Index | RemoteIndex, hits: Hits, *, full_path: bool, linked: bool
-) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    if not (full_path or linked) or not hits:
-        return {}, {}
-    from qmd.serve.cli.disk import link_target, paths_on_disk, readable, roots_of
-    from qmd.serve.cli.screen import say
-
-    paths = paths_on_disk(index, hits)
-    gone = sum(h.file not in paths for h in hits)
-    if full_path and gone:
-        say(
-            f"Note: {gone} of {len(hits)} files are gone from disk and keep their qmd:// name. "
-            "Run `qmd update`."
-        )
-    names = {file: readable(path) for file, path in paths.items()} if full_path else {}
-    if not linked:
-        return names, {}
-    roots, collections = roots_of(index), {h.file: h.collection for h in hits}
-    return names, {file: link_target(path, roots[collections[file]]) for file, path in paths.items()}
-
-
 def _nothing(text: str, way: str, asked: Sequence[str]) -> str:
-    narrowing = [
-        "--" + {"tags": "tag", "collections": "collection"}.get(name, name).replace("_", "-")
-        for name in asked
-        if name in _CONDITIONS
-    ]
+    narrowing = [_flag(name) for name in asked if name in _CONDITIONS]
     if narrowing:
         return f"Nothing found for {text!r} with {', '.join(narrowing)}. Leave a condition out to look wider."
     other = " `qmd query` looks by meaning, too." if way == "search" else ""
     return f"Nothing found for {text!r}.{other}"
+
+
+def _flag(name: str) -> str:
+    said = {"tags": "tag", "collections": "collection", "boosts": "boost"}.get(name, name)
+    return "--" + said.replace("_", "-")
 
 
 vsearch_options = partial(search_options, models=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from typing import Any
 
@@ -13,6 +14,18 @@ from qmd.serve.cli.options import command, output_options, reached_options
 from qmd.serve.cli.session import Session, pass_session, session_of
 
 _HERE = "qmd.serve.cli.commands_serve"
+
+
+class Seconds(click.FloatRange):
+    """A time that ends."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
 
 
 @click.group(
@@ -43,16 +56,26 @@ _HERE = "qmd.serve.cli.commands_serve"
 @click.option("--daemon", is_flag=True, help="Run in the background.")
 @click.option("--watch/--no-watch", default=True, help="Index changes of the folders.  [default: watch]")
 @click.option(
-    "--idle", type=float, default=900.0, show_default=True, metavar="SECONDS", help="Then models are let go."
+    "--idle",
+    type=Seconds(min=0),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Then models are let go.",
 )
 @click.option(
-    "--deadline", type=float, default=30.0, show_default=True, metavar="SECONDS", help="For one request."
+    "--deadline",
+    type=Seconds(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one request.",
 )
 @click.pass_context
 def serve(ctx: click.Context, /, **options: Any) -> None:
     """Answer programs over HTTP, with models loaded and folders watched.
 
-    While it runs, `qmd query`, `search`, `vsearch`, `get` and `ask` ask it and need not load anything. It listens on
+    While it runs, `qmd query`, `search`, `vsearch` and `ask` ask it and need not load anything. It listens on
     this machine alone; beyond that it asks for a token.
     """
     if ctx.invoked_subcommand is not None:

@@ -126,12 +126,12 @@ def _prepare(
     config = load_train_config(file, preset=preset, overrides=settings, defaults=defaults)
     pairs = Path(config.output_dir) / "pairs.jsonl"
     if not (resume and pairs.exists()):
-        pairs.parent.mkdir(parents=True, exist_ok=True)
         negatives = config.num_negatives if config.task == "rerank" else 0
         with session.open() as index:
             kinds: tuple[PairKind, ...] = ("title", "heading", "sentence", "link", "search")
             if config.retrieval_mode == "t2i":
                 kinds = ("caption",)
             rows = index.training_pairs(kinds=kinds, collections=collections, negatives=negatives)
+            pairs.parent.mkdir(parents=True, exist_ok=True)
             say(f"{write_pairs(rows, pairs)} pairs from the index are in {pairs}.")
     return msgspec.structs.replace(config, data_path=str(pairs))

@@ -29,7 +29,7 @@ def update_lines(reports: Mapping[str, UpdateReport], *, every_skip: bool = Fals
     for name, report in reports.items():
         counts = [f"{getattr(report, word):,} {word}" for word in _COUNTS if getattr(report, word)]
         yield f"{clean_line(name)}: {', '.join(counts) or 'no documents'}"
-        for note in getattr(report, "notes", ()):
+        for note in report.notes:
             yield f"  {note}"
         for label, places in (("skipped", report.skipped), ("failed", report.errors)):
             if not places:
@@ -160,17 +160,8 @@ def embed(session: Session, model_changed: bool) -> None:
         ctx.exit(exits.INTERRUPTED)
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def _status_lines(status: Status) -> Iterator[str]:
-    from qmd.serve.cli.screen import clean_line, style
+    from qmd.serve.cli.screen import clean_line, size, style
 
     paint = style()
     yield f"{paint.bold('Index')}   {clean_line(status.database)} ({size(status.size_bytes)})"
@@ -324,6 +315,8 @@ def _label(name: str) -> str:
 
 
 def _amount(name: str, value: Any) -> str:
+    from qmd.serve.cli.screen import size
+
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.startswith("size_") or name.endswith("_bytes"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from qmd.index import Index
     from qmd.reports import DocumentText
     from qmd.serve.cli.remote import RemoteIndex
-    from qmd.types import Hit
+    from qmd.serve.cli.session import Session
+    from qmd.types import Hit, Hits
 
 
 def roots_of(index: Index | RemoteIndex) -> dict[str, Path]:
@@ -28,6 +30,30 @@ def paths_on_disk(index: Index | RemoteIndex, found: Iterable[Hit | DocumentText
     return {file: path for file, path in paths.items() if path.is_file()}
 
 
+def shown_places(
+    session: Session, index: Index | RemoteIndex, hits: Hits, *, full_path: bool = False
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """`file` -> its path where `full_path` is asked for, and `file` -> what a click opens where links are wanted."""
+    from qmd.serve.cli.screen import likely_links, say
+
+    linked = session.links if session.links is not None else likely_links(sys.stdout)
+    linked = linked and session.format == "cli"
+    if not (full_path or linked) or not hits:
+        return {}, {}
+    paths = paths_on_disk(index, hits)
+    gone = sum(h.file not in paths for h in hits)
+    if full_path and gone:
+        say(
+            f"Note: {gone} of {len(hits)} files are gone from disk and keep their qmd:// name. "
+            "Run `qmd update`."
+        )
+    names = {file: readable(path) for file, path in paths.items()} if full_path else {}
+    if not linked:
+        return names, {}
+    roots, collections = roots_of(index), {h.file: h.collection for h in hits}
+    return names, {file: link_target(path, roots[collections[file]]) for file, path in paths.items()}
+
+
 def readable(path: Path) -> str:
     """`./below/here.md` for what lies under the working directory, absolute otherwise."""
     try:
@@ -36,14 +62,14 @@ def readable(path: Path) -> str:
         return str(path)
 
 
-def link_target(path: Path, root: Path | None = None) -> str:
+def link_target(path: PurePath, root: Path | None = None) -> str:
     """A URI with `{line}` in it: QMD_EDITOR_URI (`{path}`, `{line}`, `{col}`), VS Code's inside it, Obsidian's for a
     document of a vault (where `root`, the folder of the collection, is one or lies in one), else file://.
     """
     template = os.environ.get("QMD_EDITOR_URI")
     if not template and os.environ.get("TERM_PROGRAM") == "vscode":
         template = "vscode://file/{path}:{line}:{col}"
-    place = quote(os.fsencode(path.as_posix()))
+    place = quote(os.fsencode(path.as_posix()), safe="/:" if path.drive else "/")
     if not template and root is not None:
         from qmd.serve.vault import find_vault, obsidian_link
 
@@ -52,5 +78,5 @@ def link_target(path: Path, root: Path | None = None) -> str:
         if opened is not None:
             return opened
     if not template:
-        return f"file://{socket.gethostname()}{place}"
+        return path.as_uri() if path.drive else f"file://{socket.gethostname()}{place}"
     return template.replace("{path}", place).replace("{col}", "1").replace("{column}", "1")

@@ -55,6 +55,17 @@ def exit_code(error: BaseException) -> int:
     return exits.FAILED
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether it came of a Ctrl-C: what is interrupted while it is imported says so in its own way."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def report(error: BaseException, *, as_json: bool) -> int:
     """Tell one failure on standard error and give its exit code."""
     if os.environ.get("QMD_DEBUG"):

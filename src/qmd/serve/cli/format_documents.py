@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("docid", "file", "title", "context", "line", "end_line", "lines", "skipped", "body")
 
-Found = "DocumentText | NotShown"
-
 
 def document_record(
     found: DocumentText | NotShown, *, line_numbers: bool, names: Mapping[str, str] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from qmd.serve.cli.escape import code_span, csv_cell, csv_text, numbered
 from qmd.serve.cli.records import plain, to_csv, to_json, to_jsonl, to_xml
-from qmd.serve.cli.screen import Style, clean, clean_line, link
+from qmd.serve.cli.screen import Style, clean, clean_line, link, size
 from qmd.types import Hit, Hits
 
 _STALE = {"changed": "Stale: the file changed since it was indexed", "gone": "Stale: the file is gone"}
@@ -150,16 +150,8 @@ def _explanation(explain: Mapping[str, Any]) -> str:
 
 def image_line(image: Mapping[str, Any]) -> str:
     """`PNG, 128 x 128, 2.3 kB`."""
-    size = float(image.get("size_bytes", 0))
-    weight = (
-        f"{size:.0f} bytes"
-        if size < 1000
-        else f"{size / 1e3:.1f} kB"
-        if size < 1e6
-        else f"{size / 1e6:.1f} MB"
-    )
     pixels = f"{image['width']} x {image['height']}, " if "width" in image else ""
-    return f"{image.get('format', 'image')}, {pixels}{weight}"
+    return f"{image.get('format', 'image')}, {pixels}{size(float(image.get('size_bytes', 0)))}"
 
 
 def query_words(query: str) -> re.Pattern[str] | None:

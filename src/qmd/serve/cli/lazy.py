@@ -90,7 +90,7 @@ class _Helped:
             record = parameter.get_help_record(ctx)
             if record is None or not isinstance(parameter, click.Option):
                 continue
-            if parameter.name is not None and parameter.name.startswith("as_"):
+            if parameter.name == "format" and parameter.is_flag:
                 short_formats.extend(parameter.opts)
             elif _GLOBAL_NAMES & set(parameter.opts):
                 rows["Global options"].append(record)

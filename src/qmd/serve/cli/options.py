@@ -32,7 +32,7 @@ def output_options(*formats: str) -> Decorator:
         for name in reversed([f for f in known if f != "cli"]):
             function = click.option(
                 f"--{name}",
-                f"as_{name}",
+                "format",
                 flag_value=name,
                 default=None,
                 expose_value=False,
@@ -117,10 +117,6 @@ def links_option(function: Any) -> Any:
     )(function)
 
 
-def _line_count(least: int) -> click.IntRange:
-    return click.IntRange(min=least)
-
-
 def _read_boosts(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, float] | None:
@@ -138,7 +134,9 @@ def _read_boosts(
 
 
 _SEARCH_OPTIONS: Sequence[Decorator] = (
-    click.option("-n", "--limit", type=_line_count(1), metavar="N", help="At most N hits.  [default: 10]"),
+    click.option(
+        "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="At most N hits.  [default: 10]"
+    ),
     click.option(
         "-c",
         "--collection",
@@ -178,7 +176,7 @@ _SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("--full", is_flag=True, help="The whole document in place of a snippet."),
     click.option(
         "--context-lines",
-        type=_line_count(0),
+        type=click.IntRange(min=0),
         metavar="N",
         help="N lines around the match as the snippet.",
     ),
@@ -193,7 +191,7 @@ _MODEL_OPTIONS: Sequence[Decorator] = (
     click.option(
         "-C",
         "--candidate-limit",
-        type=_line_count(1),
+        type=click.IntRange(min=1),
         metavar="N",
         help="How many hits the reranker reads.  [default: 20]",
     ),

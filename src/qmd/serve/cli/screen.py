@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -47,6 +48,15 @@ def encodable(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty()
@@ -83,6 +93,15 @@ def likely_links(stream: TextIO) -> bool:
 def link(text: str, target: str) -> str:
     """An OSC 8 hyperlink."""
     return f"\x1b]8;;{clean_line(target)}\x1b\\{text}\x1b]8;;\x1b\\"
+
+
+def make_streams_usable() -> None:
+    """A standard stream that was closed swallows what is written; one that is not UTF-8 shows `?` where it must."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the numbers 0 to 2 are taken in order, and no file of ours gets one
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def write(text: str, *, trusted: bool = False) -> None:
