@@ -211,3 +211,11 @@ def test_any_front_matter(source: str) -> None:
     result = parse("x.md", f"---\n{source}\n---\nbody\n".encode(), chunk_tokens=24)
     assert isinstance(result, Document)
     check_document(result, 24)
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", "!!int ''", "!!timestamp soon", "!!float x", "!!python/none ''"]
+)
+def test_tags_that_yaml_cannot_construct_leave_plain_lines(value: str) -> None:
+    document = read("x.md", f"---\ndone: {value}\ntitle: Kiwi\n---\nbody\n")
+    assert (document.title, document.fields["done"]) == ("Kiwi", value.strip("'"))

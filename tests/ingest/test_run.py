@@ -167,3 +167,18 @@ def test_the_real_stages(store, folder):
     assert store.documents.linked_from("a")
     assert update(store, "notes", Config()).unchanged == 4
     assert store.integrity() == []
+
+
+def test_a_file_whose_parser_fails_is_named_and_the_others_are_indexed(store, folder):
+    run(store)
+    (folder / "a.md").write_text("a trap")
+    (folder / "d.md").write_text("dates")
+
+    def parse(path, data, config):
+        return {}[path] if b"trap" in data else standin.parse(path, data, config)
+
+    report = run(store, steps=replace(standin.STEPS, parse=parse))
+    assert (report.added, [(e.path, "KeyError" in e.reason) for e in report.errors]) == (1, [("a.md", True)])
+    assert paths(store, "apples") == {"a.md"}
+    assert run(store).changed == 1
+    assert paths(store, "trap") == {"a.md"}

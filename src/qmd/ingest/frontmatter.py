@@ -53,7 +53,7 @@ def load_fields(source: str) -> dict[str, Any]:
     if not _too_deep(source):
         try:
             tree = yaml.load(source, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError, TypeError):
+        except Exception:  # noqa: BLE001  a tag such as `!!bool maybe` raises whatever its constructor stumbles over
             tree = None
     if not isinstance(tree, dict):
         tree = {m[1]: m[2].strip("\"'") for m in _PLAIN_LINE.finditer(source)}

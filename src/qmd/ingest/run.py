@@ -248,7 +248,7 @@ def _move(
             continue
         data = run.steps.read(found, run.config)
         old = by_hash.get(sha256(data).digest()) if isinstance(data, bytes) else None
-        document = run.steps.parse(found.path, data, run.config) if old and isinstance(data, bytes) else None
+        document = _parse(run, found.path, data) if old and isinstance(data, bytes) else None
         if not old or not isinstance(document, Document):
             left.append(found)
             continue
@@ -296,7 +296,11 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
             stamp = known.get(found.path)
             same = stamp is not None and stamp.hash == digest and not run.recut
             # a document already stored under this hash is only touched; a Skip stands for "nothing to parse"
-            parsed = LeftOut(found.path, "") if same else run.steps.parse(found.path, data, run.config)
+            parsed = LeftOut(found.path, "") if same else _parse(run, found.path, data)
+            if not isinstance(parsed, Document) and is_failure(parsed.reason):
+                run.errors.append(LeftOut(found.path, parsed.reason))
+                run.done += 1
+                continue
             batch.append((found, digest, parsed))
             size += len(data)
         if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
@@ -304,6 +308,13 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
             batch, size = [], 0
     if batch:
         _store(run, batch, known)
+
+
+def _parse(run: _Run, path: str, data: bytes) -> Document | Skip:
+    try:
+        return run.steps.parse(path, data, run.config)
+    except Exception as error:  # noqa: BLE001  one file must not keep a collection from being brought up to date
+        return LeftOut(path, f"cannot be parsed: {type(error).__name__}: {error}")
 
 
 def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]) -> None:

@@ -103,8 +103,8 @@ class Watcher:
         for name in names:
             try:
                 report = self.service.index.update([name], progress=self._progress(name))[name]
-            except QmdError as error:
-                self.service.events.publish("index", collection=name, stage="failed", message=str(error))
+            except Exception as error:  # noqa: BLE001  what fails in one folder must not end the watch over all
+                self._failed(error, collection=name)
                 continue
             counts = {k: getattr(report, k) for k in ("added", "changed", "moved", "removed")}
             changed = changed or any(counts.values())
@@ -125,14 +125,19 @@ class Watcher:
         try:
             with self.service.embedder.in_background():
                 report = self.service.index.embed(progress=self._progress(""))
-        except QmdError as error:
-            self.service.events.publish("index", stage="failed", message=str(error))
+        except Exception as error:  # noqa: BLE001  the next change may mend it, and texts are found without
+            self._failed(error)
             return
         if self._stop.is_set():
             raise _Ended
         self.service.events.publish(
             "index", stage="ready", embedded=report.embedded, remaining=report.remaining
         )
+
+    def _failed(self, error: Exception, **where: str) -> None:
+        if not isinstance(error, QmdError):
+            log.error("indexing failed", exc_info=error)
+        self.service.events.publish("index", **where, stage="failed", message=str(error))
 
     def _progress(self, collection: str) -> Progress:
         told = 0.0

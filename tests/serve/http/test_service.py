@@ -24,6 +24,7 @@ from qmd.serve.service import Abandoned, Busy, Limits, Service, TooLate
 from qmd.serve.service.batching import Batcher
 from qmd.serve.service.lanes import Lane, check_job
 from qmd.serve.service.models import Kept
+from qmd.serve.watch import Watcher
 
 from .conftest import CONFIG, NOTES, URL, WordEmbedder, make_service
 
@@ -342,6 +343,25 @@ def test_another_process_may_replace_the_index(fresh: Callable[..., SimpleNamesp
         index.add(made.notes, name="notes", embed=False)
     time.sleep(0.6)
     assert service.search_now("keyword", "quince")
+
+
+def test_the_watcher_outlives_a_bug_in_one_folder(
+    fresh: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fresh()
+    watcher = Watcher(made.service)
+    listener = made.service.events.listen(lambda: None)
+
+    def told() -> list[tuple[str, str, str]]:
+        return [(n, str(d.get("collection")), str(d.get("stage"))) for n, d in listener.take()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qmd.ingest.run.update", lambda *a: {}["maybe"])
+        watcher.update(["notes"])
+        assert ("index", "notes", "failed") in told()
+    (made.notes / "fig.md").write_text("# Fig\n\nFigs are sweet.\n")
+    watcher.update(["notes"])
+    assert ("index", "notes", "indexed") in told()
 
 
 def test_a_configuration_that_changes_is_read_again(tmp_path: Path) -> None:
