@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
 import standin
 
-from qmd.config import Config
+from qmd.config import Config, Ingest
 from qmd.errors import UsageError
 from qmd.ingest.embed import embed
 from qmd.ingest.run import LeftOut, update
@@ -182,3 +182,30 @@ def test_a_file_whose_parser_fails_is_named_and_the_others_are_indexed(store, fo
     assert paths(store, "apples") == {"a.md"}
     assert run(store).changed == 1
     assert paths(store, "trap") == {"a.md"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "type", "date"),
+    [
+        ("k.txt", "k.md", "markdown", None),
+        ("2024-01-01.md", "2026-03-05.md", "markdown", "2026-03-05"),
+    ],
+)
+def test_a_renamed_file_that_reads_otherwise_is_read_again(store, folder, old, new, type, date):
+    (folder / old).write_text("# Kiwi\n\nabout #fruit\n")
+    update(store, "notes", Config())
+    (folder / old).rename(folder / new)
+    report = update(store, "notes", Config())
+    assert (report.added, report.removed, report.moved, report.unchanged) == (1, 1, 0, 3)
+    document = store.find_document("notes", new)
+    assert (document.type, document.date) == (type, date)
+    assert store.documents.tags(document.id) == ("fruit",)
+    assert store.integrity() == []
+
+
+def test_renamed_while_chunk_sizes_change_it_is_cut_anew(store, folder):
+    (folder / "long.md").write_text("Kiwis are green. " * 200)
+    update(store, "notes", Config())
+    (folder / "long.md").rename(folder / "moved.md")
+    update(store, "notes", Config(ingest=Ingest(chunk_tokens=60)))
+    assert len([i for i, _ in store.keyword.match("kiwis")]) > 10

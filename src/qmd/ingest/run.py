@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,9 +104,10 @@ def update(
     """Make the index agree with the files of a collection.
 
     A file counts as unchanged when its size and mtime are as stored, else when its bytes hash as stored. A file that
-    is gone while a new one has its bytes was renamed. Where chunk sizes are configured otherwise than they were,
-    every file is cut again, and `notes` says so. progress("index", files done, files to do) comes after the
-    batch is kept. Raises UsageError when the folder is missing, or has become empty and `force` is not set.
+    is gone while a new one has its bytes was renamed, unless they read otherwise under the new name. Where chunk sizes
+    are configured otherwise than they were, every file is cut again, and `notes` says so. progress("index", files done,
+    files to do) comes after the batch is kept. Raises UsageError when the folder is missing, or has become empty and
+    `force` is not set.
     """
     where = store.collection(collection)
     run = _Run(store, collection, config, steps or default_steps(), progress or (lambda *_: None))
@@ -243,16 +244,16 @@ def _move(
     left: list[Found] = []
     moves: list[tuple[Found, str, str]] = []
     for found in fresh:
-        if found.path in known or found.size not in sizes:
+        if run.recut or found.path in known or found.size not in sizes:
             left.append(found)
             continue
         data = run.steps.read(found, run.config)
         old = by_hash.get(sha256(data).digest()) if isinstance(data, bytes) else None
-        document = _parse(run, found.path, data) if old and isinstance(data, bytes) else None
-        if not old or not isinstance(document, Document):
+        title = _title_after_move(run, old[-1], found.path, data) if old and isinstance(data, bytes) else None
+        if not old or title is None:
             left.append(found)
             continue
-        moves.append((found, old.pop(), document.title))
+        moves.append((found, old.pop(), title))
     for start in range(0, len(moves), BATCH_FILES):
         batch = moves[start : start + BATCH_FILES]
         with run.store.writing() as writer:
@@ -268,6 +269,14 @@ def _move(
         run.done += len(batch)
         run.progress("index", run.done, run.total)
     return left
+
+
+def _title_after_move(run: _Run, old: str, new: str, data: bytes) -> str | None:
+    """None where the file reads otherwise under its new name: another format, another date in the name."""
+    before, after = _parse(run, old, data), _parse(run, new, data)
+    if not isinstance(before, Document) or not isinstance(after, Document):
+        return None
+    return after.title if replace(before, title=after.title) == after else None
 
 
 def _remove(run: _Run, gone: dict[str, FileStamp], skips: Sequence[str]) -> None:
