@@ -219,3 +219,11 @@ def test_any_front_matter(source: str) -> None:
 def test_tags_that_yaml_cannot_construct_leave_plain_lines(value: str) -> None:
     document = read("x.md", f"---\ndone: {value}\ntitle: Kiwi\n---\nbody\n")
     assert (document.title, document.fields["done"]) == ("Kiwi", value.strip("'"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_private_key_is_left_out_in_any_encoding(encoding: str) -> None:
+    data = "\n-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n".encode(encoding)
+    skipped = parse("notes.md", data, chunk_tokens=60)
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason == "secret: a private key"
