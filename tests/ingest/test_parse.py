@@ -227,3 +227,13 @@ def test_a_private_key_is_left_out_in_any_encoding(encoding: str) -> None:
     skipped = parse("notes.md", data, chunk_tokens=60)
     assert isinstance(skipped, Skipped)
     assert skipped.reason == "secret: a private key"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "title"),
+    [("big5", "這是一個"), ("gb2312", "这是测试"), ("shift_jis", "これはテスト"), ("euc-kr", "이것은 파일")],
+)
+def test_a_page_is_believed_which_encoding_it_has(encoding: str, title: str) -> None:
+    menu = "<div class='nav'>menu home about</div>" * 50
+    page = f'<html><head><meta charset="{encoding}"><title>{title}</title></head><body>{menu}<p>x</p></body></html>'
+    assert read("x.html", page.encode(encoding), 60).title == title

@@ -66,6 +66,11 @@ _BOMS = (
 _CONTROLS = bytes(set(range(32)) - {7, 8, 9, 10, 12, 13, 27})
 _PRIVATE_KEY = re.compile(r"\s*-----BEGIN [A-Z ]*PRIVATE KEY")
 _HIGH = bytes(range(128))
+_DECLARED = re.compile(
+    rb"""(?:charset|encoding)\s*=\s*["']?(big5(?:-hkscs)?|gb2312|gbk|gb18030|shift[_-]jis|euc-jp|euc-kr)\b""",
+    re.I,
+)
+"""What a page says of itself, of encodings that hardly fit a text in another one."""
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -117,7 +122,15 @@ def _decode_utf16(data: bytes) -> str:
 
 
 def _decode_legacy(data: bytes) -> tuple[str, str]:
-    """Text that is not UTF-8: replace a few broken bytes, else detect the encoding, else leave the file out."""
+    """Text that is not UTF-8: believe the encoding it names, else replace a few broken bytes, else detect the encoding,
+    else leave the file out."""
+    declared = _DECLARED.search(data, 0, 1024)
+    if declared is not None:
+        name = codecs.lookup(declared[1].decode()).name
+        try:
+            return data.decode(name), name
+        except UnicodeDecodeError:
+            pass
     high = len(data.translate(None, _HIGH))
     text = data.decode("utf-8", "replace")
     broken = text.count("�")
