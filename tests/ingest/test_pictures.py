@@ -158,6 +158,13 @@ def test_captions_follow_the_notes(store: Store, notes: Path) -> None:
     assert write_captions(store, "notes") == 0
 
 
+def test_a_line_that_opens_thousands_of_links_is_read_at_once(store: Store, notes: Path) -> None:
+    line = "![ok](img/p1.png) " + "![a](" * 4_000 + "[[a|" * 4_000
+    (notes / "a.md").write_text(f"# wide{' ' * 3_000}heading\n\n{line}\n")
+    update(store, "notes", Config())
+    assert words(store, "img/p1.png").split("\n")[1] == "ok"
+
+
 def test_removal_and_the_switch(store: Store, notes: Path) -> None:
     update(store, "notes", Config())
     (notes / "img" / "p2.jpg").unlink()
