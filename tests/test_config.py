@@ -34,6 +34,8 @@ def test_the_specification_s_example_is_read(tmp_path: Path) -> None:
         ({"models": {"embedding": 3}}, "models.embedding"),
         ({"memory": {"citations": "sometimes"}}, "citations"),
         ({"search": []}, "search"),
+        ({"ingest": {"chunk_tokens": 4}}, "chunk_tokens"),
+        ({"ingest": {"chunk_overlap": 0.9}}, "chunk_overlap"),
         (["models"], "mapping"),
     ],
 )

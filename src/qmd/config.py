@@ -69,12 +69,13 @@ class Search(Section, frozen=True):
 
 
 class Ingest(Section, frozen=True):
-    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model. images: pictures too, where Pillow is
+    """What is read. Sizes in bytes, chunk sizes in tokens of the embedding model. chunk_overlap: share of a
+    chunk that the next one repeats. images: pictures too, where Pillow is
     installed."""
 
     max_file_bytes: int = 16 * 1024 * 1024
-    chunk_tokens: int = 240
-    chunk_overlap: float = 0.0
+    chunk_tokens: Annotated[int, msgspec.Meta(ge=8)] = 240
+    chunk_overlap: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.0
     follow_symlinks: bool = False
     images: bool = True
 
