@@ -13,10 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
 import standin
+from PIL import Image
 
 from qmd.config import Config, Ingest
 from qmd.errors import UsageError
 from qmd.ingest.embed import embed
+from qmd.ingest.parse import parse
 from qmd.ingest.run import LeftOut, update
 from qmd.store import Store
 from qmd.types import Collection
@@ -209,3 +211,38 @@ def test_renamed_while_chunk_sizes_change_it_is_cut_anew(store, folder):
     (folder / "long.md").rename(folder / "moved.md")
     update(store, "notes", Config(ingest=Ingest(chunk_tokens=60)))
     assert len([i for i, _ in store.keyword.match("kiwis")]) > 10
+
+
+def stop(stage, done, total):
+    raise KeyboardInterrupt
+
+
+def test_interrupted_before_captions_are_written_the_next_update_writes_them(store, folder):
+    Image.new("RGB", (4, 4)).save(folder / "IMG_1.png")
+    (folder / "trip.md").write_text("# Trip\n\n![a tram in Lisbon](IMG_1.png)\n")
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", Config(), stop)
+    assert paths(store, "apples") == {"a.md"}
+    store.rename_collection("notes", "diary")
+    update(store, "diary", Config())
+    assert "a tram in Lisbon" in store.find_document("diary", "IMG_1.png").text
+    assert update(store, "diary", Config()).unchanged == 5
+
+
+@pytest.mark.parametrize("first", [240, 30])
+def test_chunk_sizes_that_change_after_an_interrupted_run_are_seen(store, folder, first):
+    (folder / "long.md").write_text("Kiwis are green. " * 200)
+    small, large = (Config(ingest=Ingest(chunk_tokens=n)) for n in (60, first))
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", large, stop)
+    (folder / "b.md").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", small, stop)
+    store.rename_collection("notes", "diary")
+    report = update(store, "diary", large)
+    assert "cut again" in report.notes[0]
+    long = store.find_document("diary", "long.md")
+    assert [c.text for c in store.chunks(range(1, 10_000)).values() if c.path == "long.md"] == [
+        long.text[c.start : c.end] for c in parse("long.md", long.text.encode(), chunk_tokens=first).chunks
+    ]
+    assert update(store, "diary", large).notes == ()

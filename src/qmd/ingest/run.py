@@ -152,19 +152,24 @@ def update(
         )
     gone = {path: stamp for path, stamp in known.items() if path not in seen and not _below(path, blocked)}
     run.total = len(fresh)
+    if before != cutting:  # "": cut in part; where this run ends early, the next one cuts again
+        store.set_setting(f"chunks:{collection}", "" if run.recut else cutting)
+    if fresh or gone:
+        _owe_captions(run)
     fresh = _move(run, fresh, gone, known)
     _remove(run, gone, [path for path in skips if path not in seen])
     _index(run, fresh, known)
-    if (run.done or gone) and store.pictures.any():
-        from qmd.ingest.captions import write_captions
-
-        write_captions(store, collection)
-    if before != cutting:
+    _write_captions(run)
+    if run.recut:
         store.set_setting(f"chunks:{collection}", cutting)
     if run.done or gone:
         store.db.checkpoint()
     counts = run.counts
-    notes = (f"chunk sizes changed ({before} to {cutting}): every file was cut again",) if run.recut else ()
+    notes = (
+        (f"chunk sizes changed ({before or 'in part'} to {cutting}): every file was cut again",)
+        if run.recut
+        else ()
+    )
     return UpdateReport(
         counts["added"],
         counts["changed"],
@@ -200,12 +205,11 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
             continue
         fresh.append(FoundFile(path, Path(absolute), stat.st_size, stat.st_mtime_ns))
     run.total = len(fresh)
+    if fresh or gone:
+        _owe_captions(run)
     _remove(run, gone, ())
     _index(run, fresh, known)
-    if (run.done or gone) and store.pictures.any():
-        from qmd.ingest.captions import write_captions
-
-        write_captions(store, collection)
+    _write_captions(run)
     counts = run.counts
     return UpdateReport(
         changed=counts["changed"],
@@ -214,6 +218,21 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
         skipped=tuple(run.skipped),
         errors=tuple(run.errors),
     )
+
+
+def _owe_captions(run: _Run) -> None:
+    """Before the first batch is kept: where a run ends before its captions are written, the next one writes them."""
+    run.store.set_setting(f"captions:{run.collection}", "due")
+
+
+def _write_captions(run: _Run) -> None:
+    if not run.store.setting(f"captions:{run.collection}"):
+        return
+    if run.store.pictures.any():
+        from qmd.ingest.captions import write_captions
+
+        write_captions(run.store, run.collection)
+    run.store.set_setting(f"captions:{run.collection}", "")
 
 
 def _leave_out(run: _Run, skip: Skip, blocked: list[str]) -> None:
