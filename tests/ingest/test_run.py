@@ -19,7 +19,7 @@ from qmd.config import Config, Ingest
 from qmd.errors import UsageError
 from qmd.ingest.embed import embed
 from qmd.ingest.parse import parse
-from qmd.ingest.run import LeftOut, update
+from qmd.ingest.run import LeftOut, update, update_files
 from qmd.store import Store
 from qmd.types import Collection
 
@@ -246,3 +246,18 @@ def test_chunk_sizes_that_change_after_an_interrupted_run_are_seen(store, folder
         long.text[c.start : c.end] for c in parse("long.md", long.text.encode(), chunk_tokens=first).chunks
     ]
     assert update(store, "diary", large).notes == ()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_single_files_are_found_by_their_real_names_and_links_are_left(store, folder):
+    name = os.fsencode(folder) + b"/caf\xe9.md"
+    Path(os.fsdecode(name)).write_text("latin name")
+    update(store, "notes", Config())
+    Path(os.fsdecode(name)).write_text("latin again")
+    (folder / ".env").write_text("PASSWORD=secret")
+    (folder / "a.md").unlink()
+    (folder / "a.md").symlink_to(".env")
+    report = update_files(store, "notes", ["caf\\xE9.md", "a.md"], Config())
+    assert (report.changed, report.removed, [left.path for left in report.skipped]) == (1, 0, ["a.md"])
+    assert paths(store, "again") == {"caf\\xE9.md"}
+    assert paths(store, "secret") == set()

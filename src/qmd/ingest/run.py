@@ -187,17 +187,21 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
 
     paths: as the index knows them; one that it does not know is passed over. Raises UsageError without the collection.
     """
-    from qmd.ingest.walk import FoundFile
+    from qmd.ingest.walk import FoundFile, real_name
 
     where = store.collection(collection)
     run = _Run(store, collection, config, default_steps(), lambda *_: None)
     known = store.known_files(collection)
+    root = os.path.realpath(where.root)
     fresh: list[Found] = []
     gone: dict[str, FileStamp] = {}
     for path in paths:
         if path not in known:
             continue
-        absolute = os.path.join(where.root, path)
+        absolute = os.path.normpath(real_name(root, path))
+        if os.path.realpath(absolute) != absolute:
+            run.skipped.append(LeftOut(path, "symbolic link: `qmd update` follows it where it may"))
+            continue
         try:
             stat = os.stat(absolute)
         except (FileNotFoundError, NotADirectoryError):

@@ -302,6 +302,14 @@ def readable(path: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02X}", path)
 
 
+def real_name(root: str, path: str) -> str:
+    """The file that is shown as `path`: what `readable` changed is changed back."""
+    here = os.path.join(root, path)
+    if "\\x" not in path or os.path.lexists(here):
+        return here
+    return os.path.join(root, re.sub(r"\\x([89A-F][0-9A-F])", lambda m: chr(0xDC00 + int(m[1], 16)), path))
+
+
 def _folder_reason(
     name: str, path: str, specs: tuple[Spec, ...], unwanted: GitIgnoreSpec | None
 ) -> str | None:
