@@ -41,6 +41,8 @@ def test_the_specification_s_example_is_read(tmp_path: Path) -> None:
         ({"search": {"vector_weight": float("nan")}}, "vector_weight"),
         ({"search": {"rerank_weight": 7}}, "rerank_weight"),
         ({"search": {"limit": 0}}, "limit"),
+        ({"ingest": {"chunk_tokens": 4}}, "chunk_tokens"),
+        ({"ingest": {"chunk_overlap": 0.9}}, "chunk_overlap"),
         (["models"], "mapping"),
     ],
 )

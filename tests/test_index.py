@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qmd
-from qmd.config import Config, Models, Search
+from qmd.config import Config, Models, Places, Search
 from qmd.errors import ConfigError, ModelMismatch, NotFound, UsageError
 from qmd.reports import Context, NotShown
 from qmd.search.query import _WORD
@@ -354,3 +354,18 @@ def test_collections_of_the_original_are_taken_over(index, tmp_path):
         yml.write_text(wrong)
         with pytest.raises(ConfigError):
             index.import_original(yml)
+
+
+def test_a_project_s_own_index_reads_nothing_outside_by_any_door(tmp_path):
+    """It may have come with the project, from a stranger, and name folders of whoever opens it."""
+    home, project = write(tmp_path / "home", {"diary.md": "kiwi old"}), tmp_path / "project"
+    with qmd.open(project / ".qmd" / "index.sqlite") as theirs:
+        theirs.add(home, embed=False)
+    write(home, {"diary.md": "kiwi and a secret"})
+    with qmd.open(places=Places(project / ".qmd", project / ".qmd", project / ".qmd")) as opened:
+        for read in (opened.update, lambda: opened.add(home, name="other")):
+            with pytest.raises(UsageError, match="outside the project"):
+                read()
+        hits = opened.search("kiwi", reread=True)
+        assert "secret" not in hits[0].snippet
+        assert any("outside the project" in note for note in hits.degraded)

@@ -481,20 +481,6 @@ class Index(Searches):
         same = (row for row in self.store.collections() if reference.on_disk(row.root) == root)
         return next((row for row in same if name in (None, row.name)), None)
 
-    def stay_inside(self, root: Path) -> None:
-        """A project's own index reads the project's folder: it may have come with it, from a stranger.
-
-        Raises UsageError.
-        """
-        project = self.places.project
-        if project is None or self.store.path.parent != project:
-            return
-        if not root.resolve().is_relative_to(project.parent.resolve()):
-            raise UsageError(
-                f"{root} is outside the project {project.parent}, whose own index reads what is inside. Use another "
-                "index for it: `--data-dir FOLDER`, or run this outside the project."
-            )
-
     def _place(self, path: str) -> tuple[str, str]:
         """(collection, or "/" for all; path prefix) that a context is attached to."""
         written = path.removeprefix(reference.SCHEME).strip("/")

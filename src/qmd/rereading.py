@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmd.errors import QmdError
@@ -26,6 +27,7 @@ def read_again(index: Searches, hits: Iterable[Hit]) -> tuple[str, ...]:
     notes: list[str] = []
     for collection, paths in stale.items():
         try:
+            index.stay_inside(Path(index.store.collection(collection).root))
             report = update_files(index.store, collection, dict.fromkeys(paths), index.config)
         except (QmdError, OSError) as error:
             notes.append(f"reread: {error}")

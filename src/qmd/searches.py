@@ -365,6 +365,20 @@ class Searches:
         ]
 
     # ---- shared by the above
+    def stay_inside(self, root: Path) -> None:
+        """A project's own index reads the project's folder: it may have come with it, from a stranger.
+
+        Raises UsageError.
+        """
+        project = self.places.project
+        if project is None or self.store.path.parent != project:
+            return
+        if not root.resolve().is_relative_to(project.parent.resolve()):
+            raise UsageError(
+                f"{root} is outside the project {project.parent}, whose own index reads what is inside. Use another "
+                "index for it: `--data-dir FOLDER`, or run this outside the project."
+            )
+
     def _search(self, mode: Mode, query: str, given: Mapping[str, Any]) -> Hits:
         hits = self._found(mode, query, given)
         if self.config.memory.searches:

@@ -7,6 +7,8 @@ from checks import check_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qmd.ingest.formats.markup import read_org
+from qmd.ingest.outline import Atom
 from qmd.ingest.parse import FORMATS, parse
 from qmd.ingest.walk import Skipped
 from qmd.types import Document
@@ -134,6 +136,11 @@ HOSTILE = {
     "line": b"word " * (64 * 1024 * 1024 // 5),
     "blank": b"\n" * 1_000_000,
     "headings": b"# a\n" * 50_000,
+    "form": ((b"_" * 60 + b"\n") * 66 + b"Name\n") * 100,
+    "tags": "".join(f"#话题{i} 今天天气不错\n" for i in range(40_000)).encode(),
+    "wide heading": b" " * 1000 + b"x\n# a" + b" " * 60_000 + b"b\n",
+    "wide field": b"---\na: [x" + b" " * 60_000 + b"y\n---\nx\n",
+    "begins": b"".join(b"#+BEGIN_%d\nx\n" % i for i in range(20_000)),
 }
 
 
@@ -211,3 +218,39 @@ def test_any_front_matter(source: str) -> None:
     result = parse("x.md", f"---\n{source}\n---\nbody\n".encode(), chunk_tokens=24)
     assert isinstance(result, Document)
     check_document(result, 24)
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", "!!int ''", "!!timestamp soon", "!!float x", "!!python/none ''"]
+)
+def test_tags_that_yaml_cannot_construct_leave_plain_lines(value: str) -> None:
+    document = read("x.md", f"---\ndone: {value}\ntitle: Kiwi\n---\nbody\n")
+    assert (document.title, document.fields["done"]) == ("Kiwi", value.strip("'"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_private_key_is_left_out_in_any_encoding(encoding: str) -> None:
+    data = "\n-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n".encode(encoding)
+    skipped = parse("notes.md", data, chunk_tokens=60)
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason == "secret: a private key"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "title"),
+    [("big5", "這是一個"), ("gb2312", "这是测试"), ("shift_jis", "これはテスト"), ("euc-kr", "이것은 파일")],
+)
+def test_a_page_is_believed_which_encoding_it_has(encoding: str, title: str) -> None:
+    menu = "<div class='nav'>menu home about</div>" * 50
+    page = f'<html><head><meta charset="{encoding}"><title>{title}</title></head><body>{menu}<p>x</p></body></html>'
+    assert read("x.html", page.encode(encoding), 60).title == title
+
+
+def test_tags_between_code_of_more_than_one_byte_a_letter() -> None:
+    document = read("a.md", "# 标题\n\n#话题 `代码 #no` #第二 中文 `#nein` #third\n\n```\n#never\n```\n")
+    assert document.tags == ("话题", "第二", "third")
+
+
+def test_org_blocks_end_at_the_next_end_of_their_name() -> None:
+    text = "#+BEGIN_A\nx\n#+begin_b\ny\n#+END_B\nz\n#+BEGIN_C\n#+END_B\n#+END_C\n"
+    assert read_org(text).atoms == [Atom(2, 5), Atom(6, 9)]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,10 +18,14 @@ from qmd.config import Config, Ingest
 from qmd.errors import BadPicture
 from qmd.ingest.captions import write_captions
 from qmd.ingest.formats.picture import read_picture, words_of_name
+from qmd.ingest.look import LookReport, look_at_pictures
 from qmd.ingest.run import update
 from qmd.llm.pictures import MOST_PIXELS, open_image, read_facts
 from qmd.store import Store
 from qmd.types import Collection, Document
+
+if TYPE_CHECKING:
+    from qmd.llm.image_text import ImageTextModel
 
 
 def encoded(kind: str = "PNG", size: tuple[int, int] = (40, 30), **options: object) -> bytes:
@@ -156,6 +164,51 @@ def test_captions_follow_the_notes(store: Store, notes: Path) -> None:
     assert (after.text, after.hash, after.docid) == ("p1\nHigh water\nTravels", before.hash, before.docid)
     assert words(store, "img/p2.jpg") == "p2"
     assert write_captions(store, "notes") == 0
+
+
+def test_a_line_that_opens_thousands_of_links_is_read_at_once(store: Store, notes: Path) -> None:
+    line = "![ok](img/p1.png) " + "![a](" * 4_000 + "[[a|" * 4_000
+    (notes / "a.md").write_text(f"# wide{' ' * 3_000}heading\n\n{line}\n")
+    update(store, "notes", Config())
+    assert words(store, "img/p1.png").split("\n")[1] == "ok"
+
+
+class Eye:
+    """Looks at pictures: the mean of their colours."""
+
+    fingerprint, dim = "eye", 3
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image.convert("RGB"), np.float32).reshape(-1, 3).mean(axis=0)
+
+    def embed_pixels(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
+        return pixels
+
+
+def look(store: Store) -> LookReport:
+    return look_at_pictures(store, cast("ImageTextModel", Eye()), 1 << 20)
+
+
+def test_a_picture_is_looked_at_by_any_of_its_names(store: Store, notes: Path) -> None:
+    (notes / "A.png").symlink_to("z/ok.png")
+    (notes / "z").mkdir()
+    (notes / "z" / "ok.png").write_bytes(encoded(size=(7, 7)))
+    (notes / "z" / "copy.png").write_bytes(encoded(size=(9, 9)))
+    (notes / "z" / "same.png").write_bytes(encoded(size=(9, 9)))
+    config = Config(ingest=Ingest(follow_symlinks=True))
+    assert update(store, "notes", config).added == 7
+    (notes / "z" / "copy.png").unlink()
+    report = look(store)
+    assert (report.embedded, report.remaining) == (4, 0)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_a_picture_whose_name_is_no_utf8_is_looked_at(store: Store, notes: Path) -> None:
+    with open(os.fsencode(notes) + b"/caf\xe9.png", "wb") as file:
+        file.write(encoded(size=(7, 7)))
+    update(store, "notes", Config())
+    report = look(store)
+    assert (report.embedded, report.remaining) == (3, 0)
 
 
 def test_removal_and_the_switch(store: Store, notes: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
 import standin
+from PIL import Image
 
-from qmd.config import Config
+from qmd.config import Config, Ingest
 from qmd.errors import UsageError
 from qmd.ingest.embed import embed
-from qmd.ingest.run import LeftOut, update
+from qmd.ingest.parse import parse
+from qmd.ingest.run import LeftOut, update, update_files
 from qmd.store import Store
 from qmd.types import Collection
 
@@ -167,3 +169,95 @@ def test_the_real_stages(store, folder):
     assert [link.target for _, link in store.documents.links_naming(["a"])] == ["a"]
     assert update(store, "notes", Config()).unchanged == 4
     assert store.integrity() == []
+
+
+def test_a_file_whose_parser_fails_is_named_and_the_others_are_indexed(store, folder):
+    run(store)
+    (folder / "a.md").write_text("a trap")
+    (folder / "d.md").write_text("dates")
+
+    def parse(path, data, config):
+        return {}[path] if b"trap" in data else standin.parse(path, data, config)
+
+    report = run(store, steps=replace(standin.STEPS, parse=parse))
+    assert (report.added, [(e.path, "KeyError" in e.reason) for e in report.errors]) == (1, [("a.md", True)])
+    assert paths(store, "apples") == {"a.md"}
+    assert run(store).changed == 1
+    assert paths(store, "trap") == {"a.md"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "type", "date"),
+    [
+        ("k.txt", "k.md", "markdown", None),
+        ("2024-01-01.md", "2026-03-05.md", "markdown", "2026-03-05"),
+    ],
+)
+def test_a_renamed_file_that_reads_otherwise_is_read_again(store, folder, old, new, type, date):
+    (folder / old).write_text("# Kiwi\n\nabout #fruit\n")
+    update(store, "notes", Config())
+    (folder / old).rename(folder / new)
+    report = update(store, "notes", Config())
+    assert (report.added, report.removed, report.moved, report.unchanged) == (1, 1, 0, 3)
+    document = store.find_document("notes", new)
+    assert (document.type, document.date) == (type, date)
+    assert store.documents.tags(document.id) == ("fruit",)
+    assert store.integrity() == []
+
+
+def test_renamed_while_chunk_sizes_change_it_is_cut_anew(store, folder):
+    (folder / "long.md").write_text("Kiwis are green. " * 200)
+    update(store, "notes", Config())
+    (folder / "long.md").rename(folder / "moved.md")
+    update(store, "notes", Config(ingest=Ingest(chunk_tokens=60)))
+    assert len([i for i, _ in store.keyword.match("kiwis")]) > 10
+
+
+def stop(stage, done, total):
+    raise KeyboardInterrupt
+
+
+def test_interrupted_before_captions_are_written_the_next_update_writes_them(store, folder):
+    Image.new("RGB", (4, 4)).save(folder / "IMG_1.png")
+    (folder / "trip.md").write_text("# Trip\n\n![a tram in Lisbon](IMG_1.png)\n")
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", Config(), stop)
+    assert paths(store, "apples") == {"a.md"}
+    store.rename_collection("notes", "diary")
+    update(store, "diary", Config())
+    assert "a tram in Lisbon" in store.find_document("diary", "IMG_1.png").text
+    assert update(store, "diary", Config()).unchanged == 5
+
+
+@pytest.mark.parametrize("first", [240, 30])
+def test_chunk_sizes_that_change_after_an_interrupted_run_are_seen(store, folder, first):
+    (folder / "long.md").write_text("Kiwis are green. " * 200)
+    small, large = (Config(ingest=Ingest(chunk_tokens=n)) for n in (60, first))
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", large, stop)
+    (folder / "b.md").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        update(store, "notes", small, stop)
+    store.rename_collection("notes", "diary")
+    report = update(store, "diary", large)
+    assert "cut again" in report.notes[0]
+    long = store.find_document("diary", "long.md")
+    assert [c.text for c in store.chunks(range(1, 10_000)).values() if c.path == "long.md"] == [
+        long.text[c.start : c.end] for c in parse("long.md", long.text.encode(), chunk_tokens=first).chunks
+    ]
+    assert update(store, "diary", large).notes == ()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_single_files_are_found_by_their_real_names_and_links_are_left(store, folder):
+    name = os.fsencode(folder) + b"/caf\xe9.md"
+    Path(os.fsdecode(name)).write_text("latin name")
+    update(store, "notes", Config())
+    Path(os.fsdecode(name)).write_text("latin again")
+    (folder / ".env").write_text("PASSWORD=secret")
+    (folder / "a.md").unlink()
+    (folder / "a.md").symlink_to(".env")
+    report = update_files(store, "notes", ["caf\\xE9.md", "a.md"], Config())
+    assert (report.changed, report.removed, [left.path for left in report.skipped]) == (1, 0, ["a.md"])
+    assert paths(store, "again") == {"caf\\xE9.md"}
+    assert paths(store, "secret") == set()

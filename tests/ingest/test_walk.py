@@ -102,3 +102,37 @@ def test_name_that_is_no_utf8(tmp_path: Path) -> None:
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         list(walk(tmp_path / "no"))
+
+
+def test_patterns_that_only_exclude(tmp_path: Path) -> None:
+    make(tmp_path, "a.md", "b.txt", "draft.md", "s/draft.md", "s/c.md")
+    assert look(tmp_path, patterns=["!draft.md"])[0] == ["a.md", "b.txt", "s/c.md"]
+    assert look(tmp_path, patterns=["*.md", "!draft.md"])[0] == ["a.md", "s/c.md"]
+
+
+def test_a_link_leads_to_nothing_that_is_left_out_where_it_lies(tmp_path: Path) -> None:
+    make(tmp_path, ".env", ".hidden/h.md", "node_modules/n.md", "priv/p.md", "notes/secret.md", "notes/n.md")
+    make(tmp_path, "notes/drafts/old.md")
+    (tmp_path / ".gitignore").write_text("/priv/\n/notes/secret.md\n")
+    (tmp_path / "notes/.qmdignore").write_text("drafts/\n")
+    for name, target in (
+        ("pub.txt", ".env"),
+        ("vis", ".hidden"),
+        ("h.md", ".hidden/h.md"),
+        ("nm", "node_modules"),
+        ("n.md", "node_modules/n.md"),
+        ("pl", "priv"),
+        ("p.md", "priv/p.md"),
+        ("s.md", "notes/secret.md"),
+        ("old", "notes/drafts"),
+        ("all", "notes"),
+    ):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    assert look(tmp_path, follow_symlinks=True)[0] == ["all/n.md"]
+
+
+def test_ignore_globs_hold_behind_a_link(tmp_path: Path) -> None:
+    make(tmp_path, "z/a.md", "z/b.md", "z/c.md")
+    (tmp_path / "l").symlink_to(tmp_path / "z")
+    files, _ = look(tmp_path, follow_symlinks=True, ignore=["l/a.md", "z/b.md"])
+    assert files == ["l/c.md"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ def parse(path, data, config):
     if b"\0" in data:
         return LeftOut(path, "binary: NUL bytes")
     text = data.decode("utf-8", "replace")
-    return document(text, title=Path(path).stem)
+    return replace(document(text), title=Path(path).stem)
 
 
 STEPS = Steps(walk, read, parse)

@@ -43,8 +43,9 @@ def test_vectors_go_by_content_and_model(store: Store) -> None:
     first, copy, other = put(store, "a.png", b"1"), put(store, "b.png", b"1"), put(store, "c.png", b"2")
     put(store, "n.md", b"3", "markdown")
     pending = store.pictures.pending("m", 10)
-    assert {p.hash[:1] for p in pending} == {b"1", b"2"}  # each content once, and no note
-    store.pictures.put("m", 2, [(pending[0].hash, unit(1, 0))], [(pending[1].hash, "damaged")])
+    assert {content[:1] for content in pending} == {b"1", b"2"}  # each content once, and no note
+    assert store.pictures.places(b"1".ljust(32, b"\0")) == [("c", "a.png"), ("c", "b.png")]
+    store.pictures.put("m", 2, [(pending[0], unit(1, 0))], [(pending[1], "damaged")])
     counts = store.pictures.count("m")
     assert (counts.total, counts.done + counts.refused) == (3, 3)
     assert store.pictures.pending("m", 10) == []

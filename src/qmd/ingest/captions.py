@@ -21,13 +21,16 @@ from qmd.store.store import Store
 
 MOST_CAPTIONS = 12
 _MARKDOWN = re.compile(
-    r"!?\[(?P<alt>[^\]\n]*)\]\(\s*<?(?P<target>[^)\s>]+|[^)>]+)>?(?:\s+[\"'(](?P<title>[^\"')]*)[\"')])?\s*\)"
+    r"!?\[(?P<alt>[^\]\n]{0,1000}+)\]\(\s*<?(?P<target>[^)\s>]{1,1000}+|[^)>]{1,1000}+)>?"
+    r"(?:\s+[\"'(](?P<title>[^\"')]{0,1000}+)[\"')])?\s*\)"
 )
-_WIKI = re.compile(r"!?\[\[(?P<target>[^\]|#\n]+)(?:#[^\]|\n]*)?(?:\|(?P<alt>[^\]\n]*))?\]\]")
-_HTML = re.compile(r"<(?:img|a)\b[^>]*>", re.I)
+_WIKI = re.compile(
+    r"!?\[\[(?P<target>[^\]|#\n]{1,1000}+)(?:#[^\]|\n]{0,1000}+)?(?:\|(?P<alt>[^\]\n]{0,1000}+))?\]\]"
+)
+_HTML = re.compile(r"<(?:img|a)\b[^>]{0,4000}+>", re.I)
 _ATTRIBUTE = re.compile(r"\b(src|href|alt|title)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", re.I)
-_ORG = re.compile(r"\[\[(?:file:)?(?P<target>[^\]\n]+)\](?:\[(?P<alt>[^\]\n]*)\])?\]")
-_HEADING = re.compile(r"(?:#{1,6}|\*{1,6})\s+(.+?)\s*#*\s*$")
+_ORG = re.compile(r"\[\[(?:file:)?(?P<target>[^\]\n]{1,1000}+)\](?:\[(?P<alt>[^\]\n]{0,1000}+)\])?\]")
+_HEADING = re.compile(r"(?:#{1,6}|\*{1,6})\s+(.+)")
 _SIZE = re.compile(r"\d+(x\d+)?")
 
 
@@ -132,7 +135,7 @@ def _heading_above(text: Sequence[str], line: int) -> str:
     for above in range(line - 1, -1, -1):
         found = _HEADING.match(text[above])
         if found:
-            return found[1].strip()
+            return found[1].rstrip().rstrip("#").rstrip()
     return ""
 
 

@@ -14,7 +14,7 @@ MAX_DEPTH = 12
 MAX_TEXT = 4000
 
 _BLOCK = re.compile(r"---[ \t]*\n(?:(.*?)\n)??(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.S)
-_PLAIN_LINE = re.compile(r"^([A-Za-z_][\w -]{0,60}):[ \t]*(\S.*?)[ \t]*$", re.M)
+_PLAIN_LINE = re.compile(r"^([A-Za-z_][\w -]{0,60}):[ \t]*(\S.*)$", re.M)
 _DATE = re.compile(r"(?<!\d)(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?!\d)")
 
 
@@ -53,10 +53,10 @@ def load_fields(source: str) -> dict[str, Any]:
     if not _too_deep(source):
         try:
             tree = yaml.load(source, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError, TypeError):
+        except Exception:  # noqa: BLE001  a tag such as `!!bool maybe` raises whatever its constructor stumbles over
             tree = None
     if not isinstance(tree, dict):
-        tree = {m[1]: m[2].strip("\"'") for m in _PLAIN_LINE.finditer(source)}
+        tree = {m[1]: m[2].rstrip(" \t").strip("\"'") for m in _PLAIN_LINE.finditer(source)}
     budget = [MAX_VALUES]
     plain = _plain(tree, budget, 0)
     return plain if isinstance(plain, dict) else {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qmd.errors import BadPicture
 from qmd.ingest.read import CannotRead, read_file
-from qmd.store.pictures import PendingPicture
+from qmd.ingest.walk import real_name
 from qmd.store.store import Store
 from qmd.types import Progress
 
@@ -50,21 +50,21 @@ def look_at_pictures(
     try:
         while True:
             window = store.pictures.pending(model.fingerprint, BATCH + len(passed))
-            batch = [p for p in window if p.hash not in passed][:BATCH]
+            batch = [p for p in window if p not in passed][:BATCH]
             if not batch:
                 break
             pixels, keys = [], []
             bad: list[tuple[bytes, str]] = []
             for one in batch:
-                data = _bytes(one, roots, max_file_bytes)
+                data = _bytes(store, one, roots, max_file_bytes)
                 if data is None:
-                    passed.add(one.hash)
+                    passed.add(one)
                     continue
                 try:
                     pixels.append(model.pixels(open_image(data)))
-                    keys.append(one.hash)
+                    keys.append(one)
                 except BadPicture as error:
-                    bad.append((one.hash, str(error)))
+                    bad.append((one, str(error)))
             vectors = model.embed_pixels(pixels)
             store.pictures.put(model.fingerprint, model.dim, zip(keys, vectors, strict=True), bad)
             embedded += len(keys)
@@ -82,10 +82,13 @@ def look_at_pictures(
     return LookReport(embedded, refused, left, time.monotonic() - begin, interrupted)
 
 
-def _bytes(picture: PendingPicture, roots: dict[str, str], max_file_bytes: int) -> bytes | None:
-    """The bytes that were indexed; None where the file is another by now."""
-    try:
-        data = read_file(os.path.join(roots[picture.collection], picture.path), max_file_bytes)
-    except (CannotRead, KeyError):
-        return None
-    return data if sha256(data).digest() == picture.hash else None
+def _bytes(store: Store, picture: bytes, roots: dict[str, str], max_file_bytes: int) -> bytes | None:
+    """The bytes that were indexed, wherever they still lie; None where every file is another by now."""
+    for collection, path in store.pictures.places(picture):
+        try:
+            data = read_file(os.path.realpath(real_name(roots[collection], path)), max_file_bytes)
+        except (CannotRead, KeyError):
+            continue
+        if sha256(data).digest() == picture:
+            return data
+    return None

@@ -105,7 +105,7 @@ def parse(path: str, data: bytes, *, chunk_tokens: int, chunk_overlap: float = 0
     note = None
     try:
         outline = reader(text)
-    except (ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001  whatever a reader stumbles over, the words can be found
         note = f"read as plain text: {type(error).__name__}: {str(error)[:200]}"
         outline = read_plain(text)
     shown = text if outline.text is None else outline.text

@@ -64,8 +64,13 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = bytes(set(range(32)) - {7, 8, 9, 10, 12, 13, 27})
-_PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z ]*PRIVATE KEY")
+_PRIVATE_KEY = re.compile(r"\s*-----BEGIN [A-Z ]*PRIVATE KEY")
 _HIGH = bytes(range(128))
+_DECLARED = re.compile(
+    rb"""(?:charset|encoding)\s*=\s*["']?(big5(?:-hkscs)?|gb2312|gbk|gb18030|shift[_-]jis|euc-jp|euc-kr)\b""",
+    re.I,
+)
+"""What a page says of itself, of encodings that hardly fit a text in another one."""
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -73,24 +78,28 @@ def decode(data: bytes) -> tuple[str, str]:
 
     Raises CannotRead for binary content, private keys, and what no known encoding explains.
     """
+    text, name = _decode(data)
+    if "PRIVATE KEY" in text[:8192] and _PRIVATE_KEY.match(text):
+        raise CannotRead("secret: a private key")
+    return _lines(text), name
+
+
+def _decode(data: bytes) -> tuple[str, str]:
     for bom, name in _BOMS:
         if data.startswith(bom):
             try:
-                return _lines(data[len(bom) :].decode(name)), name
+                return data[len(bom) :].decode(name), name
             except UnicodeDecodeError:
                 break
     if b"\0" in data:
-        return _lines(_decode_utf16(data)), "utf-16"
+        return _decode_utf16(data), "utf-16"
     head = data[:8192]
     if len(head.translate(None, _CONTROLS)) < len(head) * 0.98:
         raise CannotRead("binary: control characters")
-    if b"PRIVATE KEY" in head and _PRIVATE_KEY.match(head):
-        raise CannotRead("secret: a private key")
     try:
-        return _lines(data.decode()), "utf-8"
+        return data.decode(), "utf-8"
     except UnicodeDecodeError:
-        text, name = _decode_legacy(data)
-        return _lines(text), name
+        return _decode_legacy(data)
 
 
 def _lines(text: str) -> str:
@@ -113,7 +122,15 @@ def _decode_utf16(data: bytes) -> str:
 
 
 def _decode_legacy(data: bytes) -> tuple[str, str]:
-    """Text that is not UTF-8: replace a few broken bytes, else detect the encoding, else leave the file out."""
+    """Text that is not UTF-8: believe the encoding it names, else replace a few broken bytes, else detect the encoding,
+    else leave the file out."""
+    declared = _DECLARED.search(data, 0, 1024)
+    if declared is not None:
+        name = codecs.lookup(declared[1].decode()).name
+        try:
+            return data.decode(name), name
+        except UnicodeDecodeError:
+            pass
     high = len(data.translate(None, _HIGH))
     text = data.decode("utf-8", "replace")
     broken = text.count("�")

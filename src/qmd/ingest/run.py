@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,9 +104,10 @@ def update(
     """Make the index agree with the files of a collection.
 
     A file counts as unchanged when its size and mtime are as stored, else when its bytes hash as stored. A file that
-    is gone while a new one has its bytes was renamed. Where chunk sizes are configured otherwise than they were,
-    every file is cut again, and `notes` says so. progress("index", files done, files to do) comes after the
-    batch is kept. Raises UsageError when the folder is missing, or has become empty and `force` is not set.
+    is gone while a new one has its bytes was renamed, unless they read otherwise under the new name. Where chunk sizes
+    are configured otherwise than they were, every file is cut again, and `notes` says so. progress("index", files done,
+    files to do) comes after the batch is kept. Raises UsageError when the folder is missing, or has become empty and
+    `force` is not set.
     """
     where = store.collection(collection)
     run = _Run(store, collection, config, steps or default_steps(), progress or (lambda *_: None))
@@ -151,19 +152,24 @@ def update(
         )
     gone = {path: stamp for path, stamp in known.items() if path not in seen and not _below(path, blocked)}
     run.total = len(fresh)
+    if before != cutting:  # "": cut in part; where this run ends early, the next one cuts again
+        store.set_setting(f"chunks:{collection}", "" if run.recut else cutting)
+    if fresh or gone:
+        _owe_captions(run)
     fresh = _move(run, fresh, gone, known)
     _remove(run, gone, [path for path in skips if path not in seen])
     _index(run, fresh, known)
-    if (run.done or gone) and store.pictures.any():
-        from qmd.ingest.captions import write_captions
-
-        write_captions(store, collection)
-    if before != cutting:
+    _write_captions(run)
+    if run.recut:
         store.set_setting(f"chunks:{collection}", cutting)
     if run.done or gone:
         store.db.checkpoint()
     counts = run.counts
-    notes = (f"chunk sizes changed ({before} to {cutting}): every file was cut again",) if run.recut else ()
+    notes = (
+        (f"chunk sizes changed ({before or 'in part'} to {cutting}): every file was cut again",)
+        if run.recut
+        else ()
+    )
     return UpdateReport(
         counts["added"],
         counts["changed"],
@@ -181,17 +187,21 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
 
     paths: as the index knows them; one that it does not know is passed over. Raises UsageError without the collection.
     """
-    from qmd.ingest.walk import FoundFile
+    from qmd.ingest.walk import FoundFile, real_name
 
     where = store.collection(collection)
     run = _Run(store, collection, config, default_steps(), lambda *_: None)
     known = store.known_files(collection)
+    root = os.path.realpath(where.root)
     fresh: list[Found] = []
     gone: dict[str, FileStamp] = {}
     for path in paths:
         if path not in known:
             continue
-        absolute = os.path.join(where.root, path)
+        absolute = os.path.normpath(real_name(root, path))
+        if os.path.realpath(absolute) != absolute:
+            run.skipped.append(LeftOut(path, "symbolic link: `qmd update` follows it where it may"))
+            continue
         try:
             stat = os.stat(absolute)
         except (FileNotFoundError, NotADirectoryError):
@@ -199,12 +209,11 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
             continue
         fresh.append(FoundFile(path, Path(absolute), stat.st_size, stat.st_mtime_ns))
     run.total = len(fresh)
+    if fresh or gone:
+        _owe_captions(run)
     _remove(run, gone, ())
     _index(run, fresh, known)
-    if (run.done or gone) and store.pictures.any():
-        from qmd.ingest.captions import write_captions
-
-        write_captions(store, collection)
+    _write_captions(run)
     counts = run.counts
     return UpdateReport(
         changed=counts["changed"],
@@ -213,6 +222,21 @@ def update_files(store: Store, collection: str, paths: Iterable[str], config: Co
         skipped=tuple(run.skipped),
         errors=tuple(run.errors),
     )
+
+
+def _owe_captions(run: _Run) -> None:
+    """Before the first batch is kept: where a run ends before its captions are written, the next one writes them."""
+    run.store.set_setting(f"captions:{run.collection}", "due")
+
+
+def _write_captions(run: _Run) -> None:
+    if not run.store.setting(f"captions:{run.collection}"):
+        return
+    if run.store.pictures.any():
+        from qmd.ingest.captions import write_captions
+
+        write_captions(run.store, run.collection)
+    run.store.set_setting(f"captions:{run.collection}", "")
 
 
 def _leave_out(run: _Run, skip: Skip, blocked: list[str]) -> None:
@@ -243,16 +267,16 @@ def _move(
     left: list[Found] = []
     moves: list[tuple[Found, str, str]] = []
     for found in fresh:
-        if found.path in known or found.size not in sizes:
+        if run.recut or found.path in known or found.size not in sizes:
             left.append(found)
             continue
         data = run.steps.read(found, run.config)
         old = by_hash.get(sha256(data).digest()) if isinstance(data, bytes) else None
-        document = run.steps.parse(found.path, data, run.config) if old and isinstance(data, bytes) else None
-        if not old or not isinstance(document, Document):
+        title = _title_after_move(run, old[-1], found.path, data) if old and isinstance(data, bytes) else None
+        if not old or title is None:
             left.append(found)
             continue
-        moves.append((found, old.pop(), document.title))
+        moves.append((found, old.pop(), title))
     for start in range(0, len(moves), BATCH_FILES):
         batch = moves[start : start + BATCH_FILES]
         with run.store.writing() as writer:
@@ -268,6 +292,14 @@ def _move(
         run.done += len(batch)
         run.progress("index", run.done, run.total)
     return left
+
+
+def _title_after_move(run: _Run, old: str, new: str, data: bytes) -> str | None:
+    """None where the file reads otherwise under its new name: another format, another date in the name."""
+    before, after = _parse(run, old, data), _parse(run, new, data)
+    if not isinstance(before, Document) or not isinstance(after, Document):
+        return None
+    return after.title if replace(before, title=after.title) == after else None
 
 
 def _remove(run: _Run, gone: dict[str, FileStamp], skips: Sequence[str]) -> None:
@@ -296,7 +328,11 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
             stamp = known.get(found.path)
             same = stamp is not None and stamp.hash == digest and not run.recut
             # a document already stored under this hash is only touched; a Skip stands for "nothing to parse"
-            parsed = LeftOut(found.path, "") if same else run.steps.parse(found.path, data, run.config)
+            parsed = LeftOut(found.path, "") if same else _parse(run, found.path, data)
+            if not isinstance(parsed, Document) and is_failure(parsed.reason):
+                run.errors.append(LeftOut(found.path, parsed.reason))
+                run.done += 1
+                continue
             batch.append((found, digest, parsed))
             size += len(data)
         if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
@@ -304,6 +340,13 @@ def _index(run: _Run, fresh: list[Found], known: dict[str, FileStamp]) -> None:
             batch, size = [], 0
     if batch:
         _store(run, batch, known)
+
+
+def _parse(run: _Run, path: str, data: bytes) -> Document | Skip:
+    try:
+        return run.steps.parse(path, data, run.config)
+    except Exception as error:  # noqa: BLE001  one file must not keep a collection from being brought up to date
+        return LeftOut(path, f"cannot be parsed: {type(error).__name__}: {error}")
 
 
 def _store(run: _Run, batch: list[tuple[Found, bytes, Document | Skip]], known: dict[str, FileStamp]) -> None:

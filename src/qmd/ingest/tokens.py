@@ -132,14 +132,6 @@ def running_sum(text: str) -> NDArray[np.int64]:
     return sums
 
 
-def estimate_tokens(text: str) -> int:
-    """A fast upper estimate of the number of WordPiece tokens (uncased BERT vocabulary), special tokens not counted."""
-    total = 0
-    for first in range(0, len(text), _WINDOW):
-        total += int(_PAIR[pairs(text[first : first + _WINDOW])].sum())
-    return -(-total // UNIT)
-
-
 def measure_lines(text: str) -> tuple[list[int], list[int]]:
     """Where lines start, and the running estimate there.
 

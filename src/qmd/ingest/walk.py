@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore import GitIgnorePatternError
@@ -179,6 +178,7 @@ class Skipped:
 Spec = tuple[
     int, GitIgnoreSpec, str
 ]  # how many characters of the path lie above it, the patterns, the file's name
+Spot = tuple[str, str, tuple[Spec, ...]]  # a name, its path from the top, the ignore files that hold there
 
 
 def walk(
@@ -192,28 +192,28 @@ def walk(
 ) -> Iterator[FoundFile | Skipped]:
     """Find files under `root`, in the order of their names.
 
-    patterns: globs of which a path has to match one (none: all); what matches none is not reported. ignore: globs in
-    .gitignore syntax, stronger than the ignore files. follow_symlinks: follow links whose target lies inside the root.
-    pictures: why pictures are left out; empty: they are not.
+    patterns: globs of which a path has to match one and none that begins with "!" (no others: all); else a file is not
+    reported. ignore: globs in .gitignore syntax, stronger than the ignore files. follow_symlinks: follow links to what
+    lies inside the root and is not left out there. pictures: why pictures are left out; empty: they are not.
     Raises NotFound if the root does not exist.
     """
     top = os.path.realpath(root)
     binary = _BINARY - PICTURES if pictures == "" else _BINARY
     why = dict.fromkeys(PICTURES, pictures) if pictures else {}
-    if os.path.isfile(top):
-        folder, name = os.path.split(top)
-        yield from _one(folder, name, max_file_bytes, binary, why)
-        return
     if not os.path.isdir(top):
         raise NotFound(
             f"folder {os.fspath(root)!r} does not exist. Name a folder, or mount it and run again."
         )
+    if patterns and all(pattern.startswith("!") for pattern in patterns):
+        patterns = ["*", *patterns]
     wanted = _compile([p for pattern in patterns for p in expand_braces(pattern)]) if patterns else None
     unwanted = _compile([p for pattern in ignore for p in expand_braces(pattern)]) if ignore else None
     seen: set[tuple[int, int]] = set()
-    stack: list[tuple[str, str, tuple[Spec, ...]]] = [(top, "", _specs_above(top))]
+    above = _specs_above(top)
+    # a folder, how it is called and (behind a link) where it lies, both from the top, and the ignore files above it
+    stack: list[tuple[str, str, str, tuple[Spec, ...]]] = [(top, "", "", above)]
     while stack:
-        folder, prefix, specs = stack.pop()
+        folder, prefix, lying, specs = stack.pop()
         try:
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=_name)
@@ -221,14 +221,17 @@ def walk(
             yield Skipped(readable(prefix) or "./", f"cannot be listed: {error.strerror or error}")
             continue
         names = {entry.name for entry in entries}
-        specs = _add_specs(specs, folder, prefix, names)
-        folders: list[tuple[str, str, tuple[Spec, ...]]] = []
+        specs = _add_specs(specs, folder, lying, names)
+        folders: list[tuple[str, str, str, tuple[Spec, ...]]] = []
         for entry in entries:
             name = entry.name
             path = prefix + name
             shown = path if path.isascii() else readable(path)
             real = entry.path
             status: os.stat_result | None
+            reason: str | None = None
+            spot: Spot = (name, lying + name, specs)
+            others: list[Spot] = [] if lying == prefix else [(name, path, ())]
             try:
                 if entry.is_symlink():
                     target = os.path.realpath(real) if follow_symlinks else ""
@@ -241,6 +244,8 @@ def walk(
                     real = target
                     is_folder = os.path.isdir(target)
                     status = os.stat(target)
+                    others.append(spot)
+                    spot, reason = _spot(top, target, above, unwanted)
                 else:
                     is_folder = entry.is_dir(follow_symlinks=False)
                     status = None if is_folder else entry.stat(follow_symlinks=False)
@@ -248,7 +253,8 @@ def walk(
                 yield Skipped(shown, f"cannot be read: {error.strerror or error}")
                 continue
             if is_folder:
-                reason = _folder_reason(name, path, specs, unwanted)
+                for one in (spot, *others):
+                    reason = reason or _folder_reason(*one, unwanted)
                 if reason:
                     yield Skipped(shown + "/", reason)
                     continue
@@ -258,12 +264,13 @@ def walk(
                         yield Skipped(shown + "/", "already visited: a loop of links")
                         continue
                     seen.add((here.st_dev, here.st_ino))
-                folders.append((real, path + "/", specs))
+                folders.append((real, path + "/", spot[1] + "/", spot[2]))
                 continue
             if wanted is not None and not wanted.match_file(path):
                 continue
             assert status is not None
-            reason = _file_reason(name, path, status, specs, unwanted, max_file_bytes, binary, why)
+            for one in (spot, *others):
+                reason = reason or _file_reason(*one, unwanted, status, max_file_bytes, binary, why)
             if reason is None and shown is not path and shown != path and shown.rpartition("/")[2] in names:
                 reason = "its name is not UTF-8 and would be mistaken for that of its neighbour"
             if reason:
@@ -277,20 +284,30 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _one(
-    folder: str, name: str, max_file_bytes: int, binary: frozenset[str], why: Mapping[str, str]
-) -> Iterator[FoundFile | Skipped]:
-    status = os.stat(os.path.join(folder, name))
-    reason = _file_reason(name, name, status, (), None, max_file_bytes, binary, why)
-    if reason:
-        yield Skipped(readable(name), reason)
-    else:
-        yield FoundFile(readable(name), Path(folder, name), status.st_size, status.st_mtime_ns)
+def _spot(
+    top: str, target: str, specs: tuple[Spec, ...], unwanted: GitIgnoreSpec | None
+) -> tuple[Spot, str | None]:
+    """Where a link leads to, and why a folder above that is left out."""
+    folder, prefix, reason = top, "", None
+    *above, name = os.path.relpath(target, top).split(os.sep)
+    for part in above:
+        specs = _add_specs(specs, folder, prefix, set(IGNORE_FILES))
+        reason = reason or _folder_reason(part, prefix + part, specs, unwanted)
+        folder, prefix = os.path.join(folder, part), f"{prefix}{part}/"
+    return (name, prefix + name, _add_specs(specs, folder, prefix, set(IGNORE_FILES))), reason
 
 
 def readable(path: str) -> str:
     """A path as valid Unicode; bytes that are not UTF-8 show as `\\xE9`."""
     return re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m[0]) - 0xDC00:02X}", path)
+
+
+def real_name(root: str, path: str) -> str:
+    """The file that is shown as `path`: what `readable` changed is changed back."""
+    here = os.path.join(root, path)
+    if "\\x" not in path or os.path.lexists(here):
+        return here
+    return os.path.join(root, re.sub(r"\\x([89A-F][0-9A-F])", lambda m: chr(0xDC00 + int(m[1], 16)), path))
 
 
 def _folder_reason(
@@ -306,12 +323,12 @@ def _folder_reason(
 def _file_reason(
     name: str,
     path: str,
-    status: os.stat_result,
     specs: tuple[Spec, ...],
     unwanted: GitIgnoreSpec | None,
+    status: os.stat_result,
     max_file_bytes: int,
-    binary: frozenset[str] = _BINARY,
-    why: Mapping[str, str] = MappingProxyType({}),
+    binary: frozenset[str],
+    why: Mapping[str, str],
 ) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"

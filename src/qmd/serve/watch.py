@@ -108,10 +108,10 @@ class Watcher:
             except StoreBusy as error:  # no file will tell of this change again
                 self._unread.add(name)
                 log.warning("another process writes the index: what changed is read as soon as it has ended")
-                self.service.events.publish("index", collection=name, stage="failed", message=str(error))
+                self._failed(error, collection=name)
                 continue
-            except QmdError as error:
-                self.service.events.publish("index", collection=name, stage="failed", message=str(error))
+            except Exception as error:  # noqa: BLE001  what fails in one folder must not end the watch over all
+                self._failed(error, collection=name)
                 continue
             self._unread.discard(name)
             counts = {k: getattr(report, k) for k in ("added", "changed", "moved", "removed")}
@@ -133,14 +133,19 @@ class Watcher:
         try:
             with self.service.embedder.in_background():
                 report = self.service.index.embed(progress=self._progress(""))
-        except QmdError as error:
-            self.service.events.publish("index", stage="failed", message=str(error))
+        except Exception as error:  # noqa: BLE001  the next change may mend it, and texts are found without
+            self._failed(error)
             return
         if self._stop.is_set():
             raise _Ended
         self.service.events.publish(
             "index", stage="ready", embedded=report.embedded, remaining=report.remaining
         )
+
+    def _failed(self, error: Exception, **where: str) -> None:
+        if not isinstance(error, QmdError):
+            log.error("indexing failed", exc_info=error)
+        self.service.events.publish("index", **where, stage="failed", message=str(error))
 
     def _progress(self, collection: str) -> Progress:
         told = 0.0

@@ -13,6 +13,8 @@ from qmd.types import Collection
 
 EVERYWHERE = "/"
 """The collection name of a context that holds for all collections."""
+_NOTES = ("chunks", "captions")
+"""Settings that an update keeps of a collection, each as `setting:collection`."""
 
 
 class Collections:
@@ -73,6 +75,7 @@ class Collections:
             DocumentWriter(self._db).delete_documents(i for (i,) in ids)
             self._db.run("DELETE FROM skipped WHERE collection_id = ?", (collection_id,))
             self._db.run("DELETE FROM contexts WHERE collection = ?", (name,))
+            self._db.many("DELETE FROM meta WHERE key = ?", [(f"{note}:{name}",) for note in _NOTES])
             self._db.run("DELETE FROM collections WHERE id = ?", (collection_id,))
             self._db.run(NEW_GENERATION)
 
@@ -84,6 +87,10 @@ class Collections:
                 raise UsageError(f"there is a collection {new!r} already.")
             self._db.run("UPDATE collections SET name = ? WHERE id = ?", (new, collection_id))
             self._db.run("UPDATE contexts SET collection = ? WHERE collection = ?", (new, old))
+            self._db.many(
+                "UPDATE OR REPLACE meta SET key = ? WHERE key = ?",
+                [(f"{note}:{new}", f"{note}:{old}") for note in _NOTES],
+            )
 
     def set_include(self, name: str, include: bool) -> None:
         with self._db.transaction():

@@ -25,15 +25,6 @@ KIND = "image"
 
 
 @dataclass(frozen=True, slots=True)
-class PendingPicture:
-    """A picture that has not been looked at yet. `hash` is sha256 of its bytes, what its vector is kept under."""
-
-    hash: bytes
-    collection: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
 class PictureCounts:
     """Documents: pictures in all, those with a vector of the model, those it could not look at."""
 
@@ -114,16 +105,24 @@ class Pictures:
         )
         return [(name, stored_path(path), why) for name, path, why in rows]
 
-    def pending(self, fingerprint: str, limit: int) -> list[PendingPicture]:
-        """Pictures that the model has not looked at, newest first, each content once."""
+    def pending(self, fingerprint: str, limit: int) -> list[bytes]:
+        """The contents (sha256 of their bytes) that the model has not looked at, newest first."""
         rows = self._db.all(
-            "SELECT d.hash, n.name, d.path, max(d.mtime_ns) FROM documents d "
-            "JOIN collections n ON n.id = d.collection_id WHERE d.type = 'image' AND NOT EXISTS "
+            "SELECT d.hash, max(d.mtime_ns) FROM documents d WHERE d.type = 'image' AND NOT EXISTS "
             "(SELECT 1 FROM picture_vectors p WHERE p.fingerprint = ? AND p.hash = d.hash) "
-            "GROUP BY d.hash ORDER BY 4 DESC, d.id LIMIT ?",
+            "GROUP BY d.hash ORDER BY 2 DESC, d.id LIMIT ?",
             (fingerprint, limit),
         )
-        return [PendingPicture(row[0], row[1], stored_path(row[2])) for row in rows]
+        return [row[0] for row in rows]
+
+    def places(self, hash: bytes) -> list[tuple[str, str]]:
+        """(collection, path) of every picture with this content."""
+        rows = self._db.all(
+            "SELECT n.name, d.path FROM documents d JOIN collections n ON n.id = d.collection_id "
+            "WHERE d.hash = ? AND d.type = 'image' ORDER BY d.id",
+            (hash,),
+        )
+        return [(name, stored_path(path)) for name, path in rows]
 
     def put(
         self,

@@ -25,9 +25,11 @@ _OPTIONS = (
 _TAG = re.compile(r"(?<![^\s(\[,;，。、（])#([^\W_][\w/-]*|_[\w/-]+)")
 _CANDIDATE = re.compile(r"#\w")
 _DEEP = re.compile(r"^(?:[ \t]*(?:>|[-+*][ \t]|\d{1,9}[.)][ \t])){80}|^[ \t]{1000}", re.M)
-_BRACKETS = re.compile(r"(?:[\[(*_!`~$]\s*){4000}")
+_MARKS = re.compile(r"(?<![\[(*_!`~$\s])[\[(*_!`~$\s]{4000,}")
+MOST_MARKS = 4000
+"""So many with nothing but space between them, and no person wrote them."""
 _LEVELS = {"H1": 1, "H2": 2, "H3": 3, "H4": 4, "H5": 5, "H6": 6}
-_ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", re.M)
+_ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*)$", re.M)
 
 
 def read_markdown(text: str) -> Outline:
@@ -38,7 +40,7 @@ def read_markdown(text: str) -> Outline:
         _take_fields(outline, fields)
     body = text[skip:] if skip else text
     shift = text.count("\n", 0, skip)
-    if _DEEP.search(body) or _BRACKETS.search(body):
+    if _DEEP.search(body) or any(len("".join(m[0].split())) >= MOST_MARKS for m in _MARKS.finditer(body)):
         _read_plainly(outline, body, shift)
         return outline
     try:
@@ -133,15 +135,16 @@ def _add_link(outline: Outline, link: dict[str, Any], image: bool, line: int) ->
 
 
 def _read_tags(outline: Outline, body: str, code: list[tuple[int, int]]) -> None:
-    ascii_ = body.isascii()
+    at = before = 0  # in bytes, in characters
     code.sort()
     begins = [c[0] for c in code]
     seen = set(outline.tags)
     for match in _TAG.finditer(body):
+        at += len(body[before : match.start()].encode("utf-8", "replace"))
+        before = match.start()
         tag = match[1].strip("/")
         if not tag or tag in seen or tag.replace("/", "").isdigit():
             continue
-        at = match.start() if ascii_ else len(body[: match.start()].encode("utf-8", "replace"))
         k = bisect_right(begins, at) - 1
         if any(code[i][0] <= at < code[i][1] for i in range(max(0, k - 3), k + 1)):
             continue
@@ -155,4 +158,4 @@ def _read_plainly(outline: Outline, body: str, shift: int) -> None:
     for match in _ATX.finditer(body):
         line += body.count("\n", at, match.start())
         at = match.start()
-        outline.headings.append(Heading(line, len(match[1]), match[2][:200]))
+        outline.headings.append(Heading(line, len(match[1]), match[2].rstrip(" \t#")[:200]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections import defaultdict
 
 from qmd.ingest.frontmatter import as_words, iso_date
 from qmd.ingest.outline import Atom, Heading, Outline
@@ -120,8 +122,9 @@ _ORG_STATE = re.compile(
 )
 _ORG_TAGS = re.compile(r"[ \t]+:([\w@#%:]+):[ \t]*$")
 _ORG_BLOCK = re.compile(r"^[ \t]*#\+BEGIN_(\w+)[^\n]*\n", re.M | re.I)
+_ORG_END = re.compile(r"^[ \t]*#\+END_(\w+)[ \t]*$", re.M | re.I)
 _ORG_TABLE = re.compile(r"^[ \t]*\|[^\n]*\n(?:[ \t]*\|[^\n]*\n)+", re.M)
-_ORG_KEY = re.compile(r"^#\+(\w+):[ \t]*(\S[^\n]*?)[ \t]*$", re.M)
+_ORG_KEY = re.compile(r"^#\+(\w+):[ \t]*(\S[^\n]*)$", re.M)
 _ORG_LINK = re.compile(r"\[\[([^\[\]\n]{1,1000})\](?:\[[^\[\]\n]{0,1000}\])?\]")
 
 
@@ -138,17 +141,17 @@ def read_org(text: str) -> Outline:
         title = _ORG_STATE.sub("", title).strip()
         outline.headings.append(Heading(lines.of(match.start()), min(len(match[1]), 32), title[:MAX_TITLE]))
     atoms: list[Atom] = []
+    ends: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for match in _ORG_END.finditer(text):
+        ends[match[1].lower()].append(match.span())
     lines, at = _Lines(text), 0
     while block := _ORG_BLOCK.search(text, at):
-        end = re.compile(rf"^[ \t]*#\+END_{block[1]}[ \t]*$", re.M | re.I).search(text, block.end())
-        if end is None:
-            at = block.end()
-            if len(atoms) > 1000:
-                break
-            continue
-        first = lines.of(block.start())
-        atoms.append(Atom(first, first + text.count("\n", block.start(), end.end()) + 1))
-        at = end.end()
+        own = ends.get(block[1].lower(), [])
+        k = bisect_left(own, block.end(), key=lambda span: span[0])
+        at = own[k][1] if k < len(own) else block.end()
+        if k < len(own):
+            first = lines.of(block.start())
+            atoms.append(Atom(first, first + text.count("\n", block.start(), at) + 1))
     lines = _Lines(text)
     for match in _ORG_TABLE.finditer(text):
         first = lines.of(match.start())
@@ -156,7 +159,7 @@ def read_org(text: str) -> Outline:
     outline.atoms = disjoint(atoms)
     keys: dict[str, str] = {}
     for key, value in _ORG_KEY.findall(text[:8000]):
-        keys.setdefault(key.lower(), value)
+        keys.setdefault(key.lower(), value.rstrip(" \t"))
     outline.fields = dict(keys)
     outline.title = keys.get("title")
     outline.date = iso_date(keys.get("date"))
