@@ -558,3 +558,34 @@ def test_many_removals_give_memory_back():
     assert index.remove_ids(ivf.IDSelectorRange(0, 15_000)) == 15_000
     assert index.nbytes < 0.4 * before
     assert_same(index.search(x[:5], 3), truth(x[15_000:], np.arange(15_000, 20_000), x[:5], 3, "l2"))
+
+
+@pytest.mark.parametrize("d", [25, 100])
+@pytest.mark.parametrize("text", ["IVF8,Flat", "IVF8,SQ8"])
+def test_rows_of_odd_width_never_go_through_int8_products(text, d, monkeypatch):
+    """torch's kernel reads beyond such rows: wrong numbers, or a crash."""
+    x = data(2000, d)
+    index = ivf.index_factory(d, text)
+    index.train(x)
+    index.add(x)
+    index.nprobe, index.shadow = 8, True
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", None)
+    for n in (1, 5, 30):
+        rows = index.reconstruct_n(0, 2000)
+        got = index.search(x[:n], 5, SearchParams(search_mode="matrix"))
+        assert_same(got, truth(rows, np.arange(2000), x[:n], 5, "l2"), 1e-3)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("mean,sd", [(10, 0.1), (1, 0.1), (0, 1)])
+def test_int8_rows_in_tight_clusters_are_found_whatever_the_batch(metric, mean, sd):
+    g = torch.Generator().manual_seed(0)
+    centres = mean * torch.sign(torch.randn(16, 64, generator=g))
+    x = centres[torch.arange(6000) % 16] + sd * torch.randn(6000, 64, generator=g)
+    index = ivf.IndexIVFScalarQuantizer(d=64, nlist=16, nprobe=16, metric=metric)
+    index.train(x)
+    index.add(x)
+    want = index.search(x[:30], 10, SearchParams(search_mode="csr"))[0]
+    for n in (1, 6, 30):
+        got = [index.search(q, 10, SearchParams(search_mode="matrix"))[0] for q in x[:30].split(n)]
+        torch.testing.assert_close(torch.cat(got), want, rtol=1e-5, atol=1e-4)

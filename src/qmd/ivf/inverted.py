@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from qmd.ivf import cost, tiles, workers
+from qmd.ivf import cost, operators, tiles, workers
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
@@ -20,6 +20,7 @@ from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.ranges import range_scan
 from qmd.ivf.scan import Probes, RowSource, scan_all, scan_each
+from qmd.ivf.slabs import Codes
 
 _SHADOW_ROWS = 20_000
 _BY_ITSELF = 16  # so few queries are not worth the handing over
@@ -259,7 +260,7 @@ class IndexIVF(Index):
             }
         if grouped:
             return scan_grouped(self._lists, q, probes, k, self.metric)
-        codes = self._lists.shadows() if self._reads_shadows(q.shape[0], probes.lists.shape[1]) else None
+        codes = self._codes(q.shape[0], probes.lists.shape[1])
         return scan_each(self._lists, q, probes, k, self.metric, codes)
 
     def _reads_shadows(self, nq: int, nprobe: int) -> bool:
@@ -269,9 +270,15 @@ class IndexIVF(Index):
             return False
         if not all(s.writable for s in lists.slabs):
             return False
-        return bool(self.shadow) or (
-            self.ntotal >= _SHADOW_ROWS and cost.shadows_pay(self.device, self.d, torch.get_num_threads())
-        )
+        if self.shadow:
+            return operators.reads_int8(self.device, self.d)
+        return self.ntotal >= _SHADOW_ROWS and cost.shadows_pay(self.device, self.d, torch.get_num_threads())
+
+    def _codes(self, nq: int, nprobe: int) -> Codes | None:
+        """int8 rows to be read for few queries, if any."""
+        if self._lists.codec.qtype == "int8":
+            return self._lists.own_codes() if operators.reads_int8(self.device, self.d) else None
+        return self._lists.shadows() if self._reads_shadows(nq, nprobe) else None
 
     def _use_grouped(self, nq: int, nprobe: int, params: SearchParams) -> bool:
         mode = params.search_mode or self.search_mode

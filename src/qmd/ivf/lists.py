@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
 from qmd.ivf.product import AnyCodec
-from qmd.ivf.slabs import Codes, Run, Slab, Table, copy_rows, padded_to_groups
+from qmd.ivf.slabs import Codes, Run, Slab, Table, copy_rows, longest, padded_to_groups
 
 _PAGE = 16  # capacities are multiples of this many rows
 _MAX_RUNS = 32  # a list in more pieces is moved into one
@@ -32,6 +32,8 @@ class Lists:
         self._table: Table | None = None
         self._codes: Codes | None = None
         self._codes_table: Table | None = None
+        self._own: tuple[Table, Codes] | None = None
+        self.reach = 0.0  # no int8 row is longer
 
     # ---- memory
 
@@ -141,6 +143,8 @@ class Lists:
         if n == 0:
             return
         self._table = None
+        if self.codec.qtype == "int8":
+            self.reach = max(self.reach, longest(rows))
         if n == 1:
             self._append_span(int(assigned), rows, ids, norms)
         else:
@@ -301,6 +305,15 @@ class Lists:
             ]
             self._codes_table = table
         return self._codes
+
+    def own_codes(self) -> Codes:
+        """Rows that are stored as int8, as they are multiplied."""
+        table = self.table()
+        if self._own is None or self._own[0] is not table:
+            ones = torch.ones(int(table.size.max(initial=0)), dtype=torch.bfloat16, device=self.device)
+            views = [(v[0], ones[: v[0].shape[0]]) for v in table.views]
+            self._own = table, Codes(views, reach=self.reach)
+        return self._own[1]
 
     def drop_shadows(self) -> None:
         """Give the shadows' memory back."""

@@ -51,6 +51,7 @@ def to_state(index: Any) -> dict[str, Any]:
         "next_id": index._next_id,
         "qtype": lists.codec.qtype,
         "is_trained": index.is_trained,
+        "reach": lists.reach,
     }
     state: dict[str, Any] = {"header": header, "list_sizes": sizes}
     if index.ntotal:
@@ -142,6 +143,7 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         index._offset = state["offset"].to(target)
     lists = index._lists
     lists.ntotal = header["ntotal"]
+    lists.reach = float(header.get("reach", 128.0 * index.d**0.5))
     if lists.ntotal:
         rows, ids, norms = (state[n].to(target) for n in ("packed_embeddings", "list_ids", "norms"))
         if rows.dtype != lists.codec.dtype:

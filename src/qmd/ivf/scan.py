@@ -22,7 +22,7 @@ from qmd.ivf.slabs import Codes, Table
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
-_SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
+_SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 products chose them
 _ONE_BY_ONE = 10  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
@@ -138,7 +138,7 @@ def scan_each(
     """All scores of a few queries, then the smallest. -> scores (n, k) rising (L2: squared distance, IP:
     -product), addresses (n, k).
 
-    codes: int8 shadows to read instead of the rows. A query whose k nearest rows the codes' error does not
+    codes: int8 to read instead of float32 products. A query whose k nearest rows the codes' error does not
     settle is asked again without them.
     """
     table = lists.table()
@@ -159,9 +159,13 @@ def scan_each(
             for i in range(0, n, step)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    edge, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
+    value, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
     best, where = recheck(lists, q, address, k, metric, probes)
-    open_ = unsettled(best, edge, q, codes, metric).tolist() if codes is not None else []
+    open_: list[int] = []
+    if codes is not None and lists.codec.exact:
+        open_ = unsettled(best, value.amax(1), q, codes, metric).tolist()
+    elif codes is not None and address.shape[1] < s * wide:
+        open_ = too_near(value, k, lists.codec.query(q), codes, metric).tolist()
     return _ask_again(lists, q, probes, k, metric, best, where, open_)
 
 
@@ -195,7 +199,7 @@ def _read_few(
     metric: Metric,
     codes: Codes | None,
 ) -> tuple[Tensor, Tensor]:
-    """-> a score (n,) that no row left out is below, addresses (n, keep). Every list is read once for its queries."""
+    """-> the `keep` smallest scores (n, keep) and their addresses. Every list is read once for its queries."""
     (n, s), dev = seg.shape, q.device
     order, counts = sort_tasks(seg.reshape(-1), len(table.views))
     scores = scratch.take("scores", n * s * wide, dev).fill_(float("inf")).view(n * s, wide)
@@ -242,13 +246,8 @@ def _read_runs(
     who = torch.div(order, scores.shape[0] // coded.shape[0], rounding_mode="floor")
     lines = torch.split(order, per_run)
     norms = [table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in runs]
-    own8 = codec.qtype == "int8" and operators.has("int8_rows", dev)
-    if own8 or codes is not None:
-        if codes is not None:
-            views = [codes.views[r] for r in runs]
-        else:
-            ones = torch.ones(scores.shape[1], dtype=torch.bfloat16, device=dev)
-            views = [(table.views[r][0], ones[: int(table.size[r])]) for r in runs]
+    if codes is not None:
+        views = [codes.views[r] for r in runs]
         queries = coded.to(torch.bfloat16).index_select(0, who)
         visit = loops.compiled(loops.coded)
         visit(
@@ -273,7 +272,7 @@ def _read_runs(
 
 
 def _choose_few(table: Table, seg: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """scores (n, s * wide) of runs seg (n, s) -> the worst of the `keep` best (n,), their addresses (n, keep)."""
+    """scores (n, s * wide) of runs seg (n, s) -> the `keep` smallest (n, keep), in no order, and their addresses."""
     (n, s), dev = seg.shape, seg.device
     wide = scores.shape[1] // s
     groups = s * wide // _GROUP
@@ -289,7 +288,7 @@ def _choose_few(table: Table, seg: Tensor, scores: Tensor, keep: int) -> tuple[T
     slot = torch.div(at, wide, rounding_mode="floor")
     start = table.on_device["start"][torch.gather(seg, 1, slot).clamp_(min=0)]
     address = (at - slot * wide).add_(start).masked_fill_(torch.isinf(value), -1)
-    return value.amax(1), address
+    return value, address
 
 
 def sort_tasks(flat: Tensor, runs: int) -> tuple[Tensor, np.ndarray]:
@@ -313,6 +312,14 @@ def unsettled(scores: Tensor, edge: Tensor, q: Tensor, codes: Codes, metric: Met
     if metric == "l2":
         least += torch.linalg.vecdot(q, q)
     return (scores[:, -1] > least).nonzero().reshape(-1)
+
+
+def too_near(value: Tensor, k: int, coded: Tensor, codes: Codes, metric: Metric) -> Tensor:
+    """Queries where a row left out may be nearer than the k-th by codes, of which `value` (n, c) are the smallest
+    scores."""
+    gap = value.amax(1).sub_(value.kthvalue(min(k, value.shape[1]), dim=1).values)
+    error = codes.error(coded)
+    return (gap < error * (4.0 if metric == "l2" else 2.0)).nonzero().reshape(-1)
 
 
 def scan_all(

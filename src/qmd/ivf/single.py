@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.slabs import Codes, Table
@@ -41,10 +40,8 @@ def read_each(
     codec = lists.codec
     alpha = -2.0 if metric == "l2" else -1.0
     coded = codec.query(q)
-    by_codes = codes is not None or (codec.qtype == "int8" and operators.has("int8_rows", q.device))
-    narrow = coded.to(torch.bfloat16) if by_codes else coded
-    ones = torch.ones(int(table.size.max()) if by_codes and codes is None else 0, dtype=torch.bfloat16)
-    slack = codes.error(q).mul_(-2.0 * alpha).tolist() if codes is not None else [0.0] * q.shape[0]
+    narrow = coded.to(torch.bfloat16) if codes is not None else coded
+    slack = codes.error(coded).mul_(-2.0 * alpha).tolist() if codes is not None else [0.0] * q.shape[0]
     keep = k if codes is not None else k + spare
     again = []
     found = []
@@ -62,8 +59,6 @@ def read_each(
         one = narrow[i : i + 1]
         if codes is not None:
             parts = [torch._weight_int8pack_mm(one, *codes.views[r]) for r in numbers]
-        elif by_codes:
-            parts = [torch._weight_int8pack_mm(one, v[0], ones[: v[0].shape[0]]) for v in views]
         else:
             parts = [codec.products(v[0], one[0]) for v in views]
         bias = torch.cat([v[1] for v in views] if norms is None else _cut(lists, table, runs, norms))
