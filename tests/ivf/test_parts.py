@@ -391,3 +391,25 @@ def test_old_names_are_in_qmd_ivf_index():
 
     assert Same is SearchParams
     assert (IndexFlatIP, IndexFlatL2, IndexIVFFlat) == (ivf.IndexFlatIP, ivf.IndexFlatL2, ivf.IndexIVFFlat)
+
+
+@pytest.mark.parametrize("text", ["Flat", "IVF4,Flat"])
+def test_an_index_that_faiss_just_read_is_taken_over(tmp_path, text):
+    faiss = pytest.importorskip("faiss")
+    x = data(400, 16).numpy()
+    theirs = faiss.index_factory(16, text)
+    theirs.train(x)
+    theirs.add(x)
+    faiss.write_index(theirs, str(tmp_path / "f"))
+    ours = ivf.from_faiss(faiss.read_index(str(tmp_path / "f")))
+    ours.nprobe = 4
+    assert ours.search(x, 1)[1][:, 0].tolist() == list(range(400))
+
+
+def test_shards_of_inverted_files_can_be_saved(tmp_path):
+    x = data(400, 8)
+    shards = ivf.IndexShards([ivf.IndexIVFFlat(d=8, nlist=4, nprobe=4) for _ in range(2)])
+    shards.train(x)
+    shards.add(x)
+    shards.save(tmp_path / "s")
+    assert torch.equal(ivf.load(tmp_path / "s").search(x[:5], 3)[1], shards.search(x[:5], 3)[1])

@@ -23,11 +23,11 @@ def _faiss() -> Any:
     return faiss
 
 
-def from_faiss(index: Any) -> Index:
+def from_faiss(given: Any) -> Index:
     """A Faiss IndexFlat, IndexIVFFlat or IndexIVFScalarQuantizer, or an IndexIDMap over a flat one,
     copied."""
     faiss = _faiss()
-    index = faiss.downcast_index(index)
+    index = faiss.downcast_index(given)  # owns nothing: what was given has to stay
     metric = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}.get(index.metric_type)
     if metric is None:
         raise ValueError(f"Faiss metric {index.metric_type} is not known here; expected L2 or inner product.")
