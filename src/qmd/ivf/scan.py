@@ -1,7 +1,8 @@
 """Find the nearest rows in probed lists, query by query ("matrix"). Knows no index class.
 
 One product a list into one row of scores, one top-k: light for a few queries. Many queries: `grouped`.
-Both end in `recheck`: distances from differences in float32, so rounding in the products decides nothing.
+Both end in `recheck`: distances from differences in float32. Where the products' rounding could have decided
+which rows come so far, as it can for tight clusters far from zero, `settle` asks again in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from qmd.ivf import loops, operators, scratch, workers
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
-from qmd.ivf.single import read_each
+from qmd.ivf.single import read_each, rounding
 from qmd.ivf.slabs import Codes, Table
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
@@ -105,6 +106,45 @@ def recheck(
     return scores, best
 
 
+def settle(
+    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric, best: Tensor, where: Tensor, edge: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The answers, those in float64 that rounding in float32 products may have changed. edge (n,): no row that was
+    not looked at again had a smaller score."""
+    plain = lists.codec.exact and probes.centroids is None and probes.source is None
+    if metric == "l2" and plain and operators.has("float64", q.device):
+        open_ = doubtful(q, best, edge)
+        for i in open_.tolist() if lists.nlist > 1 else []:
+            one = slice(i, i + 1)
+            rows = addresses(lists, probes.rows(one))
+            best[one], where[one] = scan_all(lists, q[one], rows, k, metric, probes, torch.float64)
+        if lists.nlist == 1 and open_.numel():
+            rows = addresses(lists, probes.rows(slice(0, 1)))
+            best[open_], where[open_] = scan_all(lists, q[open_], rows, k, metric, probes, torch.float64)
+    return best, where
+
+
+def doubtful(q: Tensor, best: Tensor, edge: Tensor) -> Tensor:
+    """Queries (n, d) whose k-th distance (n, k) a row with a score of `edge` (n,) or more may yet beat."""
+    size = torch.linalg.vecdot(q, q)
+    least = size + edge - rounding(size, best[:, -1], q.shape[1])
+    return (best[:, -1] > least).nonzero().reshape(-1)
+
+
+def addresses(lists: Lists, probes: Probes) -> Tensor:
+    """Of all rows that one query reads."""
+    table = lists.table()
+    seg, _, limits = expand(table, probes)
+    parts = [torch.zeros(0, dtype=torch.int64, device=seg.device)]
+    for i, r in enumerate(seg[0].tolist()):
+        if r >= 0:
+            start, size = int(table.start[r]), int(table.size[r])
+            stop = size if limits is None else min(size, int(limits[0, i]))
+            parts.append(torch.arange(start, start + stop, device=seg.device))
+    address = torch.cat(parts)
+    return address if probes.norms is None else address[torch.isfinite(torch.cat(probes.norms)[address])]
+
+
 def expand(table: Table, probes: Probes) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Runs instead of lists: run numbers (n, s) with -1 for none, and const and limits to match."""
     dev = table.on_device
@@ -162,6 +202,8 @@ def scan_each(
     value, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
     best, where = recheck(lists, q, address, k, metric, probes)
     open_: list[int] = []
+    if codes is None and address.shape[1] < s * wide:
+        return settle(lists, q, probes, k, metric, best, where, value.amax(1))
     if codes is not None and lists.codec.exact:
         open_ = unsettled(best, value.amax(1), q, codes, metric).tolist()
     elif codes is not None and address.shape[1] < s * wide:
@@ -323,23 +365,34 @@ def too_near(value: Tensor, k: int, coded: Tensor, codes: Codes, metric: Metric)
 
 
 def scan_all(
-    lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes
+    lists: Lists,
+    q: Tensor,
+    address: Tensor,
+    k: int,
+    metric: Metric,
+    probes: Probes,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Exact top k of each query among the same few rows `address` (c,)."""
+    """Exact top k of each query among the same rows `address` (c,); dtype: of the products that choose."""
     if address.shape[0] == 0 or q.shape[0] == 0:
         return recheck(lists, q, address[None, :0].expand(q.shape[0], 0), k, metric, probes)
-    best_s = torch.full((q.shape[0], 0), float("inf"), device=q.device)
+    best_s = torch.full((q.shape[0], 0), float("inf"), device=q.device, dtype=dtype)
+    wide = q.to(dtype)
     best_a = torch.full((q.shape[0], 0), -1, dtype=torch.int64, device=q.device)
     for i in range(0, address.shape[0], 1 << 14):
         part = address[i : i + (1 << 14)]
-        x = rows_at(lists, part, probes.centroids)
-        for_query = []
-        norms = (x * x).sum(1) if metric == "l2" else torch.zeros(x.shape[0], device=x.device)
-        s = torch.addmm(norms, q, x.T, alpha=-2.0 if metric == "l2" else -1.0)
+        x = rows_at(lists, part, probes.centroids).to(dtype)
+        norms = (x * x).sum(1) if metric == "l2" else x.new_zeros(x.shape[0])
+        s = torch.addmm(norms, wide, x.T, alpha=-2.0 if metric == "l2" else -1.0)
         value, at = torch.topk(s, min(k + SPARE, s.shape[1]), dim=1, largest=False)
-        for_query.append(value)
         best_s = torch.cat([best_s, value], 1)
         best_a = torch.cat([best_a, part[at]], 1)
         keep = torch.topk(best_s, min(k + SPARE, best_s.shape[1]), dim=1, largest=False).indices
         best_s, best_a = torch.gather(best_s, 1, keep), torch.gather(best_a, 1, keep)
-    return recheck(lists, q, best_a, k, metric, probes)
+    best, where = recheck(lists, q, best_a, k, metric, probes)
+    plain = lists.codec.exact and probes.source is None and metric == "l2" and dtype == torch.float32
+    if plain and address.shape[0] > best_s.shape[1] and operators.has("float64", q.device):
+        open_ = doubtful(q, best, best_s.amax(1))
+        if open_.numel():
+            best[open_], where[open_] = scan_all(lists, q[open_], address, k, metric, probes, torch.float64)
+    return best, where

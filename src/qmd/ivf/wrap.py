@@ -14,6 +14,7 @@ from torch import Tensor
 from qmd.ivf.base import Index, selector_of
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.inverted import IndexIVF
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, as_ids, as_rows, exact_scores, give_back, worst
 from qmd.ivf.operators import search_sorted
 from qmd.ivf.params import SearchParams
@@ -166,14 +167,17 @@ class IndexRefineFlat(_Wrapper):
         flat = self.refine_index
         wanted = max(k, round(k * factor))
         if isinstance(self.index, IndexIVF) and self.is_trained and flat.ntotal and k > 0:
+            params = params or SearchParams()
+            lists = self.index._ready(params)
             scores, address = self.index._search(
+                lists,
                 self.index._shift(qs),
                 wanted,
-                params or SearchParams(),
+                params,
                 selector_of(params, filter),
-                self._row_source(),
+                self._row_source(lists),
             )
-            scores, address, lists = scores[:, :k], address[:, :k], self.index._lists
+            scores, address = scores[:, :k], address[:, :k]
         else:
             _, ids = self.index.search(qs, wanted, params, filter=filter)
             if not flat.ntotal:
@@ -185,7 +189,7 @@ class IndexRefineFlat(_Wrapper):
         d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
         return d, i
 
-    def _row_source(self) -> Callable[[Tensor], Tensor]:
+    def _row_source(self, lists: Lists) -> Callable[[Tensor], Tensor]:
         """Exact rows for addresses in the wrapped index, shifted as its own rows are."""
         flat, inner = self.refine_index, self.index
         shift = None
@@ -196,7 +200,7 @@ class IndexRefineFlat(_Wrapper):
             )
 
         def rows(address: Tensor) -> Tensor:
-            there = self._addresses(inner._lists.take(address, "ids"))
+            there = self._addresses(lists.take(address, "ids"))
             x = flat._lists.take(there, "rows")
             return x if shift is None else x + shift
 
