@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +55,22 @@ class _Wrapper:
     def nprobe(self, value: int) -> None:
         self.index.nprobe = value
 
+    @property
+    def max_codes(self) -> int:
+        return int(self.index.max_codes)
+
+    @max_codes.setter
+    def max_codes(self, value: int) -> None:
+        self.index.max_codes = value
+
+    @property
+    def search_mode(self) -> str:
+        return str(self.index.search_mode)
+
+    @search_mode.setter
+    def search_mode(self, value: str) -> None:
+        self.index.search_mode = value
+
     def __len__(self) -> int:
         return self.ntotal
 
@@ -83,11 +100,38 @@ class _Wrapper:
 
         save(self, path)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; class, d and metric must agree."""
+        from qmd.ivf.persist import from_state
+
+        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
+        other = from_state(state, self.device)
+        if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
+            raise ValueError(
+                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
+            )
+        self.__dict__.clear()
+        self.__dict__.update(other.__dict__)
+
+    def clone(self) -> Self:
+        return copy.deepcopy(self)
+
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        mmap: bool = True,
+        map_location: Any = None,
+    ) -> Any:
+        """As `Index.load`."""
         from qmd.ivf.persist import load
 
-        return load(path, device=device, mmap=mmap)
+        index = load(path, device=map_location or device, mmap=mmap)
+        if not isinstance(index, cls):
+            raise ValueError(f"{path} holds a {type(index).__name__}, not a {cls.__name__}.")
+        return index
 
 
 class IndexRefineFlat(_Wrapper):
@@ -105,7 +149,7 @@ class IndexRefineFlat(_Wrapper):
         return super().to(device)
 
     def add(self, x: Array) -> None:
-        first = self.index._next_id
+        first = self._next_id
         rows = as_rows(x, self.d, self.device)
         self.add_with_ids(rows, torch.arange(first, first + rows.shape[0], device=self.device))
 
@@ -119,6 +163,10 @@ class IndexRefineFlat(_Wrapper):
         self.index.add_with_ids(x, ids)
         self.refine_index.add_with_ids(x, ids)
         self._order = None
+
+    @property
+    def _next_id(self) -> int:
+        return int(self.index._next_id)
 
     _order: tuple[Tensor, Tensor] | None = None
 
@@ -233,6 +281,10 @@ class IndexIDMap(_Wrapper):
             raise ValueError(f"the wrapped index holds {index.ntotal} rows; wrap it while it is empty.")
         self.index = index
 
+    def merge_from(self, other: Any, add_id: int = 0) -> None:
+        """As `Index.merge_from`; other may be a map itself."""
+        self.index.merge_from(other.index if isinstance(other, IndexIDMap) else other, add_id)
+
     def __getattr__(self, name: str) -> Any:
         if name == "index" or name.startswith("__"):
             raise AttributeError(name)
@@ -282,6 +334,24 @@ class IndexShards(_Wrapper):
         for s in self.shards:
             s.nprobe = value
 
+    @property
+    def max_codes(self) -> int:
+        return int(self.index.max_codes)
+
+    @max_codes.setter
+    def max_codes(self, value: int) -> None:
+        for s in self.shards:
+            s.max_codes = value
+
+    @property
+    def search_mode(self) -> str:
+        return str(self.index.search_mode)
+
+    @search_mode.setter
+    def search_mode(self, value: str) -> None:
+        for s in self.shards:
+            s.search_mode = value
+
     def train(self, x: Array) -> None:
         """Train the first shard; the others take over what it learned, so that all have the same lists."""
         first = self.index
@@ -296,8 +366,12 @@ class IndexShards(_Wrapper):
             else:
                 shard.train(x)
 
+    @property
+    def _next_id(self) -> int:
+        return max(int(s._next_id) for s in self.shards)
+
     def add(self, x: Array) -> None:
-        first = max(s._next_id for s in self.shards)
+        first = self._next_id
         rows = as_rows(x, self.d, self.device)
         self.add_with_ids(rows, torch.arange(first, first + rows.shape[0]))
 
