@@ -18,6 +18,7 @@ from qmd.ivf.params import IDSelector, IDSelectorAnd, SearchParams, as_selector
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.scan import rows_at
 
+_LAST_ID = 2**63 - 2  # `add` goes on behind it
 _OFF_CENTRE = 4.0  # centre L2 data when ||mean||^2 is this many times the variance
 
 
@@ -84,8 +85,8 @@ class Index:
         mine, theirs = self._lists.codec, other._lists.codec
         if self.ntotal:
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before adopt.")
-        if (self.d, self.metric, self._lists.nlist, mine.qtype, mine.width, self._by_residual) != (
-            other.d, other.metric, other._lists.nlist, theirs.qtype, theirs.width, other._by_residual,
+        if (self.d, self.metric, self._lists.nlist, mine.kind, mine.width, self._by_residual) != (
+            other.d, other.metric, other._lists.nlist, theirs.kind, theirs.width, other._by_residual,
         ):  # fmt: skip
             raise ValueError("the other index has another d, metric, nlist, code or by_residual.")
         self._offset = None if other._offset is None else other._offset.to(self.device, copy=True)
@@ -135,7 +136,7 @@ class Index:
             self._learn_offset(x)
         raw, x = x, self._shift(x)
         if self._lists.nlist == 1 and self._offset is not None and bool((x * x).sum() > (raw * raw).sum()):
-            self._drop_offset()
+            self._drop_offset(self._offset)
             x = raw
         where = self._assign(x)
         base = self._centroids()
@@ -155,10 +156,10 @@ class Index:
             all_norms.append(norms)
         self._lists.append(where, torch.cat(codes), ids, torch.cat(all_norms))
 
-    def _drop_offset(self) -> None:
+    def _drop_offset(self, offset: Tensor) -> None:
         """Later rows lie elsewhere: shifted, they would lose digits."""
         for slab in self._lists.slabs:
-            slab.rows = slab.rows + self._offset
+            slab.rows = slab.rows + offset
             norms = (slab.rows * slab.rows).sum(1)
             slab.norms = torch.where(slab.ids >= 0, norms, float("inf"))
         self._lists._table = self._offset = None
@@ -211,12 +212,20 @@ class Index:
 
     def merge_from(self, other: Index, add_id: int = 0) -> None:
         """Move all rows of `other` here, their ids raised by add_id; `other` is empty afterwards."""
-        if other is self:
+        if other._lists is self._lists:
             raise ValueError("an index cannot be merged into itself.")
         if (other.d, other.metric) != (self.d, self.metric):
             raise ValueError(
                 f"cannot merge {other.metric} vectors of {other.d} dimensions into {self.metric}/{self.d}."
             )
+        if not self.is_trained:
+            raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) first.")
+        if other.ntotal:
+            least, most = int(other.ids.min()) + add_id, int(other.ids.max()) + add_id
+            if least < 0 or most > _LAST_ID:
+                raise ValueError(
+                    f"add_id={add_id} gives ids from {least} to {most}; expected 0 to {_LAST_ID}."
+                )
         for rows, ids in other._blocks():
             self.add_with_ids(rows.to(self.device), ids.to(self.device) + add_id)
         other.reset()
@@ -253,7 +262,9 @@ class Index:
             if wanted.numel():
                 raise KeyError(f"ids {wanted[:5].tolist()} are not in the index.")
             return give_back(ids, torch.zeros(0, self.d, device=self.device))[0]
-        order = torch.argsort(held)
+        order = torch.argsort(held, descending=True, stable=True).flip(
+            0
+        )  # the last of equals is the first stored
         held, address = held[order], address[order]
         at = (search_sorted(held, wanted) - 1).clamp_(min=0)
         known = held[at] == wanted

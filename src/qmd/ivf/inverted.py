@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,8 +79,10 @@ class IndexIVF(Index):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "nprobe" and (not isinstance(value, int) or value < 1):
             raise ValueError(f"nprobe is {value!r}; expected an integer of at least 1.")
-        if name == "max_codes" and value < 0:
-            raise ValueError(f"max_codes is {value}; expected 0 (no bound) or more.")
+        if name == "max_codes":
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(f"max_codes is {value!r}; expected 0 (no bound) or a larger integer.")
+            value = int(value)
         if name == "search_mode" and value not in ("auto", "matrix", "csr"):
             raise ValueError(f"search_mode is {value!r}; expected auto, matrix or csr.")
         super().__setattr__(name, value)

@@ -126,9 +126,10 @@ def settle(
 
 def doubtful(q: Tensor, best: Tensor, edge: Tensor) -> Tensor:
     """Queries (n, d) whose k-th distance (n, k) a row with a score of `edge` (n,) or more may yet beat."""
-    size = torch.linalg.vecdot(q, q)
+    size: Tensor = torch.linalg.vecdot(q, q)
     least = size + edge - rounding(size, best[:, -1], q.shape[1])
-    return (best[:, -1] > least).nonzero().reshape(-1)
+    open_: Tensor = (best[:, -1] > least).nonzero().reshape(-1)
+    return open_
 
 
 def addresses(lists: Lists, probes: Probes) -> Tensor:

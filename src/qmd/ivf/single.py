@@ -92,7 +92,8 @@ def rounding(size: _Number, near: _Number, d: int) -> _Number:
     """How far float32 products put the scores of rows within the squared distance `near` of a query of squared length
     `size`: such a row is no longer than `reach`, and d roundings mostly make up for one another."""
     reach = size**0.5 + near**0.5
-    return reach * (size**0.5 * d**0.5 + reach) * (4 * 2.0**-24)
+    error: _Number = reach * (size**0.5 * d**0.5 + reach) * (4 * 2.0**-24)
+    return error
 
 
 def smallest(value: np.ndarray, k: int, slack: float, plain: tuple[float, int] | None = None) -> np.ndarray:

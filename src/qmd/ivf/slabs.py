@@ -122,7 +122,7 @@ class Codes:
 
 def longest(rows: Tensor) -> float:
     """No row of (n, d) int8 is longer."""
-    return max(float(part.to(torch.float32).norm(dim=1).max()) for part in rows.split(4096)) * 1.00001
+    return max(float(part.to(torch.float32).norm(dim=1).max()) for part in torch.split(rows, 4096)) * 1.00001
 
 
 def copy_rows(source: Slab, span: slice, target: Slab, to: slice) -> None:
