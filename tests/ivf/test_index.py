@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -558,3 +562,111 @@ def test_many_removals_give_memory_back():
     assert index.remove_ids(ivf.IDSelectorRange(0, 15_000)) == 15_000
     assert index.nbytes < 0.4 * before
     assert_same(index.search(x[:5], 3), truth(x[15_000:], np.arange(15_000, 20_000), x[:5], 3, "l2"))
+
+
+@pytest.mark.parametrize("d", [25, 100])
+@pytest.mark.parametrize("text", ["IVF8,Flat", "IVF8,SQ8"])
+def test_rows_of_odd_width_never_go_through_int8_products(text, d, monkeypatch):
+    """torch's kernel reads beyond such rows: wrong numbers, or a crash."""
+    x = data(2000, d)
+    index = ivf.index_factory(d, text)
+    index.train(x)
+    index.add(x)
+    index.nprobe, index.shadow = 8, True
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", None)
+    for n in (1, 5, 30):
+        rows = index.reconstruct_n(0, 2000)
+        got = index.search(x[:n], 5, SearchParams(search_mode="matrix"))
+        assert_same(got, truth(rows, np.arange(2000), x[:n], 5, "l2"), 1e-3)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("mean,sd", [(10, 0.1), (1, 0.1), (0, 1)])
+def test_int8_rows_in_tight_clusters_are_found_whatever_the_batch(metric, mean, sd):
+    g = torch.Generator().manual_seed(0)
+    centres = mean * torch.sign(torch.randn(16, 64, generator=g))
+    x = centres[torch.arange(6000) % 16] + sd * torch.randn(6000, 64, generator=g)
+    index = ivf.IndexIVFScalarQuantizer(d=64, nlist=16, nprobe=16, metric=metric)
+    index.train(x)
+    index.add(x)
+    want = index.search(x[:30], 10, SearchParams(search_mode="csr"))[0]
+    for n in (1, 6, 30):
+        got = [index.search(q, 10, SearchParams(search_mode="matrix"))[0] for q in x[:30].split(n)]
+        torch.testing.assert_close(torch.cat(got), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("mode", ["matrix", "csr"])
+def test_tight_clusters_far_from_zero_are_told_apart(text, mode):
+    """Distances there are smaller than what float32 products round off."""
+    far = torch.tensor([100.0, -100.0])[torch.arange(1500) % 2][:, None]
+    x = far + 0.01 * data(1500, 64)
+    index = ivf.index_factory(64, text)
+    index.train(x)
+    index.add(x)
+    index.nprobe = 4
+    for how in ({}, {"filter": torch.arange(0, 1500, 2)}, {"filter": torch.arange(100)}):
+        ids = how.get("filter", torch.arange(1500))
+        q = x[ids[:30]]
+        want = truth(x[ids], ids, q, 5, "l2")
+        for n in (1, 4, 30):
+            got = [index.search(part, 5, SearchParams(search_mode=mode), **how) for part in q.split(n)]
+            assert_same([torch.cat(t) for t in zip(*got, strict=True)], want, 1e-5)
+
+
+def test_first_rows_far_off_do_not_blur_those_that_follow():
+    x = data(300, 8)
+    index = ivf.IndexFlatL2(8)
+    index.add(1e4 + data(2, 8, 1).abs())
+    index.add(x)
+    assert torch.equal(index.reconstruct_n(2, 300), x)
+    assert index.search(x, 1)[1][:, 0].tolist() == list(range(2, 302))
+    assert index.search(index.reconstruct_n(0, 2), 1)[1][:, 0].tolist() == [0, 1]
+
+
+def test_threads_that_first_want_sorted_lists_or_shadows_leave_the_rows_whole():
+    x = data(6000, 16)
+    made = ivf.IndexIVFFlat(d=16, nlist=16, nprobe=16)
+    made.train(x)
+    made.add(x)
+    want = made.search(x[:8], 3, SearchParams(search_mode="csr"))[1]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for params in (SearchParams(profile="approx_fast", candidate_budget=10**6), None):
+            for _ in range(5):
+                index = made.clone()
+                index.shadow = params is None
+                ready = threading.Barrier(4)
+
+                def ask(index=index, ready=ready, params=params):
+                    ready.wait()
+                    return [index.search(q, 3, params)[1] for q in x[:8].split(2)]
+
+                with ThreadPoolExecutor(4) as pool:
+                    answers = [f.result() for f in [pool.submit(ask) for _ in range(4)]]
+                assert all(torch.equal(torch.cat(a), want) for a in answers)
+                ids = index.ids
+                assert ids.unique().numel() == 6000
+                assert torch.equal(index._rows_at(index._lists.all_addresses()), x[ids])
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_exact_below_counts_for_one_query_as_for_many():
+    x = data(3000, 8)
+    index = ivf.IndexIVFFlat(d=8, nlist=64, nprobe=1)
+    index.train(x)
+    index.add(x)
+    params = SearchParams(filter=torch.tensor([5, 6, 7]), exact_below=10)
+    assert all(set(index.search(q[None], 3, params)[1][0].tolist()) == {5, 6, 7} for q in x[:20])
+
+
+def test_indexes_share_no_memory_with_what_they_took_over():
+    x = data(200, 8)
+    a, b = ivf.IndexFlatL2(8), ivf.IndexFlatL2(8)
+    a.add(x)
+    b.load_state_dict(a.state_dict())
+    b.remove_ids([0, 1, 2])
+    b.add(data(3, 8, 9))
+    assert torch.equal(a.reconstruct_n(), x)

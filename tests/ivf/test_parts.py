@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qmd import ivf
-from qmd.errors import StoreDamaged, StoreTooNew
+from qmd.errors import IndexNotTrained, StoreDamaged, StoreTooNew
 from qmd.ivf import SearchParams, operators
 
 
@@ -325,6 +328,11 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, 
 g = torch.Generator().manual_seed(0)
 x, q = torch.randn(2000, 16, generator=g), torch.randn(30, 16, generator=g)
 index = DistributedIVF(ivf.IndexIVFFlat(d=16, nlist=12, nprobe=4))
+try:
+    index.train(x[:5])
+    raise SystemExit("trained with too little")
+except ValueError:
+    pass
 index.train(x)
 index.add(x)
 one = ivf.IndexIVFFlat(d=16, nlist=12, nprobe=4)
@@ -391,3 +399,174 @@ def test_old_names_are_in_qmd_ivf_index():
 
     assert Same is SearchParams
     assert (IndexFlatIP, IndexFlatL2, IndexIVFFlat) == (ivf.IndexFlatIP, ivf.IndexFlatL2, ivf.IndexIVFFlat)
+
+
+@pytest.mark.parametrize("text", ["Flat", "IVF4,Flat"])
+def test_an_index_that_faiss_just_read_is_taken_over(tmp_path, text):
+    faiss = pytest.importorskip("faiss")
+    x = data(400, 16).numpy()
+    theirs = faiss.index_factory(16, text)
+    theirs.train(x)
+    theirs.add(x)
+    faiss.write_index(theirs, str(tmp_path / "f"))
+    ours = ivf.from_faiss(faiss.read_index(str(tmp_path / "f")))
+    ours.nprobe = 4
+    assert ours.search(x, 1)[1][:, 0].tolist() == list(range(400))
+
+
+def test_shards_of_inverted_files_can_be_saved(tmp_path):
+    x = data(400, 8)
+    shards = ivf.IndexShards([ivf.IndexIVFFlat(d=8, nlist=4, nprobe=4) for _ in range(2)])
+    shards.train(x)
+    shards.add(x)
+    shards.save(tmp_path / "s")
+    assert torch.equal(ivf.load(tmp_path / "s").search(x[:5], 3)[1], shards.search(x[:5], 3)[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h, s: h.pop("ntotal"),
+        lambda h, s: h.update(nlist=30_000_000),
+        lambda h, s: h.update(d=[4]),
+        lambda h, s: h.update(next_id=3),
+        lambda h, s: s["list_sizes"].copy_(torch.tensor([60, -10, 0, 0])),
+        lambda h, s: s.update(list_ids=s["list_ids"][:7].clone()),
+        lambda h, s: s["list_ids"].fill_(-5),
+        lambda h, s: s["norms"].fill_(float("nan")),
+        lambda h, s: s.pop("norms"),
+        lambda h, s: s.update(centroids=s["centroids"][:, :2].clone()),
+        lambda h, s: s.update(packed_embeddings=s["packed_embeddings"][:, :2].clone()),
+    ],
+)
+def test_files_whose_parts_do_not_fit_are_refused(tmp_path, change):
+    index = ivf.IndexIVFFlat(d=4, nlist=4)
+    index.train(data(50, 4))
+    index.add(data(50, 4))
+    state = index.state_dict()
+    header = state.pop("header")
+    state = {name: t.clone() for name, t in state.items()}
+    change(header, state)
+    about = {"format": "qmd.ivf", "format_version": "1", "header": json.dumps(header)}
+    save_file(state, tmp_path / "i", metadata=about)
+    with pytest.raises(StoreDamaged):
+        ivf.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize("header", ["{", "[" * 100_000, "[]", "{}"])
+def test_files_with_a_bad_header_are_refused(tmp_path, header):
+    about = {"format": "qmd.ivf", "format_version": "1", "header": header}
+    save_file({"a": torch.zeros(1)}, tmp_path / "i", metadata=about)
+    with pytest.raises(StoreDamaged):
+        ivf.load(tmp_path / "i")
+
+
+def test_saved_files_may_be_read_by_whom_the_process_allows(tmp_path):
+    before = os.umask(0o022)
+    try:
+        filled("Flat", data(5, 4)).save(tmp_path / "i")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "i").stat().st_mode) == 0o644
+
+
+def test_wrappers_hand_settings_on_and_are_whole():
+    x = data(400, 8)
+    for wrap in (ivf.IndexIDMap, ivf.IndexRefineFlat, lambda i: ivf.IndexShards([i])):
+        inner = ivf.IndexIVFFlat(d=8, nlist=4, nprobe=4)
+        index = wrap(inner)
+        index.max_codes, index.search_mode = np.int64(7), "csr"
+        assert (inner.max_codes, inner.search_mode) == (7, "csr")
+        with pytest.raises(ValueError, match="max_codes"):
+            index.max_codes = -1
+        with pytest.raises(ValueError, match="search_mode"):
+            index.search_mode = "fast"
+        index.max_codes = 0
+        index.train(x)
+        index.add(x)
+        for other in (index.clone(), wrap(ivf.IndexIVFFlat(d=8, nlist=4))):
+            other.load_state_dict(index.state_dict())
+            assert type(other) is type(index)
+            assert torch.equal(other.search(x[:5], 3)[1], index.search(x[:5], 3)[1])
+
+
+def test_wrapper_load_returns_its_own_kind(tmp_path):
+    filled("Flat", data(5, 4)).save(tmp_path / "i")
+    with pytest.raises(ValueError, match="IndexFlat"):
+        ivf.IndexIDMap.load(tmp_path / "i", map_location="cpu")
+
+
+def test_wrappers_nest():
+    x = data(400, 8)
+    index = ivf.IndexShards([ivf.IndexRefineFlat(ivf.IndexIVFFlat(d=8, nlist=4, nprobe=4)) for _ in range(2)])
+    index.train(x)
+    index.add(x)
+    assert index.search(x, 1)[1][:, 0].tolist() == list(range(400))
+
+
+def test_merge_changes_nothing_when_it_cannot_be_done():
+    a, b = ivf.IndexFlatL2(2), ivf.IndexFlatL2(2)
+    b.add_with_ids(torch.rand(70_000, 2), torch.arange(70_000).flip(0))
+    with pytest.raises(ValueError, match="add_id"):
+        a.merge_from(b, add_id=-100)
+    assert (a.ntotal, b.ntotal) == (0, 70_000)
+    mapped = ivf.IndexIDMap(ivf.IndexFlatL2(2))
+    mapped.add(torch.rand(3, 2))
+    with pytest.raises(ValueError, match="itself"):
+        mapped.merge_from(mapped)
+    assert mapped.ntotal == 3
+
+
+def test_of_equal_ids_both_ways_of_reading_give_the_first():
+    index = ivf.IndexFlatL2(2)
+    index.add_with_ids(data(60, 2), torch.arange(60) % 3)
+    wanted = torch.tensor([2, 0, 1])
+    assert torch.equal(
+        index.reconstruct_batch(wanted), torch.stack([index.reconstruct(int(i)) for i in wanted])
+    )
+
+
+def test_the_largest_id_leaves_room_for_the_next():
+    index = ivf.IndexFlatL2(2)
+    with pytest.raises(ValueError, match="2"):
+        index.add_with_ids(data(1, 2), [2**63 - 1])
+    index.add_with_ids(data(1, 2), [2**63 - 2])
+    assert index.ntotal == 1
+
+
+def test_arrays_with_a_mask_of_another_kind_are_ids():
+    x = data(50, 4)
+    index = filled("Flat", x)
+    for ids in (np.ma.array([3, 4]), pytest.importorskip("pandas").Series([3, 4])):
+        assert set(index.search(x[:2], 2, filter=ids)[1].reshape(-1).tolist()) == {3, 4}
+
+
+def test_kmeans_takes_every_name_of_a_metric():
+    x = data(200, 4)
+    assert torch.equal(ivf.kmeans(x, 4, metric="L2"), ivf.kmeans(x, 4))
+
+
+def test_product_codes_of_other_widths_are_not_adopted():
+    one, other = (ivf.IndexIVFPQ(d=16, nlist=4, M=m, nbits=b) for m, b in ((8, 4), (4, 8)))
+    one.train(data(2000, 16))
+    with pytest.raises(ValueError, match="code"):
+        other.adopt(one)
+
+
+def test_faiss_indexes_that_cannot_be_are_refused():
+    faiss = pytest.importorskip("faiss")
+    x = data(400, 16).numpy()
+    with pytest.raises(IndexNotTrained):
+        ivf.from_faiss(faiss.index_factory(16, "IVF4,Flat"))
+    with pytest.raises(IndexNotTrained):
+        ivf.to_faiss(ivf.IndexIVFFlat(d=16, nlist=4))
+    panorama = faiss.index_factory(16, "IVF4,FlatPanorama2")
+    panorama.train(x)
+    panorama.add(x)
+    with pytest.raises(ValueError, match="Panorama"):
+        ivf.from_faiss(panorama)
+    negative = faiss.index_factory(16, "IVF4,Flat")
+    negative.train(x)
+    negative.add_with_ids(x, -1 - np.arange(400))
+    with pytest.raises(ValueError, match="negative"):
+        ivf.from_faiss(negative)

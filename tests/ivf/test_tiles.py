@@ -138,7 +138,7 @@ def test_far_devices_group_one_query_and_are_waited_for_once(far):
         index = filled(f"IVF{nlist},Flat", x)
         index.compact()  # each further slab is one more to wait for
         assert index._use_grouped(1, 6, SearchParams())
-        probes = index._probes(x[:64], SearchParams(max_codes=600))
+        probes = index._probes(index._lists, x[:64], SearchParams(max_codes=600))
         for n in (1, 64):
             Waits.count = 0
             with Waits():

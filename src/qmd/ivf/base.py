@@ -18,6 +18,7 @@ from qmd.ivf.params import IDSelector, IDSelectorAnd, SearchParams, as_selector
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.scan import rows_at
 
+_LAST_ID = 2**63 - 2  # `add` goes on behind it
 _OFF_CENTRE = 4.0  # centre L2 data when ||mean||^2 is this many times the variance
 
 
@@ -84,12 +85,12 @@ class Index:
         mine, theirs = self._lists.codec, other._lists.codec
         if self.ntotal:
             raise ValueError(f"the index holds {self.ntotal} rows; call reset() before adopt.")
-        if (self.d, self.metric, self._lists.nlist, mine.qtype, mine.width, self._by_residual) != (
-            other.d, other.metric, other._lists.nlist, theirs.qtype, theirs.width, other._by_residual,
+        if (self.d, self.metric, self._lists.nlist, mine.kind, mine.width, self._by_residual) != (
+            other.d, other.metric, other._lists.nlist, theirs.kind, theirs.width, other._by_residual,
         ):  # fmt: skip
             raise ValueError("the other index has another d, metric, nlist, code or by_residual.")
-        self._offset = None if other._offset is None else other._offset.to(self.device)
-        mine.relearn(theirs.learned(), self.device)
+        self._offset = None if other._offset is None else other._offset.to(self.device, copy=True)
+        mine.relearn({name: t.clone() for name, t in theirs.learned().items()}, self.device)
         self.is_trained = other.is_trained
 
     def _learn_offset(self, x: Tensor) -> None:
@@ -133,7 +134,10 @@ class Index:
         self._dirty = True
         if self.ntotal == 0 and self._offset is None and self._lists.nlist == 1 and not self._by_residual:
             self._learn_offset(x)
-        x = self._shift(x)
+        raw, x = x, self._shift(x)
+        if self._lists.nlist == 1 and self._offset is not None and bool((x * x).sum() > (raw * raw).sum()):
+            self._drop_offset(self._offset)
+            x = raw
         where = self._assign(x)
         base = self._centroids()
         codec = self._lists.codec
@@ -151,6 +155,14 @@ class Index:
             codes.append(code)
             all_norms.append(norms)
         self._lists.append(where, torch.cat(codes), ids, torch.cat(all_norms))
+
+    def _drop_offset(self, offset: Tensor) -> None:
+        """Later rows lie elsewhere: shifted, they would lose digits."""
+        for slab in self._lists.slabs:
+            slab.rows = slab.rows + offset
+            norms = (slab.rows * slab.rows).sum(1)
+            slab.norms = torch.where(slab.ids >= 0, norms, float("inf"))
+        self._lists._table = self._offset = None
 
     def _norms(self, rows: Tensor, where: Tensor) -> Tensor:
         """||x||^2 for whole rows; ||r||^2 + 2 c.r for residuals, so that a list's distances differ by a
@@ -200,12 +212,20 @@ class Index:
 
     def merge_from(self, other: Index, add_id: int = 0) -> None:
         """Move all rows of `other` here, their ids raised by add_id; `other` is empty afterwards."""
-        if other is self:
+        if other._lists is self._lists:
             raise ValueError("an index cannot be merged into itself.")
         if (other.d, other.metric) != (self.d, self.metric):
             raise ValueError(
                 f"cannot merge {other.metric} vectors of {other.d} dimensions into {self.metric}/{self.d}."
             )
+        if not self.is_trained:
+            raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) first.")
+        if other.ntotal:
+            least, most = int(other.ids.min()) + add_id, int(other.ids.max()) + add_id
+            if least < 0 or most > _LAST_ID:
+                raise ValueError(
+                    f"add_id={add_id} gives ids from {least} to {most}; expected 0 to {_LAST_ID}."
+                )
         for rows, ids in other._blocks():
             self.add_with_ids(rows.to(self.device), ids.to(self.device) + add_id)
         other.reset()
@@ -242,7 +262,9 @@ class Index:
             if wanted.numel():
                 raise KeyError(f"ids {wanted[:5].tolist()} are not in the index.")
             return give_back(ids, torch.zeros(0, self.d, device=self.device))[0]
-        order = torch.argsort(held)
+        order = torch.argsort(held, descending=True, stable=True).flip(
+            0
+        )  # the last of equals is the first stored
         held, address = held[order], address[order]
         at = (search_sorted(held, wanted) - 1).clamp_(min=0)
         known = held[at] == wanted
@@ -305,6 +327,7 @@ class Index:
         """Take over what `state_dict` gave; class, d and metric must agree."""
         from qmd.ivf.persist import from_state
 
+        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
         other = from_state(state, self.device)
         if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
             raise ValueError(
@@ -353,20 +376,27 @@ class Index:
             raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before search.")
         qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
         params = params or SearchParams()
-        scores, address = self._search(qs, int(k), params, selector_of(params, filter))
+        lists = self._ready(params)
+        scores, address = self._search(lists, qs, int(k), params, selector_of(params, filter))
         missing = address < 0
-        if not self._lists.slabs:
+        if not lists.slabs:
             ids = address
         elif self.device.type != "cpu" or bool(missing.any()):  # asking another device would wait for it
-            ids = self._lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
+            ids = lists.take(address.clamp(min=0).reshape(-1), "ids").view(address.shape)
             ids.masked_fill_(missing, -1)
         else:
-            ids = self._lists.take(address.reshape(-1), "ids").view(address.shape)
+            ids = lists.take(address.reshape(-1), "ids").view(address.shape)
         distances = scores if self.metric == "l2" else -scores
         d, i = give_back(q, distances, ids)
         return d, i
 
-    def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
+    def _ready(self, params: SearchParams) -> Lists:
+        """The lists that one search reads: another may put sorted ones in their place meanwhile."""
+        return self._lists
+
+    def _search(
+        self, lists: Lists, q: Tensor, k: int, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def range_search(
@@ -382,12 +412,13 @@ class Index:
         qs = self._shift(as_rows(q, self.d, self.device, what="queries"))
         params = params or SearchParams()
         limit = radius if self.metric == "l2" else -radius
-        lims, scores, address = self._range(qs, limit, params, selector_of(params, filter))
-        ids = self._lists.take(address, "ids") if address.numel() else address
+        lists = self._ready(params)
+        lims, scores, address = self._range(lists, qs, limit, params, selector_of(params, filter))
+        ids = lists.take(address, "ids") if address.numel() else address
         return give_back(q, lims, scores if self.metric == "l2" else -scores, ids)
 
     def _range(
-        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+        self, lists: Lists, q: Tensor, limit: float, params: SearchParams, selector: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
 

@@ -34,6 +34,11 @@ class Codec:
         return _DTYPES[self.qtype]
 
     @property
+    def kind(self) -> str:
+        """What two codecs of the same width must share to read one another's rows."""
+        return self.qtype
+
+    @property
     def width(self) -> int:
         """Values of a stored row."""
         return self.d

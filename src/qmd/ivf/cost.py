@@ -114,7 +114,7 @@ def measure(device: torch.device, d: int, rows_log2: int, threads: int, shadow: 
 def shadows_pay(device: torch.device, d: int, threads: int) -> bool:
     """Whether reading int8 codes takes at most two thirds of reading float32 rows, memory being cold. About 20
     ms."""
-    if not operators.has("int8_rows", device):
+    if not operators.reads_int8(device, d):
         return False
     n = 512
     lists = max(2, min(64, (1 << 23) // (n * d)))

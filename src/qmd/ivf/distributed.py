@@ -40,11 +40,16 @@ class DistributedIVF:
         """Train in the first process, give the result to all."""
         state: list[Any] = [None]
         if self.rank == 0:
-            self.index.train(x)
-            learned = {name: t.cpu() for name, t in self.index._lists.codec.learned().items()}
-            state[0] = (self.index.centroids.cpu(), learned, self.index._offset)
+            try:
+                self.index.train(x)
+                learned = {name: t.cpu() for name, t in self.index._lists.codec.learned().items()}
+                state[0] = (self.index.centroids.cpu(), learned, self.index._offset)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for it
+                state[0] = error
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         dist.broadcast_object_list(state, src=source, group=self.group)
+        if isinstance(state[0], Exception):
+            raise state[0]
         centroids, learned, offset = state[0]
         device = self.index.device
         self.index.centroids = centroids.to(device)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qmd.errors import MissingExtra
+from qmd.errors import IndexNotTrained, MissingExtra
 from qmd.ivf.base import Index
 from qmd.ivf.codec import QType
 from qmd.ivf.flat import IndexFlat, IndexFlatIP, IndexFlatL2
@@ -23,29 +23,33 @@ def _faiss() -> Any:
     return faiss
 
 
-def from_faiss(index: Any) -> Index:
+def from_faiss(given: Any) -> Index:
     """A Faiss IndexFlat, IndexIVFFlat or IndexIVFScalarQuantizer, or an IndexIDMap over a flat one,
     copied."""
     faiss = _faiss()
-    index = faiss.downcast_index(index)
+    index = faiss.downcast_index(given)  # owns nothing: what was given has to stay
     metric = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}.get(index.metric_type)
     if metric is None:
         raise ValueError(f"Faiss metric {index.metric_type} is not known here; expected L2 or inner product.")
-    if isinstance(index, (faiss.IndexIDMap, faiss.IndexIDMap2)):
+    if type(index) in (faiss.IndexIDMap, faiss.IndexIDMap2):
         flat = from_faiss(index.index)
         ids = faiss.vector_to_array(index.id_map)
         moved = IndexFlat(flat.d, metric)
+        if ids.size and ids.min() < 0:
+            raise ValueError("the Faiss index has negative ids, which mark places without a hit here.")
         if flat.ntotal:
             moved.add_with_ids(flat.reconstruct_n(), torch.from_numpy(ids.copy()))
         return moved
-    if isinstance(index, faiss.IndexFlat):
+    if type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP):
         flat = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d)
         if index.ntotal:
             flat.add(index.reconstruct_n(0, index.ntotal))
         return flat
-    if isinstance(index, faiss.IndexIVFFlat):
+    if not index.is_trained:
+        raise IndexNotTrained("the Faiss index is not trained; train it first.")
+    if type(index) is faiss.IndexIVFFlat:
         ours: IndexIVF = IndexIVFFlat(d=index.d, nlist=index.nlist, nprobe=index.nprobe, metric=metric)
-    elif isinstance(index, faiss.IndexIVFScalarQuantizer):
+    elif type(index) is faiss.IndexIVFScalarQuantizer:
         kinds: dict[int, QType] = {
             faiss.ScalarQuantizer.QT_8bit: "int8",
             faiss.ScalarQuantizer.QT_fp16: "fp16",
@@ -89,6 +93,8 @@ def from_faiss(index: Any) -> Index:
         where.append(torch.full((n,), list_no))
     if all_rows:
         rows, ids_t, at = torch.cat(all_rows), torch.cat(all_ids), torch.cat(where)
+        if int(ids_t.min()) < 0:
+            raise ValueError("the Faiss index has negative ids, which mark places without a hit here.")
         ours._lists.append(at, rows, ids_t, ours._norms(codec.decode(rows), at))
         ours._next_id = int(ids_t.max()) + 1
     return ours
@@ -117,6 +123,8 @@ def to_faiss(index: Any) -> Any:
         raise ValueError(
             f"a {type(index).__name__} cannot be written for Faiss; expected Flat, IVFFlat or IVF SQ."
         )
+    if not index.is_trained:
+        raise IndexNotTrained(f"this {type(index).__name__} is not trained; call train(x) first.")
     if index._offset is not None:
         raise ValueError("the index stores its rows shifted (data far off centre); Faiss has no such index.")
     quantizer = faiss.IndexFlat(index.d, kind)

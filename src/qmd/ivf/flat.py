@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
+from qmd.ivf.lists import Lists
 from qmd.ivf.operators import biased_product, group_minimum, search_sorted
 from qmd.ivf.params import SearchParams
 from qmd.ivf.ranges import range_scan
-from qmd.ivf.scan import Probes, recheck, scan_all
+from qmd.ivf.scan import Probes, recheck, scan_all, settle
 
 _TILE = 8192  # rows of one product
 _GROUP = 16
@@ -27,9 +29,10 @@ class IndexFlat(Index):
     def __init__(self, d: int, metric: object = "l2", *, device: torch.device | str | None = None) -> None:
         super().__init__(Codec("fp32", int(d)), metric, 1, device, by_residual=False)
 
-    def _search(self, q: Tensor, k: int, params: SearchParams, selector: Any) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, lists: Lists, q: Tensor, k: int, params: SearchParams, selector: Any
+    ) -> tuple[Tensor, Tensor]:
         probes = Probes(torch.zeros(q.shape[0], 1, dtype=torch.int64, device=q.device))
-        lists = self._lists
         norms: list[Tensor] | None = None
         if selector is not None and lists.slabs:
             keep = [selector.mask(s.ids) & (s.ids >= 0) for s in lists.slabs]
@@ -40,20 +43,20 @@ class IndexFlat(Index):
                 )
                 return scan_all(lists, q, address, k, self.metric, probes)
             norms = [torch.where(m, s.norms, float("inf")) for m, s in zip(keep, lists.slabs, strict=True)]
-        return _scan_tiles(self, q, k, norms, probes)
+        return _scan_tiles(self, lists, q, k, norms, probes)
 
     def _range(
-        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+        self, lists: Lists, q: Tensor, limit: float, params: SearchParams, selector: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         probes = Probes(torch.zeros(q.shape[0], 1, dtype=torch.int64, device=q.device))
-        return range_scan(self._lists, q, probes, limit, self.metric, selector)
+        return range_scan(lists, q, probes, limit, self.metric, selector)
 
 
 def _scan_tiles(
-    index: IndexFlat, q: Tensor, k: int, norms: list[Tensor] | None, probes: Probes
+    index: IndexFlat, lists: Lists, q: Tensor, k: int, norms: list[Tensor] | None, probes: Probes
 ) -> tuple[Tensor, Tensor]:
     """Group minima of every tile of rows, then the k best groups' rows exactly."""
-    lists, dev = index._lists, q.device
+    dev = q.device
     table = lists.table()
     alpha = -2.0 if index.metric == "l2" else -1.0
     tiles = [
@@ -77,7 +80,7 @@ def _scan_tiles(
     width = torch.tensor(groups, device=dev)
     start_of = torch.tensor([t[0] for t in tiles], device=dev)
     size_of = torch.tensor([t[1].shape[0] for t in tiles], device=dev)
-    found = []
+    found, edges = [], []
     block = min(_QUERIES if dev.type == "cpu" else 4096, q.shape[0])
     scores = torch.empty(block * max(groups) * _GROUP, device=dev)
     step = torch.arange(_GROUP, device=dev)
@@ -95,6 +98,7 @@ def _scan_tiles(
             group_minimum(full.view(m, _GROUP, g), minima[:, done : done + g])
             done += g
         value, at = torch.topk(minima, min(k + 4, total), dim=1, largest=False, sorted=False)
+        edges.append(value.amax(1))
         tile = search_sorted(ends, at)
         row = (at - (ends - width)[tile])[..., None] + step * width[tile][..., None]
         bad = (row >= size_of[tile][..., None]) | torch.isinf(value)[..., None]
@@ -103,7 +107,11 @@ def _scan_tiles(
     if norms is not None:
         allowed = torch.cat(norms)[candidates.clamp(min=0)]
         candidates.masked_fill_(torch.isinf(allowed), -1)
-    return recheck(lists, q, candidates, k, index.metric, probes)
+    best, where = recheck(lists, q, candidates, k, index.metric, probes)
+    if total <= k + 4:
+        return best, where
+    probes = replace(probes, norms=norms)
+    return settle(lists, q, probes, k, index.metric, best, where, torch.cat(edges))
 
 
 def _cut(norms: list[Tensor], lists: Any, slab: int, start: int, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from qmd.ivf import loops, operators, scratch, tiles, workers
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
-from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, sort_tasks
+from qmd.ivf.scan import SPARE, SPARE_CODED, Probes, expand, norms_of, recheck, settle, sort_tasks
 from qmd.ivf.slabs import Table
 from qmd.ivf.tiles import Minima
 
@@ -116,8 +116,11 @@ def _scan_block(lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric)
     def choose(cut: slice) -> tuple[Tensor, Tensor]:
         inner = made.tasks(slice(cut.start * s, cut.stop * s))
         own = None if const is None else const[cut], None if limits is None else limits[cut]
-        near = _candidates(table, inner, seg[cut], own, allowed, k, lists)
-        return recheck(lists, q[cut], near, k, metric, probes)
+        near, edge = _candidates(table, inner, seg[cut], own, allowed, k, lists)
+        best, where = recheck(lists, q[cut], near, k, metric, probes)
+        if edge is None or tiles.wanted(dev):  # asking another device would wait for it
+            return best, where
+        return settle(lists, q[cut], probes.rows(cut), k, metric, best, where, edge)
 
     return workers.share_rows(choose, n)
 
@@ -130,8 +133,9 @@ def _candidates(
     allowed: Tensor | None,
     k: int,
     lists: Lists,
-) -> Tensor:
-    """Addresses (n, c) among which the k nearest are, -1 for none. seg: (n, s), run of each task; own: const and
+) -> tuple[Tensor, Tensor | None]:
+    """Addresses (n, c) among which the k nearest are, -1 for none, and a score (n,) that no other row is below, None
+    where there is no other. seg: (n, s), run of each task; own: const and
     limits of the tasks (see `Probes`); allowed: norms, inf for a row that is excluded."""
     (n, s), dev, (const, limits) = seg.shape, seg.device, own
     flat, dense, minima = seg.reshape(-1), made.dense, made.minima
@@ -151,7 +155,9 @@ def _candidates(
     if const is not None:
         value.view(place.shape).add_(const.reshape(-1)[slot][..., None])
     value.view(place.shape).masked_fill_(torch.isinf(least)[..., None], _INF)
-    value, at = operators.smallest(value, min(k + spare, value.shape[1]))
+    keep = k + spare
+    all_ = value.shape[1] <= keep
+    value, at = operators.smallest(value, min(keep, value.shape[1]))
     unit = torch.div(at, unit_groups, rounding_mode="floor")
     run = torch.gather(run, 1, unit)
     group = torch.gather(column, 1, unit) + (at - unit * unit_groups) * torch.gather(units, 1, unit)
@@ -164,7 +170,7 @@ def _candidates(
     candidates = row.add_(table.on_device["start"][run][..., None]).masked_fill_(bad, -1).view(n, -1)
     if allowed is not None:  # a row beside an allowed one may itself be excluded
         candidates.masked_fill_(torch.isinf(allowed[candidates.clamp(min=0)]), -1)
-    return candidates
+    return candidates, None if all_ else value.amax(1)
 
 
 def _by_tiles(

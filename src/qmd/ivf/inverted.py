@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import cost, tiles, workers
+from qmd.ivf import cost, operators, tiles, workers
 from qmd.ivf.base import Index
 from qmd.ivf.codec import Codec
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, as_rows
 from qmd.ivf.operators import row_products, smallest
 from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.ranges import range_scan
 from qmd.ivf.scan import Probes, RowSource, scan_all, scan_each
+from qmd.ivf.slabs import Codes
 
+_guard = threading.Lock()
 _SHADOW_ROWS = 20_000
 _BY_ITSELF = 16  # so few queries are not worth the handing over
 _SHADOW_TASKS = 12.0  # mean queries of a list
@@ -74,8 +79,10 @@ class IndexIVF(Index):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "nprobe" and (not isinstance(value, int) or value < 1):
             raise ValueError(f"nprobe is {value!r}; expected an integer of at least 1.")
-        if name == "max_codes" and value < 0:
-            raise ValueError(f"max_codes is {value}; expected 0 (no bound) or more.")
+        if name == "max_codes":
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(f"max_codes is {value!r}; expected 0 (no bound) or a larger integer.")
+            value = int(value)
         if name == "search_mode" and value not in ("auto", "matrix", "csr"):
             raise ValueError(f"search_mode is {value!r}; expected auto, matrix or csr.")
         super().__setattr__(name, value)
@@ -138,7 +145,7 @@ class IndexIVF(Index):
     def adopt(self, other: Index) -> None:
         super().adopt(other)
         assert isinstance(other, IndexIVF)
-        self.centroids = other.centroids.to(self.device)
+        self.centroids = other.centroids.to(self.device, copy=True)
 
     def set_centroids(self, centroids: Array) -> None:
         """Use given centroids (nlist, d) instead of training ; codes that learn from rows still want train_codes."""
@@ -186,31 +193,33 @@ class IndexIVF(Index):
         def key(list_no: int, rows: Tensor) -> Tensor:
             return (rows if self._by_residual else rows - base[list_no]).square().sum(1)
 
-        self._lists.reorder(key)
+        self._lists = self._lists.sorted(key)
         self._ordered, self._dirty = ordering, False
 
-    def _probes(self, q: Tensor, params: SearchParams) -> Probes:
-        nprobe = params.nprobe or self.nprobe
+    def _ready(self, params: SearchParams) -> Lists:
         if params.ordering(self.metric) != "none" and (self._dirty or self._ordered == "none"):
-            self.rebuild_lists()
+            with _guard:
+                if self._dirty or self._ordered == "none":
+                    self.rebuild_lists()
+        return self._lists
+
+    def _probes(self, held: Lists, q: Tensor, params: SearchParams) -> Probes:
+        nprobe = params.nprobe or self.nprobe
         score, lists = workers.share_rows(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
         max_codes = self.max_codes if params.max_codes is None else params.max_codes
         limits = None
         if max_codes or params.budget:
             if self.metric == "l2":
                 score = score + (q * q).sum(1, keepdim=True)
-            sizes = self._lists.table().on_device["sizes"][lists]
+            sizes = held.table().on_device["sizes"][lists]
             limits = list_limits(params, score, sizes, max_codes, self.metric)
         return Probes(lists, score if self._by_residual else None, limits, self._centroids())
 
-    def _filtered(self, probes: Probes, selector: Any, params: SearchParams) -> Probes | Tensor:
+    def _filtered(self, lists: Lists, probes: Probes, selector: Any, params: SearchParams) -> Probes | Tensor:
         """Probes with excluded rows' norms at inf, or all allowed addresses when they are few."""
-        lists = self._lists
         table = lists.table()
         n, p = probes.lists.shape
-        few = n * p * 4 < self.nlist and not tiles.wanted(self.device)
-        norms = []
-        total = 0
+        few = params.exact_below is None and n * p * 4 < self.nlist and not tiles.wanted(self.device)
         if few:  # look at ids of the probed lists alone
             norms = [torch.full_like(s.norms, float("inf")) for s in lists.slabs]
             for list_no in torch.unique(probes.lists).tolist():
@@ -232,24 +241,30 @@ class IndexIVF(Index):
         return replace(probes, norms=norms)
 
     def _search(
-        self, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None = None
+        self,
+        lists: Lists,
+        q: Tensor,
+        k: int,
+        params: SearchParams,
+        selector: Any,
+        source: RowSource | None = None,
     ) -> tuple[Tensor, Tensor]:
         if q.shape[0] <= _BY_ITSELF:
-            return self._find(q, k, params, selector, source)
-        return workers.lead(lambda: self._find(q, k, params, selector, source), self.device)
+            return self._find(lists, q, k, params, selector, source)
+        return workers.lead(lambda: self._find(lists, q, k, params, selector, source), self.device)
 
     def _find(
-        self, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None
+        self, lists: Lists, q: Tensor, k: int, params: SearchParams, selector: Any, source: RowSource | None
     ) -> tuple[Tensor, Tensor]:
-        probes = replace(self._probes(q, params), source=source)
-        if selector is not None and self.ntotal:
-            filtered = self._filtered(probes, selector, params)
+        probes = replace(self._probes(lists, q, params), source=source)
+        if selector is not None and lists.ntotal:
+            filtered = self._filtered(lists, probes, selector, params)
             if isinstance(filtered, Tensor):
-                return scan_all(self._lists, q, filtered, k, self.metric, probes)
+                return scan_all(lists, q, filtered, k, self.metric, probes)
             probes = filtered
         grouped = self._use_grouped(q.shape[0], probes.lists.shape[1], params)
         if params.debug_stats:
-            sizes = self._lists.table().on_device["sizes"][probes.lists]
+            sizes = lists.table().on_device["sizes"][probes.lists]
             read = sizes if probes.limits is None else torch.minimum(sizes, probes.limits)
             self.last_search_stats = {
                 "search_mode": "csr" if grouped else "matrix",
@@ -258,9 +273,9 @@ class IndexIVF(Index):
                 "list_ordering": params.ordering(self.metric),
             }
         if grouped:
-            return scan_grouped(self._lists, q, probes, k, self.metric)
-        codes = self._lists.shadows() if self._reads_shadows(q.shape[0], probes.lists.shape[1]) else None
-        return scan_each(self._lists, q, probes, k, self.metric, codes)
+            return scan_grouped(lists, q, probes, k, self.metric)
+        codes = self._codes(lists, q.shape[0], probes.lists.shape[1])
+        return scan_each(lists, q, probes, k, self.metric, codes)
 
     def _reads_shadows(self, nq: int, nprobe: int) -> bool:
         """Whether int8 shadows of the rows are read: for batches that visit a list with few queries."""
@@ -269,9 +284,15 @@ class IndexIVF(Index):
             return False
         if not all(s.writable for s in lists.slabs):
             return False
-        return bool(self.shadow) or (
-            self.ntotal >= _SHADOW_ROWS and cost.shadows_pay(self.device, self.d, torch.get_num_threads())
-        )
+        if self.shadow:
+            return operators.reads_int8(self.device, self.d)
+        return self.ntotal >= _SHADOW_ROWS and cost.shadows_pay(self.device, self.d, torch.get_num_threads())
+
+    def _codes(self, lists: Lists, nq: int, nprobe: int) -> Codes | None:
+        """int8 rows to be read for few queries, if any."""
+        if lists.codec.qtype == "int8":
+            return lists.own_codes() if operators.reads_int8(self.device, self.d) else None
+        return lists.shadows() if self._reads_shadows(nq, nprobe) else None
 
     def _use_grouped(self, nq: int, nprobe: int, params: SearchParams) -> bool:
         mode = params.search_mode or self.search_mode
@@ -290,9 +311,9 @@ class IndexIVF(Index):
         return model.prefers_grouped(nq, nprobe, self.nlist, mean)
 
     def _range(
-        self, q: Tensor, limit: float, params: SearchParams, selector: Any
+        self, lists: Lists, q: Tensor, limit: float, params: SearchParams, selector: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return range_scan(self._lists, q, self._probes(q, params), limit, self.metric, selector)
+        return range_scan(lists, q, self._probes(lists, q, params), limit, self.metric, selector)
 
 
 class IndexIVFFlat(IndexIVF):

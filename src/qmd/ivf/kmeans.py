@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qmd.ivf.metric import Metric
+from qmd.ivf.metric import Metric, parse_metric
 
 _BLOCK = 4096
 
@@ -39,12 +39,11 @@ def kmeans(
     x: Tensor,
     nlist: int,
     *,
-    metric: Metric = "l2",
+    metric: object = "l2",
     niter: int = 10,
     seed: int = 1234,
     balance: float = 0.0,
     max_points_per_centroid: int = 256,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Cluster x (n, d) float32 into nlist centroids (nlist, d).
 
@@ -53,10 +52,11 @@ def kmeans(
     max_points_per_centroid * nlist.
     An empty list takes half of a crowded one. Raises ValueError for fewer rows than lists.
     """
+    metric = parse_metric(metric)
     n, d = x.shape
     if n < nlist:
         raise ValueError(f"training data has {n} rows; nlist={nlist} needs at least as many.")
-    g = generator if generator is not None else torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(seed)
     most = max_points_per_centroid * nlist
     order = torch.randperm(n, generator=g).to(x.device)
     if n > most:

@@ -7,7 +7,9 @@ grow, a list with too many runs is moved into one. A row's address is its place 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from qmd.ivf.operators import is_in, search_sorted, stable_order, take_rows
 from qmd.ivf.product import AnyCodec
-from qmd.ivf.slabs import Codes, Run, Slab, Table, copy_rows, padded_to_groups
+from qmd.ivf.slabs import Codes, Run, Slab, Table, copy_rows, longest, padded_to_groups
 
 _PAGE = 16  # capacities are multiples of this many rows
 _MAX_RUNS = 32  # a list in more pieces is moved into one
+_guard = threading.Lock()
 
 
 class Lists:
@@ -32,6 +35,8 @@ class Lists:
         self._table: Table | None = None
         self._codes: Codes | None = None
         self._codes_table: Table | None = None
+        self._own: tuple[Table, Codes] | None = None
+        self.reach = 0.0  # no int8 row is longer
 
     # ---- memory
 
@@ -141,6 +146,8 @@ class Lists:
         if n == 0:
             return
         self._table = None
+        if self.codec.qtype == "int8":
+            self.reach = max(self.reach, longest(rows))
         if n == 1:
             self._append_span(int(assigned), rows, ids, norms)
         else:
@@ -241,9 +248,14 @@ class Lists:
 
     def compact(self) -> None:
         """Repack everything: one run a list, one slab, no spare room."""
+        new = self._repacked()
+        self.slabs, self.lists, self._table = new.slabs, new.lists, None
+
+    def _repacked(self) -> Lists:
         old = self.lists
         new = Lists(self.nlist, self.codec, self.device)
-        new._codes = self._codes
+        new.ntotal, new.reach = self.ntotal, self.reach
+        new._codes = None if self._codes is None else replace(self._codes, views=[])
         total = sum(-(-sum(r.size for r in rs) // _PAGE) * _PAGE for rs in old)
         if total:
             new._new_slab(total, exact=True)
@@ -258,23 +270,18 @@ class Lists:
                 copy_rows(r.slab, span, run.slab, to)
                 run.size += r.size
             new.lists[list_no] = [run]
-        self.slabs, self.lists, self._table = new.slabs, new.lists, None
+        return new
 
-    def reorder(self, key: Callable[[int, Tensor], Tensor]) -> None:
-        """Sort the rows of every list by key(list_no, decoded rows (n, d)) -> (n,), rising, stable."""
-        for list_no, rs in enumerate(self.lists):
-            size = sum(r.size for r in rs)
-            if size < 2:
-                continue
-            run = rs[0]
-            if len(rs) > 1 or not run.slab.writable:
-                run = self._join(rs, size)
-                self.lists[list_no] = [run]
-            span = slice(run.start, run.start + size)
-            order = torch.argsort(key(list_no, self.codec.decode(run.slab.rows[span])))
-            for t in run.slab.columns():
-                t[span] = t[span][order]
-        self._table = None
+    def sorted(self, key: Callable[[int, Tensor], Tensor]) -> Lists:
+        """A copy whose lists are sorted by key(list_no, decoded rows (n, d)) -> (n,), rising."""
+        new = self._repacked()
+        for list_no, rs in enumerate(new.lists):
+            for run in rs:
+                span = slice(run.start, run.start + run.size)
+                order = torch.argsort(key(list_no, self.codec.decode(run.slab.rows[span])))
+                for t in run.slab.columns():
+                    t[span] = t[span][order]
+        return new
 
     # ---- reading
 
@@ -284,13 +291,9 @@ class Lists:
         if not self.codec.exact or not all(s.writable for s in self.slabs):
             return None
         if self._codes is None:
-            self._codes = Codes()
-            for slab in self.slabs:
-                self._codes.make(slab)
-            for rs in self.lists:
-                for r in rs:
-                    self._codes.encode(r.slab, r.start, r.start + r.size)
-            self._table = None
+            with _guard:
+                if self._codes is None:
+                    self._codes = self._encoded()
         table = self.table()
         if len(self._codes.views) != len(table.views) or self._codes_table is not table:
             self._codes.views = [
@@ -301,6 +304,24 @@ class Lists:
             ]
             self._codes_table = table
         return self._codes
+
+    def _encoded(self) -> Codes:
+        codes = Codes()
+        for slab in self.slabs:
+            codes.make(slab)
+        for rs in self.lists:
+            for r in rs:
+                codes.encode(r.slab, r.start, r.start + r.size)
+        return codes
+
+    def own_codes(self) -> Codes:
+        """Rows that are stored as int8, as they are multiplied."""
+        table = self.table()
+        if self._own is None or self._own[0] is not table:
+            ones = torch.ones(int(table.size.max(initial=0)), dtype=torch.bfloat16, device=self.device)
+            views = [(v[0], ones[: v[0].shape[0]]) for v in table.views]
+            self._own = table, Codes(views, reach=self.reach)
+        return self._own[1]
 
     def drop_shadows(self) -> None:
         """Give the shadows' memory back."""
@@ -377,8 +398,8 @@ class Lists:
         if cached is None:
             order = np.argsort(table.start, kind="stable")
             owner = np.repeat(np.arange(self.nlist), table.runs)[order]
-            cached = table.on_device["sorted_start"] = torch.from_numpy(table.start[order]).to(self.device)
             table.on_device["owner"] = torch.from_numpy(owner).to(self.device)
+            cached = table.on_device["sorted_start"] = torch.from_numpy(table.start[order]).to(self.device)
         at = search_sorted(cached, address) - 1
         return table.on_device["owner"][at.clamp_(min=0)]
 

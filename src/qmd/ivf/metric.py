@@ -59,6 +59,8 @@ def as_ids(ids: Array, n: int | None, device: torch.device) -> Tensor:
         raise ValueError(f"{t.shape[0]} ids for {n} vectors; expected one id for each vector.")
     if n is not None and t.numel() and bool((t < 0).any()):
         raise ValueError("ids must not be negative: -1 marks places without a hit.")
+    if n is not None and t.numel() and int(t.max()) == 2**63 - 1:
+        raise ValueError("the largest id is 2**63 - 2: `add` goes on behind it.")
     return t
 
 

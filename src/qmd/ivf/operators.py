@@ -21,6 +21,11 @@ def int8_rows(q: Tensor, rows: Tensor) -> Tensor:
     )
 
 
+def reads_int8(device: torch.device, d: int) -> bool:
+    """Whether rows of d values may go through `int8_rows`: torch's CPU kernel reads beyond rows of other widths."""
+    return d % 8 == 0 and has("int8_rows", device)
+
+
 def row_products(rows: Tensor, q: Tensor) -> Tensor:
     """rows (n, d) float32, q (d,) -> (n,). On the CPU numpy's loop of dot products reads memory fastest."""
     if rows.device.type == "cpu" and _vecdot is not None:

@@ -103,7 +103,11 @@ class IDSelectorOr:
 
 def as_selector(filter: Any) -> IDSelector | None:
     """A filter as given: None, an IDSelector, a boolean mask over ids, ids, or a function of an id tensor."""
-    if filter is None or isinstance(filter, IDSelector):
+    if filter is None:
+        return None
+    if hasattr(filter, "__array__") and not isinstance(filter, Tensor):
+        filter = np.asarray(filter)  # pandas' columns and numpy's masked arrays have a `mask` of another kind
+    elif isinstance(filter, IDSelector):
         return filter
     if callable(filter):
         return _Predicate(filter)
@@ -150,10 +154,7 @@ class SearchParams:
     max_codes_cap_per_list: int = 0
     strict_budget: bool = False
     dynamic_nprobe: bool = False
-    safe_pruning: bool = True
     approximate: bool | None = None
-    rebuild_policy: Literal["manual", "auto_threshold"] = "auto_threshold"
-    rebuild_threshold_adds: int = 0
     debug_stats: bool = False
     search_mode: Literal["auto", "matrix", "csr"] | None = None
     sel: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def to_state(index: Any) -> dict[str, Any]:
         "next_id": index._next_id,
         "qtype": lists.codec.qtype,
         "is_trained": index.is_trained,
+        "reach": lists.reach,
     }
     state: dict[str, Any] = {"header": header, "list_sizes": sizes}
     if index.ntotal:
@@ -109,6 +111,7 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         if kind == "IndexRefineFlat":
             wrapper.refine_index, wrapper.k_factor = parts[1], float(header["k_factor"])
         return wrapper
+    _check(header, state)
     target = torch.device(device)
     index: Index
     if kind in ("IndexFlatL2", "IndexFlatIP"):
@@ -142,8 +145,13 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
         index._offset = state["offset"].to(target)
     lists = index._lists
     lists.ntotal = header["ntotal"]
+    lists.reach = float(header.get("reach", 128.0 * index.d**0.5))
     if lists.ntotal:
         rows, ids, norms = (state[n].to(target) for n in ("packed_embeddings", "list_ids", "norms"))
+        if rows.shape[1] != lists.codec.width or not _fits(lists.codec.learned(), header):
+            raise StoreDamaged(
+                "rows or codes are not of the width that the header says; make the index again."
+            )
         if rows.dtype != lists.codec.dtype:
             rows = rows.to(lists.codec.dtype)
         if not writable:
@@ -155,11 +163,41 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
             if size:
                 lists.lists[list_no] = [Run(slab, done, size, size)]
                 done += size
-        if done != lists.ntotal:
-            raise StoreDamaged(
-                f"list sizes add up to {done}, the header says {lists.ntotal}; make the index again."
-            )
     return index
+
+
+def _check(header: dict[str, Any], state: dict[str, Any]) -> None:
+    """Raises StoreDamaged where the tensors are not what the header says; reads all of them but the rows."""
+    d, n, nlist = header["d"], header["ntotal"], header.get("nlist", 1)
+    sizes, ids, norms = state["list_sizes"], state["list_ids"], state["norms"]
+    learnt = state.get("centroids", torch.zeros(nlist, d) if nlist == 1 else None)
+    offset = state.get("offset", torch.zeros(0))
+    good = {
+        "list sizes": sizes.dtype == torch.int64
+        and sizes.shape == (nlist,)
+        and int(sizes.min()) >= 0
+        and int(sizes.sum()) == n,
+        "number of rows": state["packed_embeddings"].shape[0] == n,
+        "ids": ids.dtype == torch.int64 and ids.shape == (n,) and bool((ids >= 0).all()),
+        "next id": int(header["next_id"]) >= 0 and (not n or int(ids.max()) < int(header["next_id"])),
+        "norms": norms.dtype == torch.float32 and norms.shape == (n,) and bool(norms.isfinite().all()),
+        "centroids": learnt is not None
+        and learnt.shape in ((0, d), (nlist, d))
+        and (learnt.shape[0] == nlist or not header["is_trained"])
+        and bool(learnt.isfinite().all()),
+        "offset": offset.shape in ((0,), (d,)) and bool(offset.isfinite().all()),
+    }
+    wrong = [name for name, right in good.items() if not right]
+    if wrong:
+        raise StoreDamaged(f"{', '.join(wrong)} are not as the header says; make the index again.")
+
+
+def _fits(learned: dict[str, Tensor], header: dict[str, Any]) -> bool:
+    d = header["d"]
+    shapes = {"low": (d,), "step": (d,)}
+    if "codebooks" in learned:
+        return learned["codebooks"].shape == (header["M"], 1 << header["nbits"], d // header["M"])
+    return all(t.shape == shapes[name] for name, t in learned.items())
 
 
 def save(index: Any, path: str | Path) -> None:
@@ -175,6 +213,7 @@ def save(index: Any, path: str | Path) -> None:
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     os.close(handle)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
     try:
         save_file(
             tensors,
@@ -187,10 +226,17 @@ def save(index: Any, path: str | Path) -> None:
         )
         with open(name, "rb") as f:
             os.fsync(f.fileno())
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _umask() -> int:
+    held = os.umask(0o077)
+    os.umask(held)
+    return held
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
@@ -210,14 +256,17 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = T
                     f"{path} has format {metadata['format_version']}; this version reads up to {FORMAT_VERSION}. Update qmd."  # noqa: E501
                 )
             state: dict[str, Any] = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, RuntimeError, _safetensors().SafetensorError) as error:
+        state["header"] = json.loads(metadata["header"])
+        if not mmap:
+            state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
+        return from_state(state, device, writable=not mmap)
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError,
+        _safetensors().SafetensorError,
+    ) as error:  # fmt: skip
         if isinstance(error, (StoreDamaged, StoreTooNew)):
             raise
         raise StoreDamaged(f"{path} cannot be read ({error}); make the index again.") from error
-    state["header"] = json.loads(metadata["header"])
-    if not mmap:
-        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
-    return from_state(state, device, writable=not mmap)
 
 
 def _safetensors() -> Any:

@@ -32,7 +32,7 @@ class ProductCodec:
         if nbits == 4 and m % 2:
             raise ValueError(f"M is {m}; codes of 4 bits come in pairs, so M must be even.")
         self.d, self.m, self.nbits = d, m, nbits
-        self.width = m * nbits // 8
+        self.width, self.kind = m * nbits // 8, f"pq of {nbits} bits"
         self.centroids: Tensor | None = None  # (M, 2^nbits, d / M)
         self._book = self._offset = torch.zeros(0)
 

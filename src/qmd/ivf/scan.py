@@ -1,7 +1,8 @@
 """Find the nearest rows in probed lists, query by query ("matrix"). Knows no index class.
 
 One product a list into one row of scores, one top-k: light for a few queries. Many queries: `grouped`.
-Both end in `recheck`: distances from differences in float32, so rounding in the products decides nothing.
+Both end in `recheck`: distances from differences in float32. Where the products' rounding could have decided
+which rows come so far, as it can for tight clusters far from zero, `settle` asks again in float64.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor
 from qmd.ivf import loops, operators, scratch, workers
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
-from qmd.ivf.single import read_each
+from qmd.ivf.single import read_each, rounding
 from qmd.ivf.slabs import Codes, Table
 
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
-_SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 shadows chose them
+_SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 products chose them
 _ONE_BY_ONE = 10  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
@@ -105,6 +106,46 @@ def recheck(
     return scores, best
 
 
+def settle(
+    lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric, best: Tensor, where: Tensor, edge: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The answers, those in float64 that rounding in float32 products may have changed. edge (n,): no row that was
+    not looked at again had a smaller score."""
+    plain = lists.codec.exact and probes.centroids is None and probes.source is None
+    if metric == "l2" and plain and operators.has("float64", q.device):
+        open_ = doubtful(q, best, edge)
+        for i in open_.tolist() if lists.nlist > 1 else []:
+            one = slice(i, i + 1)
+            rows = addresses(lists, probes.rows(one))
+            best[one], where[one] = scan_all(lists, q[one], rows, k, metric, probes, torch.float64)
+        if lists.nlist == 1 and open_.numel():
+            rows = addresses(lists, probes.rows(slice(0, 1)))
+            best[open_], where[open_] = scan_all(lists, q[open_], rows, k, metric, probes, torch.float64)
+    return best, where
+
+
+def doubtful(q: Tensor, best: Tensor, edge: Tensor) -> Tensor:
+    """Queries (n, d) whose k-th distance (n, k) a row with a score of `edge` (n,) or more may yet beat."""
+    size: Tensor = torch.linalg.vecdot(q, q)
+    least = size + edge - rounding(size, best[:, -1], q.shape[1])
+    open_: Tensor = (best[:, -1] > least).nonzero().reshape(-1)
+    return open_
+
+
+def addresses(lists: Lists, probes: Probes) -> Tensor:
+    """Of all rows that one query reads."""
+    table = lists.table()
+    seg, _, limits = expand(table, probes)
+    parts = [torch.zeros(0, dtype=torch.int64, device=seg.device)]
+    for i, r in enumerate(seg[0].tolist()):
+        if r >= 0:
+            start, size = int(table.start[r]), int(table.size[r])
+            stop = size if limits is None else min(size, int(limits[0, i]))
+            parts.append(torch.arange(start, start + stop, device=seg.device))
+    address = torch.cat(parts)
+    return address if probes.norms is None else address[torch.isfinite(torch.cat(probes.norms)[address])]
+
+
 def expand(table: Table, probes: Probes) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Runs instead of lists: run numbers (n, s) with -1 for none, and const and limits to match."""
     dev = table.on_device
@@ -138,7 +179,7 @@ def scan_each(
     """All scores of a few queries, then the smallest. -> scores (n, k) rising (L2: squared distance, IP:
     -product), addresses (n, k).
 
-    codes: int8 shadows to read instead of the rows. A query whose k nearest rows the codes' error does not
+    codes: int8 to read instead of float32 products. A query whose k nearest rows the codes' error does not
     settle is asked again without them.
     """
     table = lists.table()
@@ -159,9 +200,15 @@ def scan_each(
             for i in range(0, n, step)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    edge, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
+    value, address = _read_few(lists, table, q, probes, seg, const, limits, wide, k + spare, metric, codes)
     best, where = recheck(lists, q, address, k, metric, probes)
-    open_ = unsettled(best, edge, q, codes, metric).tolist() if codes is not None else []
+    open_: list[int] = []
+    if codes is None and address.shape[1] < s * wide:
+        return settle(lists, q, probes, k, metric, best, where, value.amax(1))
+    if codes is not None and lists.codec.exact:
+        open_ = unsettled(best, value.amax(1), q, codes, metric).tolist()
+    elif codes is not None and address.shape[1] < s * wide:
+        open_ = too_near(value, k, lists.codec.query(q), codes, metric).tolist()
     return _ask_again(lists, q, probes, k, metric, best, where, open_)
 
 
@@ -195,7 +242,7 @@ def _read_few(
     metric: Metric,
     codes: Codes | None,
 ) -> tuple[Tensor, Tensor]:
-    """-> a score (n,) that no row left out is below, addresses (n, keep). Every list is read once for its queries."""
+    """-> the `keep` smallest scores (n, keep) and their addresses. Every list is read once for its queries."""
     (n, s), dev = seg.shape, q.device
     order, counts = sort_tasks(seg.reshape(-1), len(table.views))
     scores = scratch.take("scores", n * s * wide, dev).fill_(float("inf")).view(n * s, wide)
@@ -242,13 +289,8 @@ def _read_runs(
     who = torch.div(order, scores.shape[0] // coded.shape[0], rounding_mode="floor")
     lines = torch.split(order, per_run)
     norms = [table.views[r][1] if probes.norms is None else norms_of(lists, table, probes, r) for r in runs]
-    own8 = codec.qtype == "int8" and operators.has("int8_rows", dev)
-    if own8 or codes is not None:
-        if codes is not None:
-            views = [codes.views[r] for r in runs]
-        else:
-            ones = torch.ones(scores.shape[1], dtype=torch.bfloat16, device=dev)
-            views = [(table.views[r][0], ones[: int(table.size[r])]) for r in runs]
+    if codes is not None:
+        views = [codes.views[r] for r in runs]
         queries = coded.to(torch.bfloat16).index_select(0, who)
         visit = loops.compiled(loops.coded)
         visit(
@@ -273,7 +315,7 @@ def _read_runs(
 
 
 def _choose_few(table: Table, seg: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """scores (n, s * wide) of runs seg (n, s) -> the worst of the `keep` best (n,), their addresses (n, keep)."""
+    """scores (n, s * wide) of runs seg (n, s) -> the `keep` smallest (n, keep), in no order, and their addresses."""
     (n, s), dev = seg.shape, seg.device
     wide = scores.shape[1] // s
     groups = s * wide // _GROUP
@@ -289,7 +331,7 @@ def _choose_few(table: Table, seg: Tensor, scores: Tensor, keep: int) -> tuple[T
     slot = torch.div(at, wide, rounding_mode="floor")
     start = table.on_device["start"][torch.gather(seg, 1, slot).clamp_(min=0)]
     address = (at - slot * wide).add_(start).masked_fill_(torch.isinf(value), -1)
-    return value.amax(1), address
+    return value, address
 
 
 def sort_tasks(flat: Tensor, runs: int) -> tuple[Tensor, np.ndarray]:
@@ -315,24 +357,43 @@ def unsettled(scores: Tensor, edge: Tensor, q: Tensor, codes: Codes, metric: Met
     return (scores[:, -1] > least).nonzero().reshape(-1)
 
 
+def too_near(value: Tensor, k: int, coded: Tensor, codes: Codes, metric: Metric) -> Tensor:
+    """Queries where a row left out may be nearer than the k-th by codes, of which `value` (n, c) are the smallest
+    scores."""
+    gap = value.amax(1).sub_(value.kthvalue(min(k, value.shape[1]), dim=1).values)
+    error = codes.error(coded)
+    return (gap < error * (4.0 if metric == "l2" else 2.0)).nonzero().reshape(-1)
+
+
 def scan_all(
-    lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes
+    lists: Lists,
+    q: Tensor,
+    address: Tensor,
+    k: int,
+    metric: Metric,
+    probes: Probes,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Exact top k of each query among the same few rows `address` (c,)."""
+    """Exact top k of each query among the same rows `address` (c,); dtype: of the products that choose."""
     if address.shape[0] == 0 or q.shape[0] == 0:
         return recheck(lists, q, address[None, :0].expand(q.shape[0], 0), k, metric, probes)
-    best_s = torch.full((q.shape[0], 0), float("inf"), device=q.device)
+    best_s = torch.full((q.shape[0], 0), float("inf"), device=q.device, dtype=dtype)
+    wide = q.to(dtype)
     best_a = torch.full((q.shape[0], 0), -1, dtype=torch.int64, device=q.device)
     for i in range(0, address.shape[0], 1 << 14):
         part = address[i : i + (1 << 14)]
-        x = rows_at(lists, part, probes.centroids)
-        for_query = []
-        norms = (x * x).sum(1) if metric == "l2" else torch.zeros(x.shape[0], device=x.device)
-        s = torch.addmm(norms, q, x.T, alpha=-2.0 if metric == "l2" else -1.0)
+        x = rows_at(lists, part, probes.centroids).to(dtype)
+        norms = (x * x).sum(1) if metric == "l2" else x.new_zeros(x.shape[0])
+        s = torch.addmm(norms, wide, x.T, alpha=-2.0 if metric == "l2" else -1.0)
         value, at = torch.topk(s, min(k + SPARE, s.shape[1]), dim=1, largest=False)
-        for_query.append(value)
         best_s = torch.cat([best_s, value], 1)
         best_a = torch.cat([best_a, part[at]], 1)
         keep = torch.topk(best_s, min(k + SPARE, best_s.shape[1]), dim=1, largest=False).indices
         best_s, best_a = torch.gather(best_s, 1, keep), torch.gather(best_a, 1, keep)
-    return recheck(lists, q, best_a, k, metric, probes)
+    best, where = recheck(lists, q, best_a, k, metric, probes)
+    plain = lists.codec.exact and probes.source is None and metric == "l2" and dtype == torch.float32
+    if plain and address.shape[0] > best_s.shape[1] and operators.has("float64", q.device):
+        open_ = doubtful(q, best, best_s.amax(1))
+        if open_.numel():
+            best[open_], where[open_] = scan_all(lists, q[open_], address, k, metric, probes, torch.float64)
+    return best, where

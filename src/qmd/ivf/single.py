@@ -6,14 +6,17 @@ nearest. Knows no index class.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from qmd.ivf import operators
 from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Metric
 from qmd.ivf.slabs import Codes, Table
+
+_Number = TypeVar("_Number", float, Tensor)
 
 _GROUP = 16
 _MOST = 512  # rows looked at again for a query, and 4 more for each hit
@@ -41,11 +44,11 @@ def read_each(
     codec = lists.codec
     alpha = -2.0 if metric == "l2" else -1.0
     coded = codec.query(q)
-    by_codes = codes is not None or (codec.qtype == "int8" and operators.has("int8_rows", q.device))
-    narrow = coded.to(torch.bfloat16) if by_codes else coded
-    ones = torch.ones(int(table.size.max()) if by_codes and codes is None else 0, dtype=torch.bfloat16)
-    slack = codes.error(q).mul_(-2.0 * alpha).tolist() if codes is not None else [0.0] * q.shape[0]
+    narrow = coded.to(torch.bfloat16) if codes is not None else coded
+    slack = codes.error(coded).mul_(-2.0 * alpha).tolist() if codes is not None else [0.0] * q.shape[0]
     keep = k if codes is not None else k + spare
+    near = codes is None and metric == "l2" and codec.exact
+    length = torch.linalg.vecdot(q, q).tolist() if near else []
     again = []
     found = []
     segs = seg.numpy()
@@ -62,8 +65,6 @@ def read_each(
         one = narrow[i : i + 1]
         if codes is not None:
             parts = [torch._weight_int8pack_mm(one, *codes.views[r]) for r in numbers]
-        elif by_codes:
-            parts = [torch._weight_int8pack_mm(one, v[0], ones[: v[0].shape[0]]) for v in views]
         else:
             parts = [codec.products(v[0], one[0]) for v in views]
         bias = torch.cat([v[1] for v in views] if norms is None else _cut(lists, table, runs, norms))
@@ -73,7 +74,7 @@ def read_each(
         if limits is not None:
             allowed = np.repeat(limits[i].numpy()[line >= 0] + ends - sizes, sizes)
             value[np.arange(value.shape[0]) >= allowed] = np.inf
-        at = smallest(value, keep, slack[i])
+        at = smallest(value, keep, slack[i], (length[i], q.shape[1]) if near else None)
         if codes is not None and at.shape[0] > _MOST + 4 * k:
             again.append(i)
             at = at[:0]
@@ -87,14 +88,25 @@ def read_each(
     return torch.from_numpy(address), again
 
 
-def smallest(value: np.ndarray, k: int, slack: float) -> np.ndarray:
-    """Places (rising) of all finite values (n,) up to `slack` above the k-th smallest, and of a few more.
+def rounding(size: _Number, near: _Number, d: int) -> _Number:
+    """How far float32 products put the scores of rows within the squared distance `near` of a query of squared length
+    `size`: such a row is no longer than `reach`, and d roundings mostly make up for one another."""
+    reach = size**0.5 + near**0.5
+    error: _Number = reach * (size**0.5 * d**0.5 + reach) * (4 * 2.0**-24)
+    return error
+
+
+def smallest(value: np.ndarray, k: int, slack: float, plain: tuple[float, int] | None = None) -> np.ndarray:
+    """Places (rising) of all finite values (n,) up to `slack` above the k-th smallest, and of a few more. plain: the
+    query's squared length and d, where instead of slack the rounding of float32 products counts.
 
     The k-th smallest minimum of groups stands for the k-th smallest value, which is not above it.
     """
     n = value.shape[0]
     least = value if n < 2 * _GROUP * k else value[: n // _GROUP * _GROUP].reshape(_GROUP, -1).min(0)
     edge = np.inf if least.shape[0] <= k else np.partition(least, k - 1)[k - 1]
+    if plain is not None and edge < np.inf:
+        slack = 2 * rounding(plain[0], max(plain[0] + float(edge), 0.0), plain[1])
     return np.flatnonzero(value <= edge + slack if edge < np.inf else value < np.inf)
 
 

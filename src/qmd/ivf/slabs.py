@@ -81,8 +81,8 @@ class Table:
 
 @dataclass(slots=True)
 class Codes:
-    """int8 shadows of float32 rows, and how far they are off: worst >= ||row - code * scale|| and reach >= ||code *
-    scale|| over all rows that have been here."""
+    """int8 rows with a scale each, shadows of float32 rows or rows that are stored so. How far they are off: worst >=
+    ||row - code * scale|| and reach >= ||code * scale|| over all rows that have been here."""
 
     views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     worst: float = 0.0
@@ -118,6 +118,11 @@ class Codes:
         of the product to bfloat16 (2^-9 each) included."""
         sizes: Tensor = torch.linalg.vector_norm(q, dim=1)
         return sizes.mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
+
+
+def longest(rows: Tensor) -> float:
+    """No row of (n, d) int8 is longer."""
+    return max(float(part.to(torch.float32).norm(dim=1).max()) for part in torch.split(rows, 4096)) * 1.00001
 
 
 def copy_rows(source: Slab, span: slice, target: Slab, to: slice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from qmd.ivf.base import Index, selector_of
 from qmd.ivf.flat import IndexFlat
 from qmd.ivf.inverted import IndexIVF
+from qmd.ivf.lists import Lists
 from qmd.ivf.metric import Array, as_ids, as_rows, exact_scores, give_back, worst
 from qmd.ivf.operators import search_sorted
 from qmd.ivf.params import SearchParams
@@ -53,6 +55,22 @@ class _Wrapper:
     def nprobe(self, value: int) -> None:
         self.index.nprobe = value
 
+    @property
+    def max_codes(self) -> int:
+        return int(self.index.max_codes)
+
+    @max_codes.setter
+    def max_codes(self, value: int) -> None:
+        self.index.max_codes = value
+
+    @property
+    def search_mode(self) -> str:
+        return str(self.index.search_mode)
+
+    @search_mode.setter
+    def search_mode(self, value: str) -> None:
+        self.index.search_mode = value
+
     def __len__(self) -> int:
         return self.ntotal
 
@@ -82,11 +100,38 @@ class _Wrapper:
 
         save(self, path)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; class, d and metric must agree."""
+        from qmd.ivf.persist import from_state
+
+        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
+        other = from_state(state, self.device)
+        if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
+            raise ValueError(
+                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
+            )
+        self.__dict__.clear()
+        self.__dict__.update(other.__dict__)
+
+    def clone(self) -> Self:
+        return copy.deepcopy(self)
+
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu", mmap: bool = True) -> Any:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        mmap: bool = True,
+        map_location: Any = None,
+    ) -> Any:
+        """As `Index.load`."""
         from qmd.ivf.persist import load
 
-        return load(path, device=device, mmap=mmap)
+        index = load(path, device=map_location or device, mmap=mmap)
+        if not isinstance(index, cls):
+            raise ValueError(f"{path} holds a {type(index).__name__}, not a {cls.__name__}.")
+        return index
 
 
 class IndexRefineFlat(_Wrapper):
@@ -104,7 +149,7 @@ class IndexRefineFlat(_Wrapper):
         return super().to(device)
 
     def add(self, x: Array) -> None:
-        first = self.index._next_id
+        first = self._next_id
         rows = as_rows(x, self.d, self.device)
         self.add_with_ids(rows, torch.arange(first, first + rows.shape[0], device=self.device))
 
@@ -118,6 +163,10 @@ class IndexRefineFlat(_Wrapper):
         self.index.add_with_ids(x, ids)
         self.refine_index.add_with_ids(x, ids)
         self._order = None
+
+    @property
+    def _next_id(self) -> int:
+        return int(self.index._next_id)
 
     _order: tuple[Tensor, Tensor] | None = None
 
@@ -166,14 +215,17 @@ class IndexRefineFlat(_Wrapper):
         flat = self.refine_index
         wanted = max(k, round(k * factor))
         if isinstance(self.index, IndexIVF) and self.is_trained and flat.ntotal and k > 0:
+            params = params or SearchParams()
+            lists = self.index._ready(params)
             scores, address = self.index._search(
+                lists,
                 self.index._shift(qs),
                 wanted,
-                params or SearchParams(),
+                params,
                 selector_of(params, filter),
-                self._row_source(),
+                self._row_source(lists),
             )
-            scores, address, lists = scores[:, :k], address[:, :k], self.index._lists
+            scores, address = scores[:, :k], address[:, :k]
         else:
             _, ids = self.index.search(qs, wanted, params, filter=filter)
             if not flat.ntotal:
@@ -185,7 +237,7 @@ class IndexRefineFlat(_Wrapper):
         d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
         return d, i
 
-    def _row_source(self) -> Callable[[Tensor], Tensor]:
+    def _row_source(self, lists: Lists) -> Callable[[Tensor], Tensor]:
         """Exact rows for addresses in the wrapped index, shifted as its own rows are."""
         flat, inner = self.refine_index, self.index
         shift = None
@@ -196,7 +248,7 @@ class IndexRefineFlat(_Wrapper):
             )
 
         def rows(address: Tensor) -> Tensor:
-            there = self._addresses(inner._lists.take(address, "ids"))
+            there = self._addresses(lists.take(address, "ids"))
             x = flat._lists.take(there, "rows")
             return x if shift is None else x + shift
 
@@ -228,6 +280,10 @@ class IndexIDMap(_Wrapper):
         if index.ntotal:
             raise ValueError(f"the wrapped index holds {index.ntotal} rows; wrap it while it is empty.")
         self.index = index
+
+    def merge_from(self, other: Any, add_id: int = 0) -> None:
+        """As `Index.merge_from`; other may be a map itself."""
+        self.index.merge_from(other.index if isinstance(other, IndexIDMap) else other, add_id)
 
     def __getattr__(self, name: str) -> Any:
         if name == "index" or name.startswith("__"):
@@ -278,6 +334,24 @@ class IndexShards(_Wrapper):
         for s in self.shards:
             s.nprobe = value
 
+    @property
+    def max_codes(self) -> int:
+        return int(self.index.max_codes)
+
+    @max_codes.setter
+    def max_codes(self, value: int) -> None:
+        for s in self.shards:
+            s.max_codes = value
+
+    @property
+    def search_mode(self) -> str:
+        return str(self.index.search_mode)
+
+    @search_mode.setter
+    def search_mode(self, value: str) -> None:
+        for s in self.shards:
+            s.search_mode = value
+
     def train(self, x: Array) -> None:
         """Train the first shard; the others take over what it learned, so that all have the same lists."""
         first = self.index
@@ -292,8 +366,12 @@ class IndexShards(_Wrapper):
             else:
                 shard.train(x)
 
+    @property
+    def _next_id(self) -> int:
+        return max(int(s._next_id) for s in self.shards)
+
     def add(self, x: Array) -> None:
-        first = max(s._next_id for s in self.shards)
+        first = self._next_id
         rows = as_rows(x, self.d, self.device)
         self.add_with_ids(rows, torch.arange(first, first + rows.shape[0]))
 
