@@ -163,6 +163,17 @@ def test_only_needed_files_at_one_commit_and_locked(hub: Hub) -> None:
     assert cached_models()["tiny/model"] >= len(hub.files["onnx/model.onnx"])
 
 
+def test_pooling_and_window_are_those_the_repository_declares(hub: Hub) -> None:
+    hub.files |= {
+        "1_Pooling/config.json": b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}',
+        "sentence_bert_config.json": b'{"max_seq_length": 64}',
+    }
+    card = open_embedder("tiny/model").card
+    assert (card.pooling, card.max_tokens) == ("cls", 64)
+    assert open_embedder("tiny/model", download=False).card == card
+    assert "1_Pooling/config.json" in read_lock()["tiny/model"]["files"]
+
+
 def test_once_downloaded_no_network_is_needed(hub: Hub) -> None:
     first = find_on_hub(CARD, CARD.variants[0])
     hub.asked.clear()

@@ -26,10 +26,14 @@ from qmd.llm.files import (
     write_atomically,
 )
 from qmd.llm.variants import find_variants, with_weights
-from qmd.types import ModelCard, ModelVariant
+from qmd.types import ModelCard, ModelVariant, Role
 
 SIDE_FILES = ("tokenizer.json", "config.json")
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+OPTIONAL_FILES: dict[Role, tuple[str, ...]] = {
+    "embedding": ("1_Pooling/config.json", "sentence_bert_config.json"),
+    "generation": ("generation_config.json",),
+}
+"""What a repository may hold beside them that says how a model is read, by what it is for."""
 LOCK_FORMAT = 1
 
 
@@ -148,7 +152,7 @@ def find_on_hub(
     found = fetch_verified(
         card.repo or card.name,
         (*variant.files, *SIDE_FILES),
-        optional=OPTIONAL_FILES,
+        optional=OPTIONAL_FILES.get(card.role, ()),
         pinned={variant.files[0]: variant.sha256} if variant.sha256 else {},
         default=card.revision,
         download=download,
