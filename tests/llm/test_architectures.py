@@ -286,6 +286,16 @@ def test_wrong_kind_of_model_is_refused_with_the_remedy(tiny_model: Build) -> No
 
 
 def test_llm_reranker_as_the_specification_writes_it(tiny_model: Build) -> None:
+def test_a_text_that_another_one_overtook_says_so(tiny_model: Build) -> None:
+    generator = open_generator(str(tiny_model("qwen3-causal")[0]))
+    alone = "".join(generator.generate("bread", max_new_tokens=12))
+    first, second = (generator.generate(text, max_new_tokens=12) for text in ("weather", "bread"))
+    next(first)
+    assert "".join(second) == alone
+    with pytest.raises(UsageError, match="began another"):
+        list(first)
+
+
     folder = str(tiny_model("qwen3-causal")[0])
     reranker = LLMReranker(folder, folder)
     documents = [{"content": t, "title": "T", "id": i} for i, t in enumerate(TEXTS)]

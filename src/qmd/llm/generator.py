@@ -53,6 +53,7 @@ class OnnxGenerator:
         ] = []  # texts and what was computed for them, last used last
         self._decoding: Decoding
         self._seen: list[int]
+        self._turn = object()
         self._tokenizer = tokenizer
         self._tokenizer_path = files.tokenizer
         self._ends = _end_ids(files, tokenizer)
@@ -171,6 +172,7 @@ class OnnxGenerator:
         if drafter is not None:
             drafter.start(ids)
         rows, offered = self._read(ids)[None], list[int]()
+        turn = self._turn = object()
         left = max_new_tokens
         while True:
             # rows[i]: logits after what is written and offered[:i]
@@ -185,6 +187,10 @@ class OnnxGenerator:
                 if mask is not None:
                     mask.accept(token)
                 written.append(token)
+                if self._turn is not turn:
+                    raise UsageError(
+                        "this text was left when the model began another. Read one to its end, or open the model twice."
+                    )
                 yield token
                 if len(written) > len(offered) or offered[len(written) - 1] != token:
                     break
@@ -252,7 +258,9 @@ class OnnxGenerator:
                 yield text[shown:]
                 shown = len(text)
                 if text.endswith("\n"):
-                    ids, shown = [], 0
+                    # one token stays: some tokenizers drop a space at the start of a text
+                    ids = ids[-1:]
+                    shown = len(self._tokenizer.decode(ids))
         text = self._tokenizer.decode(ids)
         if len(text) > shown:
             yield text[shown:]
