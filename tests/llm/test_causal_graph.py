@@ -12,7 +12,7 @@ import pytest
 from qmd.errors import ModelError, UsageError
 from qmd.llm import open_generator
 from qmd.llm.causal_graph import CausalShape, quantise_rows, write_causal
-from qmd.llm.chat import render_chat
+from qmd.llm.chat import chat_pieces
 from qmd.llm.decoder import BufferDecoding, CausalModel
 from qmd.llm.session import open_session
 
@@ -146,14 +146,31 @@ def test_blocks_hold_what_they_can() -> None:
 def test_chat_templates_take_every_message() -> None:
     template = "<|im_start|>system\nStanding.<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n"
     template += "<|im_start|>assistant\n<think>\n"
-    assert render_chat(template, [("user", "Hi")]) == template.replace("{prompt}", "Hi")
-    text = render_chat(
-        template, [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Bye")]
-    )
+    assert "".join(chat_pieces(template, [("user", "Hi")])) == template.replace("{prompt}", "Hi")
+    talk = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Bye")]
+    pieces = chat_pieces(template, talk)
+    assert pieces[1::2] == [part for message in talk for part in message]
+    text = "".join(pieces)
     assert "Standing" not in text
     assert text.count("<|im_start|>") == 5
     assert text.endswith("<|im_start|>assistant\n<think>\n")
-    assert render_chat("Q: {prompt}\nA:", [("user", "a"), ("user", "b")]) == "Q: a\n\nb\nA:"
+    assert "".join(chat_pieces("Q: {prompt}\nA:", [("user", "a"), ("user", "b")])) == "Q: a\n\nb\nA:"
+    assert chat_pieces("", [("user", "a")]) == ["", "a", "\n"]
+
+
+def test_a_head_whose_reading_is_interrupted_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, shape, weights = build("qwen3")
+    causal = CausalModel(open_session(write_causal(shape, weights, precision="fp32"), threads=1))
+    wanted = causal.last_logits([5, 6, 7], [[1, 2]], pad_id=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(BufferDecoding, "_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            causal.last_logits([8, 9], [[1, 2]], pad_id=0)
+    np.testing.assert_array_equal(causal.last_logits([5, 6, 7], [[1, 2]], pad_id=0), wanted)
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_files_that_are_no_gguf_are_refused(tmp_path: Path) -> None:

@@ -10,17 +10,27 @@ _ASSISTANT = "<|im_start|>assistant\n"
 _USER = "<|im_start|>user\n"
 
 
-def render_chat(template: str, messages: Sequence[Message]) -> str:
-    """Put messages into the form of a card's template, ready for the model's turn.
+def fill(template: str, place: str, text: str) -> list[str]:
+    """A template with `text` at every `place`, as pieces: the template's own, and between them the text."""
+    own = template.split(place)
+    return [own[0], *(piece for part in own[1:] for piece in (text, part))]
+
+
+def chat_pieces(template: str, messages: Sequence[Message]) -> list[str]:
+    """Put messages into the form of a card's template, ready for the model's turn. Every other piece, from the second
+    on, is of the messages.
 
     A ChatML template gives every message its turn; what the template has before the user's turn (a standing system
     message) stays unless the messages bring one. Another template takes the texts as one prompt.
     """
     if _ASSISTANT not in template:
-        text = "\n\n".join(text for _, text in messages)
-        return template.replace("{prompt}", text) if template else f"{text}\n"
+        return fill(template or "{prompt}\n", "{prompt}", "\n\n".join(text for _, text in messages))
     standing = template[: template.index(_USER)] if _USER in template else ""
     if any(role == "system" for role, _ in messages):
         standing = ""
-    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in messages)
-    return standing + turns + template[template.rindex(_ASSISTANT) :]
+    pieces = [standing]
+    for role, text in messages:
+        pieces[-1] += "<|im_start|>"
+        pieces += [role, "\n", text, "<|im_end|>\n"]
+    pieces[-1] += template[template.rindex(_ASSISTANT) :]
+    return pieces
