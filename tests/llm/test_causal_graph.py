@@ -11,8 +11,9 @@ import pytest
 
 from qmd.errors import ModelError, UsageError
 from qmd.llm import open_generator
+from qmd.llm.catalog import CATALOG, CHATML, CHATML_NO_THINKING
 from qmd.llm.causal_graph import CausalShape, quantise_rows, write_causal
-from qmd.llm.chat import chat_pieces
+from qmd.llm.chat import card_template, chat_pieces
 from qmd.llm.decoder import BufferDecoding, CausalModel
 from qmd.llm.session import open_session
 
@@ -158,6 +159,31 @@ def test_chat_templates_take_every_message() -> None:
     assert chat_pieces("", [("user", "a")]) == ["", "a", "\n"]
 
 
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TURN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+STANDING = "<|im_start|>system\nYou are Q.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        (TURNS + TURN, CHATML),
+        (TURNS + TURN + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}", CHATML_NO_THINKING),
+        ("{% if messages[0].role != 'system' %}{{ '" + STANDING.replace("\n", "\\n") + "' }}{% endif %}" + TURNS + TURN,
+         STANDING + CHATML),
+        (STANDING + TURNS + TURN, None),  # beside that of a conversation
+        (TURNS, None),
+        (TURNS + TURN + "{{ strftime_now('%Y') }}", None),
+        ("{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", None),
+        ("{{ '<start_of_turn>' }}", None),
+        ("{{ raise_exception('no') }}", None),
+        ("{% for", None),
+    ],
+)  # fmt: skip
+def test_a_models_own_template_is_ours_or_none(own: str, wanted: str | None) -> None:
+    assert card_template(own) == wanted
+
+
 def test_a_head_whose_reading_is_interrupted_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _, shape, weights = build("qwen3")
     causal = CausalModel(open_session(write_causal(shape, weights, precision="fp32"), threads=1))
@@ -272,8 +298,10 @@ def test_smollm2_as_gguf_streams_and_can_be_left() -> None:
     from qmd.llm.gguf import GgufGenerator
 
     generator = GgufGenerator(
-        smollm2_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf", threads=1, context_tokens=512
-    )
+        smollm2_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf", threads=1, context_tokens=512,
+        card=CATALOG["smollm2-135m"],
+    )  # fmt: skip
+    assert generator.card.max_tokens == 512
     assert len(list(generator.generate("What is the capital of France?", max_new_tokens=16))) > 3
     stream = generator.generate("Write a long story about a river.", max_new_tokens=400)
     assert next(stream)

@@ -34,3 +34,46 @@ def chat_pieces(template: str, messages: Sequence[Message]) -> list[str]:
         pieces += [role, "\n", text, "<|im_end|>\n"]
     pieces[-1] += template[template.rindex(_ASSISTANT) :]
     return pieces
+
+
+_PROBES: tuple[tuple[Message, ...], ...] = (
+    (("user", "First?"),),
+    (("system", "Be brief."), ("user", "First?")),
+    (("user", "First?"), ("assistant", "One."), ("user", "Second?")),
+    (("system", "Be brief."), ("user", "First?"), ("assistant", "One."), ("user", "Second?")),
+)
+
+
+def card_template(jinja: str, *, begin: str = "") -> str | None:
+    """The card's template that puts conversations into the same form as a model's own (Jinja, without thinking, `begin`
+    its token for the start of a text); None where none does."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    try:
+        own = environment.from_string(jinja)
+        texts = [
+            own.render(
+                messages=[{"role": role, "content": text} for role, text in talk],
+                add_generation_prompt=True, enable_thinking=False, bos_token=begin,
+            )
+            for talk in _PROBES
+        ]  # fmt: skip
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ):
+        return None  # one that needs what others give it, or refuses such a conversation
+    template = texts[0].replace("First?", "{prompt}")
+    if template.count("{prompt}") != 1 or _ASSISTANT not in template:
+        return None
+    same = ["".join(chat_pieces(template, talk)) for talk in _PROBES] == texts
+    return template if same else None
