@@ -217,6 +217,28 @@ def test_any_text_gets_a_probability(kind: str, tiny_model: Build) -> None:
         reranker.score("bread " * 20_000, ["x"])
 
 
+def test_pairs_are_told_apart_to_the_letter(tiny_model: Build) -> None:
+    reranker: Any = open_reranker(str(tiny_model("bert-seq-cls")[0]))
+    pairs = [("bread\0river", "weather"), ("bread", "river\0weather"), ("bread", "\udc80"), ("bread", "?")]
+    for query, text in pairs:
+        reranker.score(query, [text])
+    assert len(reranker._scored) == len(pairs)
+
+
+@pytest.mark.parametrize(("logits", "said"), [([[np.nan]], "no numbers"), ([[0.1, 0.2, 0.7]], "3 kinds")])
+def test_scores_that_mean_nothing_are_refused(
+    logits: Any, said: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def run(self, *_: Any) -> Any:
+            return [np.array(logits, np.float32)]
+
+    reranker: Any = open_reranker(str(tiny_model("bert-seq-cls")[0]))
+    monkeypatch.setattr(reranker, "session", Session())
+    with pytest.raises(ModelError, match=said):
+        reranker.score("bread", ["river"])
+
+
 def test_any_prompt_can_be_written_from(tiny_model: Build) -> None:
     generator = open_generator(str(tiny_model("qwen3-causal")[0]))
     for prompt in ("", "\x00\x01", "😀" * 40, "\udc80"):
@@ -262,6 +284,16 @@ def test_greedy_tokens_equal_transformers_and_streams_stop(tiny_model: Build) ->
         for s in (1, 1, 2)
     )
     assert one == two != other
+
+
+def test_a_text_that_another_one_overtook_says_so(tiny_model: Build) -> None:
+    generator = open_generator(str(tiny_model("qwen3-causal")[0]))
+    alone = "".join(generator.generate("bread", max_new_tokens=12))
+    first, second = (generator.generate(text, max_new_tokens=12) for text in ("weather", "bread"))
+    next(first)
+    assert "".join(second) == alone
+    with pytest.raises(UsageError, match="began another"):
+        list(first)
 
 
 def test_a_grammar_holds_the_text(tiny_model: Build) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from qmd.errors import ModelError, UsageError
 from qmd.llm import open_generator
+from qmd.llm.catalog import CATALOG, CHATML, CHATML_NO_THINKING
 from qmd.llm.causal_graph import CausalShape, quantise_rows, write_causal
-from qmd.llm.chat import render_chat
+from qmd.llm.chat import card_template, chat_pieces
 from qmd.llm.decoder import BufferDecoding, CausalModel
 from qmd.llm.session import open_session
 
@@ -146,14 +147,56 @@ def test_blocks_hold_what_they_can() -> None:
 def test_chat_templates_take_every_message() -> None:
     template = "<|im_start|>system\nStanding.<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n"
     template += "<|im_start|>assistant\n<think>\n"
-    assert render_chat(template, [("user", "Hi")]) == template.replace("{prompt}", "Hi")
-    text = render_chat(
-        template, [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Bye")]
-    )
+    assert "".join(chat_pieces(template, [("user", "Hi")])) == template.replace("{prompt}", "Hi")
+    talk = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Bye")]
+    pieces = chat_pieces(template, talk)
+    assert pieces[1::2] == [part for message in talk for part in message]
+    text = "".join(pieces)
     assert "Standing" not in text
     assert text.count("<|im_start|>") == 5
     assert text.endswith("<|im_start|>assistant\n<think>\n")
-    assert render_chat("Q: {prompt}\nA:", [("user", "a"), ("user", "b")]) == "Q: a\n\nb\nA:"
+    assert "".join(chat_pieces("Q: {prompt}\nA:", [("user", "a"), ("user", "b")])) == "Q: a\n\nb\nA:"
+    assert chat_pieces("", [("user", "a")]) == ["", "a", "\n"]
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TURN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+STANDING = "<|im_start|>system\nYou are Q.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        (TURNS + TURN, CHATML),
+        (TURNS + TURN + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}", CHATML_NO_THINKING),
+        ("{% if messages[0].role != 'system' %}{{ '" + STANDING.replace("\n", "\\n") + "' }}{% endif %}" + TURNS + TURN,
+         STANDING + CHATML),
+        (STANDING + TURNS + TURN, None),  # beside that of a conversation
+        (TURNS, None),
+        (TURNS + TURN + "{{ strftime_now('%Y') }}", None),
+        ("{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", None),
+        ("{{ '<start_of_turn>' }}", None),
+        ("{{ raise_exception('no') }}", None),
+        ("{% for", None),
+    ],
+)  # fmt: skip
+def test_a_models_own_template_is_ours_or_none(own: str, wanted: str | None) -> None:
+    assert card_template(own) == wanted
+
+
+def test_a_head_whose_reading_is_interrupted_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, shape, weights = build("qwen3")
+    causal = CausalModel(open_session(write_causal(shape, weights, precision="fp32"), threads=1))
+    wanted = causal.last_logits([5, 6, 7], [[1, 2]], pad_id=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(BufferDecoding, "_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            causal.last_logits([8, 9], [[1, 2]], pad_id=0)
+    np.testing.assert_array_equal(causal.last_logits([5, 6, 7], [[1, 2]], pad_id=0), wanted)
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_files_that_are_no_gguf_are_refused(tmp_path: Path) -> None:
@@ -255,8 +298,10 @@ def test_smollm2_as_gguf_streams_and_can_be_left() -> None:
     from qmd.llm.gguf import GgufGenerator
 
     generator = GgufGenerator(
-        smollm2_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf", threads=1, context_tokens=512
-    )
+        smollm2_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf", threads=1, context_tokens=512,
+        card=CATALOG["smollm2-135m"],
+    )  # fmt: skip
+    assert generator.card.max_tokens == 512
     assert len(list(generator.generate("What is the capital of France?", max_new_tokens=16))) > 3
     stream = generator.generate("Write a long story about a river.", max_new_tokens=400)
     assert next(stream)

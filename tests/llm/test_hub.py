@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 
 from qmd.errors import ModelError, NotFound
 from qmd.llm import find_card, open_embedder
-from qmd.llm.catalog import CATALOG
+from qmd.llm.catalog import CATALOG, CHATML
 from qmd.llm.hub import cached_models, find_on_hub, lock_path, read_lock, remove_cached
 from qmd.llm.open import find_files
 from qmd.llm.variants import find_variants
@@ -161,6 +162,40 @@ def test_only_needed_files_at_one_commit_and_locked(hub: Hub) -> None:
     assert entry["commit"] == COMMIT
     assert entry["files"]["onnx/model.onnx"] == hashlib.sha256(hub.files["onnx/model.onnx"]).hexdigest()
     assert cached_models()["tiny/model"] >= len(hub.files["onnx/model.onnx"])
+
+
+def test_pooling_and_window_are_those_the_repository_declares(hub: Hub) -> None:
+    hub.files |= {
+        "1_Pooling/config.json": b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}',
+        "sentence_bert_config.json": b'{"max_seq_length": 64}',
+    }
+    card = open_embedder("tiny/model").card
+    assert (card.pooling, card.max_tokens) == ("cls", 64)
+    assert open_embedder("tiny/model", download=False).card == card
+    assert "1_Pooling/config.json" in read_lock()["tiny/model"]["files"]
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_generator_writes_in_its_own_form(hub: Hub, place: str, tmp_path: Path, tiny_model: Any) -> None:
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Q.<|im_end|>\n{% endif %}" + turns
+    own += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    data = own if place.endswith("jinja") else json.dumps({"chat_template": own})
+    hub.files[place] = data.encode()
+    card = find_card("tiny/model", "generation")
+    assert find_files(card)[0].card.template == "<|im_start|>system\nYou are Q.<|im_end|>\n" + CHATML
+    remove_cached(["tiny/model"])
+    del hub.files[place]
+    assert find_files(card)[0].card.template == CHATML
+    remove_cached(["tiny/model"])
+    hub.files[place] = data.replace("im_start", "start").encode()
+    with pytest.raises(ModelError, match="ChatML is"):
+        find_files(card)
+    shutil.copytree(tiny_model("qwen3-causal")[0], tmp_path / "here")
+    (tmp_path / "here" / place).write_text(data)
+    assert find_card(str(tmp_path / "here"), "generation").template.startswith(
+        "<|im_start|>system\nYou are Q."
+    )
 
 
 def test_once_downloaded_no_network_is_needed(hub: Hub) -> None:

@@ -14,7 +14,8 @@ import pytest
 from qmd.errors import ModelError, NotFound, UsageError
 from qmd.llm.engine import LLMEngine
 from qmd.llm.share import PROTOCOL_VERSION, ModelServer, Request, socket_path
-from qmd.llm.shared import Connection, SharedGenerator, SharedReranker, connect
+from qmd.llm.shared import Connection, SharedEmbedder, SharedGenerator, SharedReranker, connect, name_anywhere
+from qmd.types import ModelCard
 
 
 @pytest.fixture
@@ -141,3 +142,62 @@ def test_a_generator_is_shared_streams_and_can_be_left(place: Path, tiny_model: 
     connection.ask("stop")
     thread.join(20)
     assert not thread.is_alive()
+
+
+class Lengths:
+    """An embedder whose vectors say how long a text is."""
+
+    card = ModelCard("lengths", "embedding", 1, 64)
+    dim, max_tokens, fingerprint = 1, 64, "lengths"
+
+    def embed_documents(self, texts: Any) -> Any:
+        return np.array([[len(text)] for text in texts], np.float32)
+
+    def embed_query(self, text: str) -> Any:
+        return self.embed_documents([text])[0]
+
+    def count_tokens(self, texts: Any) -> list[int]:
+        return [len(text) for text in texts]
+
+
+def test_no_reply_is_taken_for_that_to_another_question(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ModelServer(socket_path(), open_embedder=lambda _: Lengths())
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    connection = None
+    while connection is None:
+        connection = connect(start=False)
+    embedder = SharedEmbedder(connection, "lengths")
+    with monkeypatch.context() as patch:
+        patch.setattr("qmd.llm.shared.receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            embedder.embed_query("four")
+    assert embedder.embed_query("thirteen") == [8]
+    connection.ask("stop")
+    thread.join(20)
+    assert not thread.is_alive()
+    connection.close()
+    with pytest.raises(ModelError, match="went away"):
+        embedder.embed_query("four")
+
+
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_model_of_this_folder_is_that_of_this_folder_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    for name in ("./m", "me/model", "models/x.gguf"):
+        assert name_anywhere(name) == str(tmp_path / name)
+    assert name_anywhere("~/m") == str(Path.home() / "m")
+    for name in (
+        "all-MiniLM-L6-v2",
+        "owner/name",
+        "owner/name@v1",
+        "owner/name-GGUF:Q4_K_M",
+        "http://h:80/v1?model=a",
+    ):
+        assert name_anywhere(name) == name

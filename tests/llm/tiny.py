@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,11 +261,23 @@ def _WithCache(model: Any, keep: bool = False) -> Any:
     return WithCache()
 
 
-CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
-def write_gguf(path: Path, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE) -> None:
-    """A LLaMA network of two layers with random weights and a tokenizer of single bytes, as GGUF."""
+def write_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    chat_template: str = CHAT_TEMPLATE,
+    without: str = "",
+    twice: bool = False,
+    more: Callable[[Any], None] = lambda writer: None,
+) -> None:
+    """A LLaMA network of two layers with random weights and a tokenizer of single bytes, as GGUF. `without`: a tensor
+    that is left out; `twice`: one token stands for two; `more` adds what else the file shall hold."""
     import gguf
     import numpy as np
     from tokenizers import pre_tokenizers
@@ -272,6 +285,8 @@ def write_gguf(path: Path, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE)
     random = np.random.default_rng(seed)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, alphabet[0] + alphabet[1], "<|im_start|>", "<|im_end|>"]
+    if twice:
+        tokens[1] = tokens[0]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(64)
@@ -287,7 +302,9 @@ def write_gguf(path: Path, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE)
     writer.add_token_types([1] * (len(alphabet) + 1) + [3, 3])
     writer.add_token_merges([f"{alphabet[0]} {alphabet[1]}"])
     writer.add_eos_token_id(len(tokens) - 1)
-    writer.add_chat_template(chat_template)
+    if chat_template:
+        writer.add_chat_template(chat_template)
+    more(writer)
     shapes = {"token_embd": (len(tokens), 64)}
     for layer in range(2):
         shapes |= {
@@ -295,6 +312,7 @@ def write_gguf(path: Path, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE)
             f"blk.{layer}.attn_output": (64, 64), f"blk.{layer}.ffn_gate": (128, 64),
             f"blk.{layer}.ffn_up": (128, 64), f"blk.{layer}.ffn_down": (64, 128),
         }  # fmt: skip
+    shapes.pop(without, None)
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", random.normal(0, 0.2, shape).astype(np.float32))
     for name in ("output_norm", *(f"blk.{n}.{part}_norm" for n in range(2) for part in ("attn", "ffn"))):

@@ -180,6 +180,7 @@ class CausalModel:
             self._head = ([], self.decoding())
         held, decoding = self._head
         if held != list(head):
+            self._head = ([], decoding)  # nothing is held while the new head is read
             decoding.rewind(0)
             decoding.feed(head)
             self._head = (list(head), decoding)

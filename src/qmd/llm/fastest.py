@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from qmd.errors import ModelError
-from qmd.llm.catalog import CATALOG, CHATML, CHATML_NO_THINKING
+from qmd.llm.catalog import CATALOG
 from qmd.llm.files import ModelFiles, cache_root, file_sha256, write_atomically
 from qmd.llm.open import CARD_NAME, read_card
 from qmd.types import ModelCard, ModelVariant
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Way = Literal["llama.cpp", "q4", "int8", "fp32"]
 FORMAT_VERSION = 2
 MEASURED_TOKENS = 32
-CHATML_MARK = "<|im_start|>"
 _SENTENCE = "The baker of house {n} takes rye flour, water, salt and a spoon of starter, and waits until the morning. "
 _PROMPT_SENTENCES = 11
 
@@ -58,13 +57,9 @@ def write_folder(gguf: Path, folder: Path, precision: Precision) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(model, folder / "tokenizer.json")
     write_config(model, folder / "config.json")
-    try:
-        graph = write_causal(model.shape, model.weights, precision=precision)
-    except KeyError as error:
-        raise ModelError(f"{gguf.name} lacks the weights {error}. Download it again.") from error
-    write_atomically(folder / "model.onnx", graph)
+    write_atomically(folder / "model.onnx", write_causal(model.shape, model.weights, precision=precision))
     card = replace(
-        _card(gguf, model.chat_template),
+        _card(gguf, model.template),
         max_tokens=model.shape.positions,
         variants=(ModelVariant(precision, ("model.onnx",), file_sha256(folder / "model.onnx")),),
         package="",
@@ -140,7 +135,13 @@ def _open(path: Path, sha256: str, way: Way, threads: int | None, card: ModelCar
         return GgufGenerator(path, threads=threads, card=card)
     from qmd.llm.generator import OnnxGenerator
 
-    return OnnxGenerator.open(rewritten(path, way, card=card, sha256=sha256), threads=threads)
+    files = rewritten(path, way, card=card, sha256=sha256)
+    if not files.card.template:
+        raise ModelError(
+            f"{path.name} puts conversations into a form that llama.cpp alone can follow. Leave the precision out, and "
+            "install 'qmd-python[gguf]'."
+        )
+    return OnnxGenerator.open(files, threads=threads)
 
 
 def rewritten(
@@ -149,50 +150,60 @@ def rewritten(
     """The ONNX form of a GGUF file in the cache; made where it is missing or damaged."""
     folder = cache_root() / "prepared" / (sha256 or file_sha256(path))[:24] / f"{precision}-{GRAPH_VERSION}"
     graph = folder / "model.onnx"
-    pinned = _pinned(folder)
-    if pinned is None or not graph.is_file() or file_sha256(graph) != pinned:
-        write_folder(path, folder, precision)
-        pinned = _pinned(folder) or ""
+    pinned = _whole(folder)
+    if pinned is None:
+        try:
+            write_folder(path, folder, precision)
+            pinned = {name: file_sha256(folder / name) for name in MADE}
+            write_atomically(folder / DIGESTS, json.dumps(pinned).encode())
+        except OSError as error:
+            raise ModelError(
+                f"cannot write {folder} ({error.strerror}). Free disk space, or set QMD_CACHE_DIR to another folder."
+            ) from error
+    made = read_card(folder / CARD_NAME)
+    card = card or made
+    digest = pinned["model.onnx"]
     card = replace(
-        card or read_card(folder / CARD_NAME), variants=(ModelVariant(precision, ("model.onnx",), pinned),)
+        card,
+        max_tokens=min(card.max_tokens, made.max_tokens),
+        variants=(ModelVariant(precision, ("model.onnx",), digest),),
     )
-    return ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", pinned)
+    return ModelFiles(card, card.variants[0], graph, folder / "tokenizer.json", digest)
 
 
-GRAPH_VERSION = 2
-"""Raise when `causal_graph` writes something else for the same file."""
+GRAPH_VERSION = 3
+"""Raise when another folder is written for the same file."""
+MADE = ("model.onnx", "tokenizer.json", "config.json", CARD_NAME)
+DIGESTS = "digests.json"
 
 
-def _pinned(folder: Path) -> str | None:
+def _whole(folder: Path) -> dict[str, str] | None:
+    """Digests of the files of a rewritten model; None where it is not there, or not as it was written."""
     try:
-        found = json.loads((folder / "card.json").read_text())["variants"][0]["sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
+        pinned: dict[str, str] = json.loads((folder / DIGESTS).read_text())
+        return pinned if all(file_sha256(folder / name) == pinned[name] for name in MADE) else None
+    except (OSError, ValueError, LookupError, TypeError, ModelError):
         return None
-    return found if isinstance(found, str) else None
 
 
 def _rewritable(path: Path) -> bool:
     packaged = (variant for card in CATALOG.values() if card.package for variant in card.variants)
     if any(path.name in variant.files for variant in packaged):
         return True
-    from qmd.llm.gguf_file import read_gguf
+    from qmd.llm.gguf_file import UnsafeGguf, read_gguf
 
     try:
-        template = read_gguf(path).chat_template
+        return bool(read_gguf(path).template)
+    except UnsafeGguf:
+        raise
     except ModelError:
         return False
-    return not template or CHATML_MARK in template  # llama.cpp can follow the other ones
 
 
-def _card(path: Path, chat_template: str) -> ModelCard:
-    """The catalog's row for this file name, or one made from the file's own words."""
+def _card(path: Path, template: str) -> ModelCard:
+    """The catalog's row for this file name, or one made for the file."""
     known = next((c for c in CATALOG.values() if path.name in {f for v in c.variants for f in v.files}), None)
-    if known is not None:
-        return known
-    template = ""
-    if CHATML_MARK in chat_template:
-        template = CHATML_NO_THINKING if "enable_thinking" in chat_template else CHATML
-    return ModelCard(path.stem, "generation", max_tokens=4096, form="causal", template=template)
+    return known or ModelCard(path.stem, "generation", max_tokens=4096, form="causal", template=template)
 
 
 def _record_path(sha256: str, ways: list[Way]) -> Path:

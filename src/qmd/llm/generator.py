@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd.errors import MissingExtra, ModelError, UsageError
-from qmd.llm.chat import Message, render_chat
+from qmd.llm.chat import Message, chat_pieces, fill
 from qmd.llm.decoder import CausalModel, Decoding
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Drafter, Vectors
@@ -53,6 +53,7 @@ class OnnxGenerator:
         ] = []  # texts and what was computed for them, last used last
         self._decoding: Decoding
         self._seen: list[int]
+        self._turn = object()
         self._tokenizer = tokenizer
         self._tokenizer_path = files.tokenizer
         self._ends = _end_ids(files, tokenizer)
@@ -88,9 +89,8 @@ class OnnxGenerator:
         longer
         than the model reads, a bad grammar, or options out of range.
         """
-        text = self.card.template.replace("{prompt}", prompt) if self.card.template else prompt
         return self._write(
-            text,
+            fill(self.card.template, "{prompt}", prompt) if self.card.template else [prompt],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -113,7 +113,7 @@ class OnnxGenerator:
         """As `generate`, after a conversation of (role, text) instead of one prompt. What a conversation shares from
         its start with the one before is not computed again."""
         return self._write(
-            render_chat(self.card.template, messages),
+            chat_pieces(self.card.template, messages),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -124,7 +124,7 @@ class OnnxGenerator:
 
     def _write(
         self,
-        text: str,
+        pieces: Sequence[str],
         *,
         max_new_tokens: int,
         temperature: float,
@@ -135,7 +135,7 @@ class OnnxGenerator:
     ) -> Iterator[str]:
         if not 0.0 < top_p <= 1.0 or temperature < 0.0:
             raise UsageError(f"top_p must lie in (0, 1] and temperature be >= 0; got {top_p}, {temperature}.")
-        ids = self._tokenizer.content_ids([text])[0]
+        ids = self._tokenizer.prompt_ids(pieces)
         if len(ids) + max_new_tokens > self.card.max_tokens:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens; {self.card.name} reads {self.card.max_tokens} with "
@@ -172,6 +172,7 @@ class OnnxGenerator:
             drafter.start(ids)
         rows, offered = self._read(ids)[None], list[int]()
         left = max_new_tokens
+        turn = self._turn = object()
         while True:
             # rows[i]: logits after what is written and offered[:i]
             written: list[int] = []
@@ -186,6 +187,10 @@ class OnnxGenerator:
                     mask.accept(token)
                 written.append(token)
                 yield token
+                if self._turn is not turn:
+                    raise UsageError(
+                        "this text was left when the model began another. Read one to its end, or open the model twice."
+                    )
                 if len(written) > len(offered) or offered[len(written) - 1] != token:
                     break
             stood = len(written) if ended else len(written) - 1
@@ -252,7 +257,9 @@ class OnnxGenerator:
                 yield text[shown:]
                 shown = len(text)
                 if text.endswith("\n"):
-                    ids, shown = [], 0
+                    # one token stays: some tokenizers drop a space at the start of a text
+                    ids = ids[-1:]
+                    shown = len(self._tokenizer.decode(ids))
         text = self._tokenizer.decode(ids)
         if len(text) > shown:
             yield text[shown:]

@@ -6,6 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ class GgufGenerator:
             self._server = xllamacpp.Server(parameters)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"llama.cpp cannot load {path}: {error}") from error
-        self.card = card or ModelCard(
+        card = card or ModelCard(
             path.stem,
             "generation",
             max_tokens=context_tokens,
             variants=(ModelVariant("q4", (path.name,)),),
             form="causal",
         )
+        self.card = replace(card, max_tokens=min(card.max_tokens, context_tokens))
         self.runs_on = "llama.cpp"
         self.fingerprint = f"{path.stem}:{file_sha256(path)[:16]}"
 

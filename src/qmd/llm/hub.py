@@ -29,7 +29,6 @@ from qmd.llm.variants import find_variants, with_weights
 from qmd.types import ModelCard, ModelVariant
 
 SIDE_FILES = ("tokenizer.json", "config.json")
-OPTIONAL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 LOCK_FORMAT = 1
 
 
@@ -148,7 +147,7 @@ def find_on_hub(
     found = fetch_verified(
         card.repo or card.name,
         (*variant.files, *SIDE_FILES),
-        optional=OPTIONAL_FILES,
+        optional=_optional(card),
         pinned={variant.files[0]: variant.sha256} if variant.sha256 else {},
         default=card.revision,
         download=download,
@@ -159,6 +158,16 @@ def find_on_hub(
     return describe_folder(
         card, variant, folder, joint_sha256([found.digests[name] for name in variant.files])
     )
+
+
+def _optional(card: ModelCard) -> tuple[str, ...]:
+    """What a repository may hold that says how a model is read, where the card does not say it."""
+    if card.role == "embedding":
+        return () if card.dim else ("1_Pooling/config.json", "sentence_bert_config.json")
+    if card.role == "generation":
+        templates = () if card.template else ("tokenizer_config.json", "chat_template.jinja")
+        return ("generation_config.json", *templates)
+    return ()
 
 
 @dataclass(frozen=True, slots=True)

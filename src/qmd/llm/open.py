@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from dataclasses import replace
@@ -58,10 +59,7 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
     if near or name.count("/") != 1 or name.startswith(("/", ".", "~")):
         hint = f" Did you mean {near[0]!r}?" if near else " `qmd models list` shows the known names."
         raise NotFound(f"no model is named {name!r}.{hint}")
-    template = CHATML if role == "generation" else ""
-    return ModelCard(
-        name, role, variants=(FP32,), form="encoder" if role == "embedding" else "causal", template=template
-    )
+    return ModelCard(name, role, variants=(FP32,), form="encoder" if role == "embedding" else "causal")
 
 
 def find_files(
@@ -99,6 +97,8 @@ def find_files(
     )
     if card.role == "embedding" and not card.dim:
         files = replace(files, card=_complete(card, files.tokenizer.parent))
+    if card.role == "generation" and not card.template:
+        files = replace(files, card=replace(card, template=_own_template(card, files.tokenizer.parent)))
     return files, placement
 
 
@@ -258,11 +258,35 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
     variants = find_variants(sorted(graphs), folder.name)
     if not variants:
         raise ModelError(f"{folder} holds no .onnx file. Export the model to ONNX, or name a hub id.")
-    template = {"embedding": "", "reranker": QWEN3_RERANK, "generation": CHATML}[role]
+    template = QWEN3_RERANK if role == "reranker" else ""
     if role == "reranker" and _json(folder / "config.json").get("model_type") in ENCODERS:
         template = ""  # read as a pair of texts; the template is that of models which are asked
     card = ModelCard(str(folder), role, variants=variants, repo=str(folder), template=template)
+    if role == "generation":
+        card = replace(card, template=_own_template(card, folder))
     return _complete(card, folder)
+
+
+def _own_template(card: ModelCard, folder: Path) -> str:
+    """The model's own chat template as a card's, ChatML where it has none. Raises ModelError for another form."""
+    from qmd.llm.chat import card_template
+
+    config = _json(folder / "tokenizer_config.json")
+    own = config.get("chat_template")
+    if isinstance(own, list):
+        own = next((kind.get("template") for kind in own if kind.get("name") == "default"), None)
+    with contextlib.suppress(OSError, ValueError):
+        own = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not own:
+        return CHATML
+    begin = config.get("bos_token")
+    template = card_template(own, begin=begin if isinstance(begin, str) else "")
+    if template is None:
+        raise ModelError(
+            f"{card.name} puts conversations into a form that is not known here (ChatML is). Name a GGUF file of it, "
+            f"which llama.cpp runs, or a folder whose {CARD_NAME} says its template."
+        )
+    return template
 
 
 def read_card(path: Path) -> ModelCard:

@@ -12,6 +12,7 @@ import numpy as np
 from qmd.errors import ModelError
 from qmd.llm.batches import MOST_ROWS, pad_rows, plan_batches, token_budget
 from qmd.llm.catalog import QWEN3_RERANK, RERANK_INSTRUCTION
+from qmd.llm.chat import fill
 from qmd.llm.decoder import CausalModel
 from qmd.llm.feeds import feed_rows
 from qmd.llm.files import ModelFiles
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PREPARE_AFTER_TOKENS = 100_000
 """Tokens scored after which rewriting a cross-encoder for this machine pays for itself."""
 CACHED_PAIRS = 20_000
+READING = 2
+"""Raise when the same file gives a pair another score: scores are kept by the fingerprint."""
 LOGITS_BYTES = 512 * 1024 * 1024
 
 
@@ -38,7 +41,7 @@ class PairReranker:
         self, files: ModelFiles, tokenizer: TextTokenizer, session: onnxruntime.InferenceSession
     ) -> None:
         self.card = files.card
-        self.fingerprint = f"{files.card.name}:{files.sha256[:16]}"
+        self.fingerprint = f"{files.card.name}:{files.sha256[:16]}:{READING}"
         self.runs_on = f"{session.get_providers()[0]} {files.variant.precision}"
         self._signature = read_signature(session)
         self._budget = token_budget(session.get_providers())
@@ -50,7 +53,7 @@ class PairReranker:
 
         A text longer than the model reads is cut into windows; its best window counts.
         """
-        keys = [hashlib.blake2b(f"{query}\0{text}".encode("utf-8", "replace")).digest() for text in texts]
+        keys = [_pair_key(query, text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._scored}
         if missing:
             scores = self._score_new(query, list(missing.values()))
@@ -87,6 +90,13 @@ class PairReranker:
         return list(
             plan_batches(lengths, token_budget=budget, max_rows=self._signature.most_rows or MOST_ROWS)
         )
+
+    def _probabilities(self, margins: Vectors) -> Vectors:
+        if not np.isfinite(margins).all():
+            raise ModelError(
+                f"{self.card.name} gives scores that are no numbers ({self.runs_on}). Choose another precision."
+            )
+        return _sigmoid(margins)
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
         """Ids before the text, of each text, after it, and how many of a text fit."""
@@ -148,11 +158,11 @@ class ClassifierReranker(PairReranker):
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
         if self.card.template:
-            head, tail = _template_ids(self._tokenizer, self.card.template, query)
+            head, bodies, tail = _template_ids(self._tokenizer, self.card.template, query, texts)
         else:
             head, middle, tail = self._tokenizer.pair_frame(query)
             head = [*head, *middle]
-        bodies = self._tokenizer.content_ids(texts)
+            bodies = self._tokenizer.content_ids(texts)
         return head, bodies, tail, self.card.max_tokens - len(head) - len(tail)
 
     def _forward(self, head: list[int], rows: list[list[int]]) -> Vectors:
@@ -168,8 +178,11 @@ class ClassifierReranker(PairReranker):
         feeds = feed_rows(self._signature, ids, mask, pad_rows(kinds, 0, left=left)[0])
         output = next(iter(self._signature.outputs))
         logits = np.asarray(self.session.run([output], feeds)[0], dtype=np.float32)
-        margin = logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-        return _sigmoid(margin)
+        if logits.shape[1] > 2:
+            raise ModelError(
+                f"{self.card.name} sorts pairs into {logits.shape[1]} kinds; a reranker has one score, or no and yes."
+            )
+        return self._probabilities(logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0])
 
 
 class CausalReranker(PairReranker):
@@ -185,8 +198,7 @@ class CausalReranker(PairReranker):
         self._labels = [no, yes]
 
     def _parts(self, query: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]], list[int], int]:
-        head, tail = _template_ids(self._tokenizer, self.card.template or QWEN3_RERANK, query)
-        bodies = self._tokenizer.content_ids(texts)
+        head, bodies, tail = _template_ids(self._tokenizer, self.card.template or QWEN3_RERANK, query, texts)
         return head, bodies, tail, self.card.max_tokens - len(head) - len(tail)
 
     def _plan(self, head: list[int], rows: list[list[int]]) -> list[list[int]]:
@@ -201,7 +213,7 @@ class CausalReranker(PairReranker):
     def _forward(self, head: list[int], rows: list[list[int]]) -> Vectors:
         last = self._model.last_logits(head, rows, pad_id=self._tokenizer.pad_id)
         pair = last[:, self._labels]
-        return _sigmoid(pair[:, 1] - pair[:, 0])
+        return self._probabilities(pair[:, 1] - pair[:, 0])
 
 
 def open_onnx_reranker(
@@ -225,11 +237,21 @@ def open_onnx_reranker(
     return reranker
 
 
-def _template_ids(tokenizer: TextTokenizer, template: str, query: str) -> tuple[list[int], list[int]]:
-    before, after = template.split("{document}")
-    filled = before.replace("{instruction}", RERANK_INSTRUCTION).replace("{query}", query)
-    head, tail = tokenizer.content_ids([filled, after])
-    return head, tail
+def _template_ids(
+    tokenizer: TextTokenizer, template: str, query: str, texts: Sequence[str]
+) -> tuple[list[int], list[list[int]], list[int]]:
+    """Ids up to the text, of each text, and after it, as of the filled template read as one: a space before the text is
+    read with its first word."""
+    before, after = template.replace("{instruction}", RERANK_INSTRUCTION).split("{document}")
+    stem = before.rstrip(" ")
+    space = before[len(stem) :]
+    head = tokenizer.prompt_ids(fill(stem, "{query}", query))
+    bodies = tokenizer.said_ids([space + text for text in texts])
+    return head, bodies, tokenizer.content_ids([after])[0]
+
+
+def _pair_key(query: str, text: str) -> bytes:
+    return hashlib.blake2b(f"{len(query)} {query}{text}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _sigmoid(x: Vectors) -> Vectors:

@@ -16,6 +16,9 @@ import msgspec
 import numpy as np
 
 from qmd.errors import ModelError, UsageError
+from qmd.llm.catalog import CATALOG
+from qmd.llm.hub_gguf import is_gguf_on_hub
+from qmd.llm.open import is_gguf
 from qmd.llm.protocols import Vectors
 from qmd.llm.share import PROTOCOL_VERSION, Reply, Request, receive, send, socket_path
 from qmd.types import ModelCard
@@ -27,12 +30,8 @@ class Connection:
     """A client of the model process."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.connect(str(path))
-        except OSError:
-            self._socket.close()
-            raise
+        self._path = path
+        self._socket = _reach(path)
         self._lock = threading.Lock()
 
     def ask(
@@ -49,22 +48,53 @@ class Connection:
             version=PROTOCOL_VERSION, op=op, model=model, query=query, texts=list(texts), role=role
         )
         with self._lock:
+            if self._socket.fileno() < 0:
+                with _went_away():
+                    self._socket = _reach(self._path)
             return next(self.stream(request))
 
     def stream(self, request: Request) -> Iterator[Reply]:
         """Replies as they come; for one reader."""
+        data = msgspec.msgpack.encode(request)
+        while True:
+            with _went_away():
+                reply = self._exchange(data)
+            if reply.error:
+                raise (UsageError if reply.usage else ModelError)(reply.error)
+            yield reply
+            data = b""
+
+    def _exchange(self, data: bytes) -> Reply:
+        """Send, if there is something to send, and wait for a reply. Where that is interrupted the connection ends: the
+        reply would be taken for that to the next question."""
         try:
-            send(self._socket, msgspec.msgpack.encode(request))
-            while True:
-                reply = msgspec.msgpack.decode(receive(self._socket), type=Reply)
-                if reply.error:
-                    raise (UsageError if reply.usage else ModelError)(reply.error)
-                yield reply
-        except (OSError, EOFError) as error:
-            raise ModelError(f"the model process went away ({error}). Run the command again.") from error
+            if data:
+                send(self._socket, data)
+            return msgspec.msgpack.decode(receive(self._socket), type=Reply)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _reach(path: Path) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(str(path))
+    except OSError:
+        link.close()
+        raise
+    return link
+
+
+@contextlib.contextmanager
+def _went_away() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        raise ModelError(f"the model process went away ({error}). Run the command again.") from error
 
 
 class SharedEmbedder:
@@ -72,7 +102,7 @@ class SharedEmbedder:
 
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection = connection
-        self._model = model
+        self._model = model = name_anywhere(model)
         info = connection.ask("hello", model=model).info
         self.dim: int = info["dim"]
         self.max_tokens: int = info["max_tokens"]
@@ -102,7 +132,7 @@ class SharedReranker:
 
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection = connection
-        self._model = model
+        self._model = model = name_anywhere(model)
         info = connection.ask("hello", model=model, role="reranker").info
         self.fingerprint: str = info["fingerprint"]
         self.card = ModelCard(info["name"], "reranker")
@@ -118,7 +148,7 @@ class SharedGenerator:
     reading ends it there."""
 
     def __init__(self, connection: Connection, model: str) -> None:
-        self._model = model
+        self._model = model = name_anywhere(model)
         info = connection.ask("hello", model=model, role="generation").info
         self.fingerprint: str = info["fingerprint"]
         self.card = ModelCard(info["name"], "generation", max_tokens=info["max_tokens"])
@@ -165,6 +195,15 @@ def connect(*, start: bool) -> Connection | None:
         time.sleep(0.05)
     process.kill()
     raise ModelError(f"the model process did not start within {START_TIMEOUT_S:.0f} s ({path}).")
+
+
+def name_anywhere(model: str) -> str:
+    """A model's name as it is understood from any folder: files and folders of this disk by their whole path."""
+    if model in CATALOG:
+        return model
+    path = Path(model).expanduser()
+    here = path.exists() or model.startswith((".", "~")) or (is_gguf(model) and not is_gguf_on_hub(model))
+    return str(path.absolute()) if here else model
 
 
 def _unpack(reply: Reply) -> Vectors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ class TextTokenizer:
         start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
         self.head: list[int] = full[:start]
         self.tail: list[int] = full[start + len(bare) :]
+        added = tokenizer.get_added_tokens_decoder()
+        self._specials = {token.content: number for number, token in added.items() if token.special}
+        longest_first = sorted(map(re.escape, self._specials), key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self._spelling: Tokenizer | None = None
 
     @classmethod
     def from_file(cls, path: Path) -> TextTokenizer:
@@ -56,6 +62,34 @@ class TextTokenizer:
         """Ids of each text without special tokens."""
         clean = [_encodable(text) for text in texts]
         return [e.ids for e in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+
+    def prompt_ids(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of pieces read as one text. Every other piece, from the second on, is what somebody said: special tokens
+        in it are spelled out, so that no text can end its own turn."""
+        if not any(map(self._special.search, pieces[1::2])):
+            return self.content_ids(["".join(pieces)])[0]
+        ids, plain = list[int](), ""
+        for at, piece in enumerate(pieces):
+            parts = [piece] if at % 2 else self._special.split(piece)
+            for place, part in enumerate(parts):
+                if place % 2:
+                    ids += [*self.said_ids([plain])[0], self._specials[part]]
+                    plain = ""
+                else:
+                    plain += part
+        return ids + self.said_ids([plain])[0]
+
+    def said_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, special tokens in it spelled out."""
+        if not any(map(self._special.search, texts)):
+            return self.content_ids(texts)
+        if self._spelling is None:
+            from tokenizers import Tokenizer
+
+            self._spelling = Tokenizer.from_str(self._tokenizer.to_str())
+            self._spelling.encode_special_tokens = True
+        clean = [_encodable(text) for text in texts]
+        return [e.ids for e in self._spelling.encode_batch_fast(clean, add_special_tokens=False)]
 
     def pair_frame(self, query: str) -> tuple[list[int], list[int], list[int]]:
         """Ids (up to and with the query, between, at the end) around a second text."""

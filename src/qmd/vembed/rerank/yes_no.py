@@ -1,7 +1,8 @@
 """A causal model asked for yes or no, as Qwen3-Reranker is: the score is logit(yes) - logit(no) at the last position.
 
-Token ids are put together as `qmd.llm.reranker` does it: the prompt up to the text, the text, and the rest are each
-turned into tokens on their own. Training and serving then see the same ids, and give the same score.
+Token ids are put together as `qmd.llm.reranker` does it: the prompt up to the text, the text with the space before it,
+and the rest are each turned into tokens on their own, which gives the ids of the whole. Training and serving then see
+the same ids, and give the same score.
 """
 
 from __future__ import annotations
@@ -70,13 +71,17 @@ class YesNoPairs(InputModule):
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
         """Token ids (B, T), padded on the right, and their mask. Too long a text is cut, never the prompt."""
         before, after = self.template.split("{document}")
+        stem = before.rstrip(" ")
+        space = before[len(stem) :]
         queries = [
-            before.replace("{instruction}", prompt or self.instruction).replace("{query}", query)
+            stem.replace("{instruction}", prompt or self.instruction).replace("{query}", query)
             for query, _ in inputs
         ]
         tail = self._ids([after])[0]
         rows = []
-        for head, body in zip(self._ids(queries), self._ids([text for _, text in inputs]), strict=True):
+        for head, body in zip(
+            self._ids(queries), self._ids([space + text for _, text in inputs]), strict=True
+        ):
             room = self.max_tokens - len(head) - len(tail)
             if room < 1:
                 raise ModelError(f"the query alone fills the {self.max_tokens} tokens of max_length.")
