@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
-from qmd.errors import ModelError
+from qmd.errors import ModelError, UsageError
 from qmd.llm import open_embedder
 from qmd.vembed import Predictor, export_onnx, open_exported, train
 from qmd.vembed.config import TrainConfig
 from qmd.vembed.export import embed_image, read_card
+from qmd.vembed.rerank.export import export_reranker
 
 TEXTS = [
     "a red circle",
@@ -64,6 +65,14 @@ def test_the_image_side_needs_no_torch(
     np.testing.assert_allclose(embed_image(tmp_path / "onnx", images), wanted, atol=1e-4)
     with pytest.raises(ModelError, match="without int8"):
         open_exported(tmp_path / "onnx", precision="int8")
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_reranker])
+def test_a_model_is_not_exported_over_itself(tmp_path: Path, export: Callable[..., object]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="folder of its own"):
+        export(tmp_path, tmp_path / "x" / "..")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_changed_file_is_refused(tiny: Callable[[str], str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qmd.errors import MissingExtra, ModelError
+from qmd.errors import MissingExtra, ModelError, UsageError
 from qmd.llm.embedder import OnnxEmbedder
 from qmd.llm.files import ModelFiles, file_sha256
 from qmd.llm.session import open_session
@@ -59,7 +59,8 @@ def export_onnx(
 ) -> ExportReport:
     """Write `checkpoint` as ONNX to `folder`.
 
-    Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's vectors.
+    Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's vectors;
+    UsageError where both folders are one.
     """
     try:
         import torch
@@ -67,6 +68,7 @@ def export_onnx(
         raise MissingExtra("exporting a model", "train") from error
     from qmd.vembed.model.assemble import open_model
 
+    check_apart(checkpoint, folder)
     model = open_model(checkpoint).to("cpu").eval()
     if getattr(model[0], "stands_on_embedder", False):
         from qmd.vembed.export_pictures import export_image_text
@@ -125,6 +127,12 @@ def export_onnx(
     _compare_image_side(model, folder)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
     return ExportReport(str(folder), card, sizes, difference, cosine)
+
+
+def check_apart(checkpoint: str | Path, folder: str | Path) -> None:
+    """Raises UsageError where the files of an export would take the place of the model's own."""
+    if Path(folder).resolve() == Path(checkpoint).resolve():
+        raise UsageError(f"{folder} is the trained model itself. Export it to a folder of its own.")
 
 
 def open_exported(folder: str | Path, *, precision: Literal["fp32", "int8"] = "fp32") -> OnnxEmbedder:
