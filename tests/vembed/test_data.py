@@ -1,6 +1,8 @@
 """Training data: each mode's form, each fault named with file and line."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,20 @@ def images(tmp_path: Path) -> Path:
     (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     Image.effect_noise((64, 64), 90).save(root / "whole.jpg")
     (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:-900])
+    for kind in ("ppm", "ico", "tga"):
+        Image.new("RGB", (20, 20)).save(root / f"a.{kind}")
+    Image.new("1", (9000, 8000)).save(root / "large.png")
+    (root / "short.png").write_bytes(short_png())
     return root
+
+
+def short_png() -> bytes:
+    """Every checksum right, and too few pixels."""
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 30)))
+    written = b"\x89PNG\r\n\x1a\n"
+    for name, data in (*parts, (b"IEND", b"")):
+        written += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return written
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -64,6 +79,10 @@ def test_text_with_a_slash_is_text(tmp_path: Path, images: Path) -> None:
         ({"query": "x", "positive": "a.png", "query_image": "b.png"}, "belongs to mode m2i"),
         ({"query": "x", "positive": "a.png", "negatives": [3]}, "negatives must be"),
         ({"query": 5, "positive": "a.png"}, "query must be a string"),
+        ({"query": "x", "positive": "a.png", "negative": "b.png", "negatives": ["b.png"]}, "not both"),
+        *(({"query": "x", "positive": f"a.{kind}"}, "cannot read image") for kind in ("ppm", "ico", "tga")),
+        ({"query": "x", "positive": "large.png"}, "too many pixels"),
+        ({"query": "x", "positive": "short.png"}, "cannot read image"),
         (["x", "a.png"], "expected an object"),
     ],
 )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from qmd.errors import MissingExtra, QmdError
+from qmd.errors import BadPicture, MissingExtra, QmdError
+from qmd.llm.pictures import open_image
 from qmd.vembed.config import RetrievalMode
 
 _SIDES: Mapping[str, tuple[bool, bool]] = {  # mode -> (query is an image, positive is an image)
@@ -154,6 +155,8 @@ def _pair(row: Mapping[str, object], line: int, default_mode: RetrievalMode, roo
         query = Item(query.text, root / _text(row, "query_image"))
     elif "query_image" in row:
         raise DataError(f"query_image belongs to mode m2i, this line is {mode}")
+    if "negative" in row and "negatives" in row:
+        raise DataError("give negative or negatives, not both")
     given = row.get("negatives", row.get("negative", ()))
     negatives = [given] if isinstance(given, str) else given
     if not isinstance(negatives, Sequence) or not all(isinstance(n, str) and n.strip() for n in negatives):
@@ -210,25 +213,10 @@ def _image_fault(path: Path, checked: dict[Path, str | None]) -> str | None:
     """Why an image cannot be used, or None. Each file is opened once."""
     if path not in checked:
         try:
-            from PIL import Image, UnidentifiedImageError
-        except ImportError as error:
-            raise MissingExtra("training on images", "train") from error
-        try:
-            with Image.open(path) as image:
-                image.verify()
-            with Image.open(path) as image:
-                if image.format != "PNG":  # of other formats `verify` reads the head alone
-                    image.draft("RGB", (64, 64))
-                    image.load()
+            open_image(path)
             checked[path] = None
         except FileNotFoundError:
             checked[path] = f"no image at {path}"
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (BadPicture, OSError) as error:
             checked[path] = f"cannot read image {path}: {error}"
     return checked[path]
