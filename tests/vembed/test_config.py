@@ -103,3 +103,16 @@ def test_a_wrong_option_is_refused_by_name(override: str, says: str) -> None:
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(ConfigError, match="data_path"):
         load_train_config(overrides=["model_name_or_path=m", "output_dir=out"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("loss_type=symmetric_infonce false_negative_margin=0.1", "false_negative_margin works with"),
+        ("hardness_weight=1 false_negative_margin=0.1", "without hardness_weight"),
+        ("loss_type=cosent hardness_weight=1", "hardness_weight works with"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(given: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_train_config(overrides=[*NEEDED, "model_name_or_path=m", *given.split()])

@@ -128,6 +128,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
         if reranks:
             self._check_reranking()
+        if self.false_negative_margin is not None and (self.loss_type != "infonce" or self.hardness_weight):
+            raise ValueError("false_negative_margin works with loss_type infonce and without hardness_weight")
+        if self.hardness_weight and self.loss_type not in ("infonce", "symmetric_infonce"):
+            raise ValueError(f"hardness_weight works with infonce losses, not with {self.loss_type}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio!r}")
         for name in self.reporters:
