@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
-from qmd.errors import ModelError  # noqa: E402
+from qmd.errors import ConfigError, ModelError  # noqa: E402
 from qmd.vembed.config import TrainConfig  # noqa: E402
 from qmd.vembed.data import Item  # noqa: E402
 from qmd.vembed.evaluation.evaluator import encode_items  # noqa: E402
@@ -89,6 +90,57 @@ def test_resume_continues_bit_for_bit(configure: Callable[..., TrainConfig], tmp
     assert a == b
 
 
+def test_a_loss_that_learns_is_resumed_too(configure: Callable[..., TrainConfig]) -> None:
+    options = {"loss_type": "sigmoid", "batch_size": 4, "save_steps": 4, "learning_rate": "1e-2"}
+    config = configure("text", "t2t", **options)
+    train(config)
+    model = Path(config.output_dir) / "model.safetensors"
+    whole = model.read_bytes()
+    shutil.rmtree(Path(config.output_dir) / "checkpoints" / "checkpoint-8")
+    train(config, resume=True)
+    assert model.read_bytes() == whole
+
+
+def test_a_run_begun_anew_leaves_no_checkpoint_of_an_earlier_one(
+    configure: Callable[..., TrainConfig],
+) -> None:
+    config = configure("text", "t2t", epochs=3, warmup_ratio=0)
+    train(config)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(msgspec.structs.replace(config, epochs=2), progress=stop)
+    assert not any((Path(config.output_dir) / "checkpoints").glob("checkpoint-*"))
+
+
+def test_another_run_is_not_resumed(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = configure("text", "t2t", epochs=1, warmup_ratio=0)
+    train(config)
+    half = tmp_path / "half.jsonl"
+    half.write_text("".join(Path(config.data_path).read_text().splitlines(keepends=True)[:8]))
+    others = {"learning_rate was": {"learning_rate": 0.5}, "data were others": {"data_path": str(half)}}
+    for says, changes in others.items():
+        with pytest.raises(ConfigError, match=says):
+            train(msgspec.structs.replace(config, **changes), resume=True)
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(config.data_path, moved)
+    assert train(msgspec.structs.replace(config, data_path=str(moved)), resume=True).steps == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"save_steps": 1, "eval_strategy": "epoch"}, {"eval_strategy": "steps", "logging_steps": 7}],
+    ids=["saved more often", "measured where it logs"],
+)
+def test_saving_and_measuring_fall_together(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], options: dict[str, object]
+) -> None:
+    config = configure("text", "t2t", val_data_path=pairs_of("t2t"), warmup_ratio=0, **options)
+    assert train(config).steps == 2
+
+
 def test_keeps_the_best_checkpoint_not_the_last(
     configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path]
 ) -> None:
@@ -139,6 +191,22 @@ def test_training_that_moves_nothing_is_an_error(configure: Callable[..., TrainC
         train(configure("text", "t2t", epochs=1, warmup_ratio=0.9))
 
 
+def test_negatives_that_are_not_used_are_said(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from qmd.vembed.evaluation.report import report_lines
+
+    first, *rest = (json.loads(line) for line in pairs_of("rerank").read_text().splitlines())
+    del first["negatives"]
+    data = tmp_path / "uneven.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [first, *rest]))
+    report = train(configure("text", "t2t", data_path=data, epochs=1, warmup_ratio=0))
+    assert report.notes == (
+        f"{2 * len(rest)} negatives were left out: 0 a line are used, line 1 has no more.",
+    )
+    assert report.notes[0] in list(report_lines(report))
+
+
 def test_no_query_or_positive_twice_in_a_batch() -> None:
     from qmd.vembed.data import Pair
     from qmd.vembed.run import dataset_of, distinct_batches
@@ -187,7 +255,7 @@ def test_reports_to_tensorboard(configure: Callable[..., TrainConfig]) -> None:
 def test_a_reporter_that_is_not_there_is_named(
     configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qmd.errors import ConfigError, MissingExtra
+    from qmd.errors import MissingExtra
     from qmd.vembed import run
 
     monkeypatch.setattr(run, "find_spec", lambda name: None)
