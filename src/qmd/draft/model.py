@@ -165,9 +165,11 @@ class Qwen3DraftModel(nn.Module):
         if cache_dim % heads:
             heads = next(h for h in range(heads, 0, -1) if cache_dim % h == 0)
         self.manager = knowledge_cache_manager
-        self.blocks = nn.ModuleList(
-            Block(target_model.model.layers[i], shape, self.config, heads) for i in self.sampled_layers
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.training.seed)
+            self.blocks = nn.ModuleList(
+                Block(target_model.model.layers[i], shape, self.config, heads) for i in self.sampled_layers
+            )
         self._shared = (
             target_model,
         )  # in a tuple: not a submodule, so nothing of the target is trained or saved
