@@ -45,7 +45,8 @@ class CostTable:
         cls, target: Target, *, context: int = 256, repeats: int = 4, rows: Sequence[int] = ROWS
     ) -> CostTable:
         """Time the target on tokens of no meaning after a context of `context` tokens; the fastest of `repeats`."""
-        context = min(context, target.max_context - max(rows) - 1)
+        rows = [n for n in rows if n < target.max_context - 1] or [1]
+        context = max(1, min(context, target.max_context - max(rows) - 1))
         cache = target.new_cache()
         filler = [i % target.vocab_size for i in range(context)]
         target.forward(filler, cache, last_only=True)
