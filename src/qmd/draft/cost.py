@@ -90,9 +90,8 @@ def best_length(
 class Ledger:
     """Whether a proposer pays, from what it has done: tokens gained against time spent, in steps of the target."""
 
-    def __init__(self, *, trial: int = 12, margin: float = 1.0) -> None:
+    def __init__(self, *, trial: int = 12) -> None:
         self.trial = trial
-        self.margin = margin
         self.steps = 0
         self.tokens = 0.0
         self.spent = 0.0
@@ -109,4 +108,4 @@ class Ledger:
 
     @property
     def pays(self) -> bool:
-        return self.steps < self.trial or self.gain >= self.margin
+        return self.steps < self.trial or self.gain >= 1.0
