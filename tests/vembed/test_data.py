@@ -110,6 +110,47 @@ def test_csv_and_parquet_give_the_same_pairs(tmp_path: Path) -> None:
     assert sides[0] == sides[1] == sides[2]
 
 
+GOOD = b'{"query": "a", "positive": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"query": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"query": "a", "positive": "b", "score": ' + b"1" * 5000 + b"}",
+        b'{"query": "a", "positive": "b", "score": ' + b"1" * 400 + b"}",
+        b'{"query": "a\\ud800", "positive": "b"}',
+    ],
+    ids=["nested", "too many digits", "beyond a float", "half a character"],
+)
+def test_lines_that_break_the_parser_are_left_out(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(GOOD + line + b"\n")
+    found = read_pairs(tmp_path / "pairs.jsonl", retrieval_mode="t2t", skip_bad=True)
+    assert (len(found.pairs), len(found.skipped)) == (1, 1)
+    assert "line 2" in found.skipped[0]
+
+
+def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    row = {"query": "a", "positive": "b", "negatives": None, "query_image": None, "mode": None, "score": None}
+    [pair] = read_pairs(write(tmp_path / "pairs.jsonl", row), retrieval_mode="t2t").pairs
+    assert (pair.mode, pair.negatives, pair.scores) == ("t2t", (), ())
+
+
+def test_tables_of_long_texts_and_other_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b"query,positive\na," + b"b" * 200_000 + b"\nc,caf\xe9\n")
+    found = read_pairs(path, retrieval_mode="t2t", skip_bad=True)
+    assert [len(pair.positive.text or "") for pair in found.pairs] == [200_000]
+    assert "line 3: positive must be a string in UTF-8" in found.skipped[0]
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pairs.parquet").write_bytes(b"nope")
+    with pytest.raises(DataError, match=r"pairs\.parquet"):
+        read_pairs(tmp_path / "pairs.parquet", retrieval_mode="t2t", skip_bad=True)
+
+
 def test_a_file_without_a_usable_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data file"):
         read_pairs(tmp_path / "none.jsonl", retrieval_mode="t2t")
