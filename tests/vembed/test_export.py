@@ -16,7 +16,7 @@ from qmd.errors import ModelError, UsageError
 from qmd.llm import open_embedder
 from qmd.vembed import Predictor, export_onnx, open_exported, train
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.export import embed_image, read_card
+from qmd.vembed.export import embed_image, read_card, training_record
 from qmd.vembed.rerank.export import export_reranker
 
 TEXTS = [
@@ -86,6 +86,9 @@ def test_a_changed_file_is_refused(tiny: Callable[[str], str], tmp_path: Path) -
 def test_what_is_no_export_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model card"):
         read_card(tmp_path)
+    (tmp_path / "training.json").write_text("{nope")
+    with pytest.raises(ModelError, match="not the record"):
+        training_record(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["causal", "qwen3_vl"])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qmd.errors import UsageError
+from qmd.errors import NotFound, UsageError
 from qmd.vembed.config import TrainConfig
 from qmd.vembed.two_stage import nearest, two_stage_search, unit_rows
 
@@ -111,6 +111,11 @@ def test_predictor_encodes_composed_queries_and_cuts(predictor_of, pairs_of) -> 
     assert np.abs(full - whole.encode_image([image])).max() > 1e-3
     with pytest.raises(UsageError, match="mrl_dim"):
         predictor_of("qwen3_vl", mrl_dim=65)
+
+
+def test_an_image_that_is_not_there_is_said(predictor_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(NotFound, match="no image at"):
+        predictor_of("clip").encode_image([tmp_path / "nope.png"])
 
 
 def test_marks_within_a_text_are_words(predictor_of, pairs_of) -> None:  # type: ignore[no-untyped-def]

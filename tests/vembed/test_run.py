@@ -16,7 +16,7 @@ pytest.importorskip("sentence_transformers")
 
 from qmd.errors import ConfigError, ModelError  # noqa: E402
 from qmd.vembed.config import TrainConfig  # noqa: E402
-from qmd.vembed.data import Item  # noqa: E402
+from qmd.vembed.data import DataError, Item  # noqa: E402
 from qmd.vembed.evaluation.evaluator import encode_items  # noqa: E402
 from qmd.vembed.model.assemble import load_model  # noqa: E402
 from qmd.vembed.run import train  # noqa: E402
@@ -205,6 +205,64 @@ def test_negatives_that_are_not_used_are_said(
         f"{2 * len(rest)} negatives were left out: 0 a line are used, line 1 has no more.",
     )
     assert report.notes[0] in list(report_lines(report))
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "lines", "says"),
+    [
+        ("clip", "t2i", ("t2i", "i2t"), "line 17 is i2t and line 1 is t2i"),
+        ("clip", "m2i", ("m2i",), "line 1: mode m2i has text and image together"),
+        ("text", "t2i", ("t2i",), "line 1: mode t2i has image"),
+    ],
+)
+def test_lines_that_a_model_does_not_take_are_named(
+    configure: Callable[..., TrainConfig],
+    pairs_of: Callable[[str], Path],
+    family: str,
+    mode: str,
+    lines: tuple[str, ...],
+    says: str,
+) -> None:
+    data = pairs_of(lines[0]).parent / f"{family}-{mode}.jsonl"
+    rows = [(kind, json.loads(line)) for kind in lines for line in pairs_of(kind).read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"mode": kind}) + "\n" for kind, row in rows))
+    with pytest.raises(DataError, match=says):
+        train(configure(family, mode, data_path=data))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"use_lora": "true", "lora_target_modules": "[nope]"}, "lora_target_modules"),
+        ({"attn_implementation": "flash_attention_2"}, "cannot load model.*attn_implementation"),
+        ({"encoder_mode": "qwen3_vl", "model_name_or_path": "no/such"}, "cannot load model 'no/such'"),
+        ({"encoder_mode": "clip", "model_name_or_path": "no/such"}, "cannot load model 'no/such'"),
+        ({"learning_rate": "1e30", "max_grad_norm": 0, "warmup_ratio": 0}, "smaller learning_rate"),
+    ],
+    ids=["adapters", "attention", "qwen3_vl", "clip", "diverged"],
+)
+def test_what_cannot_be_trained_is_said(
+    configure: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, object],
+    says: str,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=says):
+        train(configure("text", "t2t", **options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an accelerator may have bfloat16")
+def test_mixed_precision_that_is_not_here_is_said(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match="bf16"):
+        train(configure("text", "t2t", torch_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("listing", ["{nope", '[{"path": ""}]', '[{"type": "qmd.vembed.model.nope.X"}]'])
+def test_a_broken_list_of_modules_is_said(tmp_path: Path, listing: str) -> None:
+    (tmp_path / "modules.json").write_text(listing)
+    with pytest.raises(ModelError, match=r"no list of modules|not here"):
+        load_model(tmp_path)
 
 
 def test_no_query_or_positive_twice_in_a_batch() -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -147,8 +148,6 @@ def open_exported(folder: str | Path, *, precision: Literal["fp32", "int8"] = "f
 
 def read_card(folder: str | Path) -> ModelCard:
     """The card of an exported folder."""
-    import msgspec
-
     path = Path(folder) / CARD
     try:
         return msgspec.json.decode(path.read_bytes(), type=ModelCard)
@@ -408,10 +407,14 @@ def _write_descriptions(folder: Path, card: ModelCard, config: Any, record: dict
 
 
 def training_record(checkpoint: str | Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((Path(checkpoint) / "training.json").read_text(encoding="utf-8"))
-    except OSError:
+    """What a run wrote down of itself, folders left out; nothing for a model that was not trained here."""
+    path = Path(checkpoint) / "training.json"
+    if not path.is_file():
         return {}
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{path} is not the record of a run: {error}") from error
     for key in ("data_path", "val_data_path", "image_root", "output_dir", "feature_cache"):
         value = record.get("config", {}).get(key)
         if isinstance(value, str):

@@ -19,7 +19,7 @@ import msgspec
 from qmd.errors import ConfigError, MissingExtra, ModelError
 from qmd.types import Progress
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.data import Item, Pair, PairSet, check_loss_fits, read_pairs
+from qmd.vembed.data import Item, Pair, PairSet, check_loss_fits, check_model_fits, read_pairs
 from qmd.vembed.model.images import open_image
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     validation = read_data(config, config.val_data_path) if config.val_data_path else None
     set_seed(config.seed)
     model = build_model(config)
+    own = type(model[0]).__module__.startswith("qmd.")
+    for part in (pairs, validation):
+        if part is not None:
+            check_model_fits(part.pairs, supports=model.supports, mixes=own or part is validation)
     if config.use_lora:
         add_lora(model, config)
     if config.feature_cache and Path(config.feature_cache).exists():
@@ -172,7 +176,7 @@ def _solve(
 def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **options: Any) -> Any:
     """The trainer's arguments as `config` says; `metric`, of the evaluator, chooses the best checkpoint.
 
-    Raises MissingExtra for a reporter that is not installed."""
+    Raises MissingExtra for a reporter that is not installed, ConfigError for what the trainer refuses."""
     for name in config.reporters:
         if find_spec(name) is None:
             raise MissingExtra(f"report_to: {name}", name)
@@ -183,34 +187,37 @@ def training_arguments(kind: Any, config: TrainConfig, *, metric: str | None, **
     every = config.eval_steps or config.save_steps
     eval_steps = every or config.logging_steps
     save_steps = every or math.ceil(500 / eval_steps) * eval_steps
-    return kind(
-        output_dir=str(Path(config.output_dir) / "checkpoints"),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        lr_scheduler_type=config.scheduler_type,
-        warmup_steps=config.warmup_ratio,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        eval_strategy=evaluation,
-        eval_steps=eval_steps,
-        save_strategy="steps" if by_steps else "epoch",
-        save_steps=save_steps,
-        save_total_limit=2,
-        load_best_model_at_end=evaluation != "no",
-        metric_for_best_model=f"eval_{metric}" if metric else None,
-        greater_is_better=True if metric else None,
-        bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
-        seed=config.seed,
-        data_seed=config.seed,
-        report_to=list(config.reporters),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        **options,
-    )
+    try:
+        return kind(
+            output_dir=str(Path(config.output_dir) / "checkpoints"),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            lr_scheduler_type=config.scheduler_type,
+            warmup_steps=config.warmup_ratio,
+            logging_steps=config.logging_steps,
+            logging_first_step=True,
+            eval_strategy=evaluation,
+            eval_steps=eval_steps,
+            save_strategy="steps" if by_steps else "epoch",
+            save_steps=save_steps,
+            save_total_limit=2,
+            load_best_model_at_end=evaluation != "no",
+            metric_for_best_model=f"eval_{metric}" if metric else None,
+            greater_is_better=True if metric else None,
+            bf16=config.torch_dtype == "bfloat16" and not config.use_lora,
+            seed=config.seed,
+            data_seed=config.seed,
+            report_to=list(config.reporters),
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **options,
+        )
+    except ValueError as error:  # bfloat16 where no accelerator has it
+        raise ConfigError(f"the trainer refuses these options: {error}") from error
 
 
 def run_trainer(trainer: Any, *, resume: bool, progress: Progress | None) -> Any:
@@ -395,7 +402,10 @@ def _probe(model: SentenceTransformer, pairs: PairSet) -> Any:
 def _moved(model: SentenceTransformer, pairs: PairSet, before: Any) -> bool:
     import numpy as np
 
-    return not np.array_equal(np.stack(before), np.stack(_probe(model, pairs)))
+    now = np.stack(_probe(model, pairs))
+    if not np.isfinite(now).all():
+        raise ModelError("the model's vectors are no numbers any more: give a smaller learning_rate.")
+    return not np.array_equal(np.stack(before), now)
 
 
 def begin_run(
