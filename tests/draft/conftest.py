@@ -45,3 +45,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def qwen3() -> Any:
     return build("qwen3")
+
+
+@pytest.fixture
+def llama() -> Any:
+    return build("llama")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import transformers
 
 from qmd.draft.cost import CostTable
 from qmd.draft.decoder import SpeculativeDecoder
@@ -145,6 +146,99 @@ def test_stop_string_and_streamer(model):
     assert out[0, len(prompt) :].tolist() == free[:end] == seen
 
 
+class Bytes:
+    """A tokenizer of one byte a token."""
+
+    eos_token_id = None
+
+    def decode(self, ids, **_):
+        return bytes(ids).decode("utf-8", "replace")
+
+
+class Script:
+    """A target that writes a given text after a prompt of three tokens, then full stops."""
+
+    vocab_size, max_context, fingerprint = 256, 4096, "script"
+
+    class Cache:
+        length = 0
+
+        def crop(self, length):
+            self.length = length
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode() + b"." * 200
+        self.new_cache = self.Cache
+
+    def forward(self, tokens, cache, *, last_only=False):
+        first = cache.length + 1 - 3
+        cache.length += len(tokens)
+        rows = torch.zeros(len(tokens), 256)
+        for i in range(len(tokens)):
+            rows[i, self.text[max(0, first + i)]] = 9.0
+        return rows[-1:] if last_only else rows
+
+
+def written_by(text: str, **options) -> list[int]:
+    decoder = SpeculativeDecoder([], Script(text), Bytes(), eos_token_ids=[])
+    return decoder.generate([1, 2, 3], temperature=0, **options)[0, 3:].tolist()
+
+
+def test_a_stop_string_of_many_bytes_is_found():
+    found = written_by("你好吗？以上就是全部的回答。以后", max_new_tokens=90, stop=["以上就是全部的回答"])
+    assert Bytes().decode(found) == "你好吗？以上就是全部的回答"
+
+
+@pytest.mark.parametrize("stop", ["END", [""], ["END", ""]])
+def test_a_stop_that_is_no_list_of_texts_is_refused(stop):
+    with pytest.raises(ValueError, match="list of strings"):
+        written_by("hello", stop=stop)
+
+
+@pytest.mark.parametrize(("skip", "text"), [(True, "hello"), (False, "\x01\x02\x03hello")])
+def test_a_streamer_of_transformers_prints_what_it_does_there(skip, text):
+    from transformers import TextStreamer
+
+    class Kept(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            pieces.append(text)
+
+    pieces: list[str] = []
+    written_by("hello", max_new_tokens=5, streamer=Kept(Bytes(), skip_prompt=skip))
+    assert "".join(pieces) == text
+
+
+def test_a_streamer_is_ended_where_nothing_is_to_be_written():
+    class Ended:
+        ended = False
+
+        def put(self, tokens): ...
+
+        def end(self):
+            self.ended = True
+
+    streamer = Ended()
+    written_by("hello", max_new_tokens=0, streamer=streamer)
+    assert streamer.ended
+
+
+def test_a_target_ends_texts_as_its_model_does(qwen3):
+    made = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=5)
+    ).eval()
+    assert SpeculativeDecoder([], TransformersTarget(made)).eos == SpeculativeDecoder([], made).eos == {5}
+    had, qwen3.generation_config.eos_token_id = qwen3.generation_config.eos_token_id, [2, 7]
+    assert SpeculativeDecoder([], TorchTarget(qwen3)).eos == {2, 7, 96}
+    qwen3.generation_config.eos_token_id = had
+
+
+def test_a_context_shorter_than_the_longest_proposal(qwen3):
+    target = TorchTarget(qwen3, max_context=12)
+    fast = SpeculativeDecoder(None, target, gamma=16, eos_token_ids=[])
+    plain = SpeculativeDecoder([], target, eos_token_ids=[])
+    assert torch.equal(*(d.generate([1, 2, 1, 2], 20, temperature=0) for d in (fast, plain)))
+
+
 def test_a_cache_with_a_prefix_is_used_and_left_extended(model):
     target, prompt = TorchTarget(model), prompts(3)[2]
     decoder = SpeculativeDecoder([], target, eos_token_ids=[])
@@ -245,3 +339,10 @@ def test_bad_requests_are_refused(model):
         decoder.generate([1], stop=["x"])
     with pytest.raises(ValueError, match="top_p"):
         decoder.generate([1], top_p=0)
+    with pytest.raises(ValueError, match="temperature"):
+        decoder.generate([1], temperature=float("nan"))
+    for token in (-1, 97):
+        with pytest.raises(ValueError, match="from 0 to 96"):
+            decoder.generate([1, token])
+    cold = decoder.generate([1, 2], 5, temperature=1e-38)
+    assert torch.equal(cold, decoder.generate([1, 2], 5, temperature=0))

@@ -194,3 +194,29 @@ def test_speculation_with_the_draft_is_lossless(model, knowledge, hot, precision
         assert torch.equal(both.generate(prompt, 30, temperature=0), expected)
     sampled = fast.generate([1, 2, 3], 10, temperature=0.8, seed=1)
     assert sampled.shape == (1, 13)
+
+
+def test_the_seed_makes_the_weights_and_leaves_the_callers_random_numbers(model):
+    states = []
+    for outside in (1, 2):
+        torch.manual_seed(outside)
+        states.append(Qwen3DraftModel(CONFIG, model).state_dict())
+        drawn = torch.rand(3)
+        torch.manual_seed(outside)
+        assert torch.equal(torch.rand(3), drawn)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    seeded = CONFIG | {"training": CONFIG["training"] | {"seed": 9}}
+    other = Qwen3DraftModel(seeded, model).state_dict()
+    assert any(not torch.equal(states[0][key], other[key]) for key in other)
+
+
+@pytest.mark.parametrize("key", ["batch_size", "num_epochs", "learning_rate", "max_new_tokens"])
+def test_sizes_of_a_training_are_above_zero(key):
+    with pytest.raises(ConfigError, match=key):
+        read_config({"training": {key: 0}})
+
+
+def test_a_configuration_of_other_bytes_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"target_model: caf\xe9")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_config(tmp_path / "c.yaml")

@@ -87,6 +87,32 @@ def test_answers_side_by_side_are_the_same_and_kept_by_their_prompt(bench, qwen3
     assert len(kept.read_text().splitlines()) == 4
 
 
+def test_answers_of_another_length_and_a_cut_line_are_written_again(bench, qwen3, tmp_path):
+    pairs, kept = [(q.question, q.passage) for q in QUESTIONS], tmp_path / "samples.jsonl"
+    for length in (4, 12):
+        made = write_samples(qwen3, bench.tokenizer, pairs, max_new_tokens=length, path=kept, batch=2)
+        assert max(len(sample.answer) for sample in made) == length
+    kept.write_text(kept.read_text()[:-20])
+    for _ in range(2):
+        assert write_samples(qwen3, bench.tokenizer, pairs, max_new_tokens=12, path=kept, batch=2) == made
+    assert len(kept.read_text().splitlines()) == 9
+
+
+def test_a_draft_of_another_shape_is_not_gone_on_with(bench, qwen3):
+    bench.train_draft(QUESTIONS)
+    settings = (bench.folder / "config.json").read_bytes()
+    wider = CONFIG | {"draft_model": {"num_sampled_layers": 3}}
+    with pytest.raises(UsageError, match="another folder"):
+        Bench(wider, bench.folder, model=qwen3, tokenizer=Letters()).train_draft(QUESTIONS)
+    assert (bench.folder / "config.json").read_bytes() == settings
+
+
+def test_no_questions_are_said(bench):
+    for work in (bench.train_draft, bench.test_draft, bench.compare):
+        with pytest.raises(UsageError, match="at least one question"):
+            work([])
+
+
 def test_a_trained_draft_is_found_with_its_configuration(bench, qwen3, monkeypatch):
     from types import SimpleNamespace
 
@@ -139,6 +165,11 @@ def test_questions_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("- {ask: x}\n")
     with pytest.raises(UsageError, match="expected a list"):
         read_questions(tmp_path / "bad.yaml")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfone?\n")
+    assert read_questions(tmp_path / "marked.txt") == [Question("one?")]
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9?")
+    with pytest.raises(UsageError, match="UTF-8"):
+        read_questions(tmp_path / "latin.txt")
     with pytest.raises(NotFound):
         read_questions(tmp_path / "none.txt")
 

@@ -98,3 +98,17 @@ def test_a_damaged_file_is_passed_by(model, tmp_path):
     file = next(tmp_path.rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:40])
     assert len(KnowledgeCacheManager(64, 4, 512, folder=tmp_path).attach(target)) == 0
+
+
+def test_an_entry_that_another_process_removed_is_forgotten(model, tmp_path):
+    target = TorchTarget(model)
+    mine, other = (
+        KnowledgeCacheManager(64, 4, 512, folder=tmp_path, embedder=Words()).attach(target) for _ in "ab"
+    )
+    shorter, whole = mine.add(target, PASSAGE[:20], "the cat"), mine.add(target, PASSAGE, "the dog")
+    other.attach(target)
+    other.remove(whole.name)
+    assert mine.start(target, [*PASSAGE, 1]).length == 20
+    other.remove(shorter.name)
+    assert mine.knowledge_kv("cat") is None
+    assert mine.start(target, [*PASSAGE, 1]).length == len(mine) == 0

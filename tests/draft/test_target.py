@@ -6,6 +6,8 @@ import torch
 from qmd.draft.torch_target import TorchTarget, TransformersTarget, as_target, fingerprint_of
 from qmd.errors import ModelError
 
+from .conftest import SHAPE
+
 IDS = [(7 * i * i + 3 * i) % 96 for i in range(60)]
 
 
@@ -68,6 +70,48 @@ def test_unknown_family_takes_the_general_target():
     assert isinstance(as_target(gpt2), TransformersTarget)
     with pytest.raises(ModelError, match="no fast target"):
         TorchTarget(gpt2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sliding_window": 8}, {"hidden_act": "gelu"}], ids=lambda c: next(iter(c))
+)
+def test_what_the_fast_forward_leaves_out_takes_the_general_target(changes):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    mistral = MistralForCausalLM(MistralConfig(**SHAPE | {"sliding_window": None} | changes)).eval()
+    with pytest.raises(ModelError, match="no fast target"):
+        TorchTarget(mistral)
+    assert isinstance(as_target(mistral), TransformersTarget)
+
+
+def test_a_window_that_holds_the_whole_context_is_none():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    mistral = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=512)).eval()
+    got = TorchTarget(mistral).forward(IDS, TorchTarget(mistral).new_cache())
+    torch.testing.assert_close(got, mistral(torch.tensor([IDS])).logits[0], atol=2e-4, rtol=1e-3)
+
+
+def test_fingerprint_follows_the_configuration(llama):
+    before = fingerprint_of(llama, "float32")
+    for key, value in (
+        ("num_attention_heads", 8),
+        ("rope_parameters", {"rope_type": "linear", "factor": 4.0}),
+    ):
+        had = getattr(llama.config, key)
+        setattr(llama.config, key, value)
+        assert fingerprint_of(llama, "float32") != before
+        setattr(llama.config, key, had)
+    llama.config._name_or_path = "moved"
+    assert fingerprint_of(llama, "float32") == before
+
+
+def test_fingerprint_follows_every_weight(qwen3):
+    before, weight = fingerprint_of(qwen3, "float32"), qwen3.model.embed_tokens.weight
+    weight[5, 3] += 1
+    changed = fingerprint_of(qwen3, "float32")
+    weight[5, 3] -= 1
+    assert changed != before
 
 
 def test_fingerprint_follows_the_weights(qwen3):

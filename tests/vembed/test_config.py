@@ -103,3 +103,24 @@ def test_a_wrong_option_is_refused_by_name(override: str, says: str) -> None:
 def test_a_missing_option_is_named() -> None:
     with pytest.raises(ConfigError, match="data_path"):
         load_train_config(overrides=["model_name_or_path=m", "output_dir=out"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("loss_type=symmetric_infonce false_negative_margin=0.1", "false_negative_margin works with"),
+        ("hardness_weight=1 false_negative_margin=0.1", "without hardness_weight"),
+        ("loss_type=cosent hardness_weight=1", "hardness_weight works with"),
+        ("seed=-1", "seed must be 0 or more"),
+        ("seed=10000000000", "seed must be below"),
+        ("logging_steps=0", "logging_steps must be above 0"),
+        ("save_steps=-1", "save_steps must be 0 or more"),
+        ("max_length=0", "max_length must be above 0"),
+        ("learning_rate=.inf", "learning_rate must be finite"),
+        ("lora_dropout=2", r"lora_dropout must be in \[0, 1\)"),
+        ("use_lora=true encoder_mode=composed image_model_name_or_path=i", "use_lora has no place"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(given: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_train_config(overrides=[*NEEDED, "model_name_or_path=m", *given.split()])

@@ -1,6 +1,8 @@
 """Training data: each mode's form, each fault named with file and line."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,20 @@ def images(tmp_path: Path) -> Path:
     (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     Image.effect_noise((64, 64), 90).save(root / "whole.jpg")
     (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:-900])
+    for kind in ("ppm", "ico", "tga"):
+        Image.new("RGB", (20, 20)).save(root / f"a.{kind}")
+    Image.new("1", (9000, 8000)).save(root / "large.png")
+    (root / "short.png").write_bytes(short_png())
     return root
+
+
+def short_png() -> bytes:
+    """Every checksum right, and too few pixels."""
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 30)))
+    written = b"\x89PNG\r\n\x1a\n"
+    for name, data in (*parts, (b"IEND", b"")):
+        written += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return written
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -64,6 +79,10 @@ def test_text_with_a_slash_is_text(tmp_path: Path, images: Path) -> None:
         ({"query": "x", "positive": "a.png", "query_image": "b.png"}, "belongs to mode m2i"),
         ({"query": "x", "positive": "a.png", "negatives": [3]}, "negatives must be"),
         ({"query": 5, "positive": "a.png"}, "query must be a string"),
+        ({"query": "x", "positive": "a.png", "negative": "b.png", "negatives": ["b.png"]}, "not both"),
+        *(({"query": "x", "positive": f"a.{kind}"}, "cannot read image") for kind in ("ppm", "ico", "tga")),
+        ({"query": "x", "positive": "large.png"}, "too many pixels"),
+        ({"query": "x", "positive": "short.png"}, "cannot read image"),
         (["x", "a.png"], "expected an object"),
     ],
 )
@@ -89,6 +108,47 @@ def test_csv_and_parquet_give_the_same_pairs(tmp_path: Path) -> None:
     ]
     sides = [[(pair.query, pair.positive) for pair in pairs] for pairs in sets]
     assert sides[0] == sides[1] == sides[2]
+
+
+GOOD = b'{"query": "a", "positive": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"query": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"query": "a", "positive": "b", "score": ' + b"1" * 5000 + b"}",
+        b'{"query": "a", "positive": "b", "score": ' + b"1" * 400 + b"}",
+        b'{"query": "a\\ud800", "positive": "b"}',
+    ],
+    ids=["nested", "too many digits", "beyond a float", "half a character"],
+)
+def test_lines_that_break_the_parser_are_left_out(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(GOOD + line + b"\n")
+    found = read_pairs(tmp_path / "pairs.jsonl", retrieval_mode="t2t", skip_bad=True)
+    assert (len(found.pairs), len(found.skipped)) == (1, 1)
+    assert "line 2" in found.skipped[0]
+
+
+def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    row = {"query": "a", "positive": "b", "negatives": None, "query_image": None, "mode": None, "score": None}
+    [pair] = read_pairs(write(tmp_path / "pairs.jsonl", row), retrieval_mode="t2t").pairs
+    assert (pair.mode, pair.negatives, pair.scores) == ("t2t", (), ())
+
+
+def test_tables_of_long_texts_and_other_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b"query,positive\na," + b"b" * 200_000 + b"\nc,caf\xe9\n")
+    found = read_pairs(path, retrieval_mode="t2t", skip_bad=True)
+    assert [len(pair.positive.text or "") for pair in found.pairs] == [200_000]
+    assert "line 3: positive must be a string in UTF-8" in found.skipped[0]
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pairs.parquet").write_bytes(b"nope")
+    with pytest.raises(DataError, match=r"pairs\.parquet"):
+        read_pairs(tmp_path / "pairs.parquet", retrieval_mode="t2t", skip_bad=True)
 
 
 def test_a_file_without_a_usable_pair_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
-from qmd.errors import ModelError
+from qmd.errors import ModelError, UsageError
 from qmd.llm import open_embedder
 from qmd.vembed import Predictor, export_onnx, open_exported, train
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.export import embed_image, read_card
+from qmd.vembed.export import embed_image, read_card, training_record
+from qmd.vembed.rerank.export import export_reranker
 
 TEXTS = [
     "a red circle",
@@ -66,6 +67,14 @@ def test_the_image_side_needs_no_torch(
         open_exported(tmp_path / "onnx", precision="int8")
 
 
+@pytest.mark.parametrize("export", [export_onnx, export_reranker])
+def test_a_model_is_not_exported_over_itself(tmp_path: Path, export: Callable[..., object]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="folder of its own"):
+        export(tmp_path, tmp_path / "x" / "..")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_changed_file_is_refused(tiny: Callable[[str], str], tmp_path: Path) -> None:
     export_onnx(tiny("text"), tmp_path, int8=False)
     graph = tmp_path / "model.onnx"
@@ -77,6 +86,9 @@ def test_a_changed_file_is_refused(tiny: Callable[[str], str], tmp_path: Path) -
 def test_what_is_no_export_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model card"):
         read_card(tmp_path)
+    (tmp_path / "training.json").write_text("{nope")
+    with pytest.raises(ModelError, match="not the record"):
+        training_record(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["causal", "qwen3_vl"])

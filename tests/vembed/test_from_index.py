@@ -20,7 +20,7 @@ from qmd.llm import open_embedder
 from qmd.llm.adapted import AdaptedEmbedder, read_adapter, write_adapter
 from qmd.types import ModelCard
 from qmd.vembed.config import TrainConfig, load_train_config
-from qmd.vembed.from_index import pairs_of_index
+from qmd.vembed.from_index import _without_title, pairs_of_index
 from qmd.vembed.run import train
 
 NOTES = {
@@ -111,6 +111,30 @@ def test_sentences_are_plain_and_stand_in_their_passage(index: qmd.Index) -> Non
         assert "[" not in str(row["query"])
         assert row["mode"] == "t2t"
     assert len({(row["query"], row["positive"]) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("Go\n\nGoogle made it.", "Google made it."),
+        ("Google made it.", "Google made it."),
+        ("Go is a language.", "Go is a language."),
+    ],
+)
+def test_a_title_is_taken_off_as_a_line_and_never_within_a_word(text: str, rest: str) -> None:
+    assert _without_title(text, "Go") == rest
+
+
+def test_links_and_pictures_may_have_spaces_in_their_names(index: qmd.Index, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    (notes / "heat.md").rename(notes / "my heat.md")
+    (notes / "slab.png").rename(notes / "my slab.png")
+    (notes / "my heat.md").write_text(NOTES["heat.md"].replace("slab.png", "my%20slab.png"))
+    (notes / "wing.md").write_text(NOTES["wing.md"].replace("heat.md", "my%20heat.md"))
+    index.update()
+    assert by_query(list(pairs_of_index(index.store, kinds=["link"])))["how heat moves"].startswith("Heat")
+    [caption] = pairs_of_index(index.store, kinds=["caption"])
+    assert str(caption["positive"]).endswith("my slab.png")
 
 
 def test_negatives_are_found_in_other_documents(index: qmd.Index) -> None:

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from qmd.errors import UsageError
+from qmd.errors import NotFound, UsageError
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.two_stage import two_stage_search, unit_rows
+from qmd.vembed.two_stage import nearest, two_stage_search, unit_rows
 
 
 def test_two_stages_with_every_candidate_are_the_exact_search() -> None:
@@ -47,7 +51,19 @@ def test_equal_vectors_go_to_the_smaller_id() -> None:
     assert found.ids.tolist() == [[0, 1, 2]]
 
 
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 20)), elements=st.integers(-2, 2)),
+    st.data(),
+)
+def test_the_highest_come_first_and_among_equals_the_smaller_id(scores: Any, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, scores.shape[1]))
+    np.testing.assert_array_equal(nearest(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
+    for k in (0, -1):
+        with pytest.raises(UsageError, match="k must be at least 1"):
+            two_stage_search(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), fast_dim=1, k=k)
     with pytest.raises(UsageError, match="one width"):
         two_stage_search(np.ones((1, 4), np.float32), np.ones((2, 8), np.float32), fast_dim=2)
     with pytest.raises(UsageError, match="fast_dim"):
@@ -95,6 +111,21 @@ def test_predictor_encodes_composed_queries_and_cuts(predictor_of, pairs_of) -> 
     assert np.abs(full - whole.encode_image([image])).max() > 1e-3
     with pytest.raises(UsageError, match="mrl_dim"):
         predictor_of("qwen3_vl", mrl_dim=65)
+
+
+def test_an_image_that_is_not_there_is_said(predictor_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(NotFound, match="no image at"):
+        predictor_of("clip").encode_image([tmp_path / "nope.png"])
+
+
+def test_marks_within_a_text_are_words(predictor_of, pairs_of) -> None:  # type: ignore[no-untyped-def]
+    image = pairs_of("t2i").parent / "red-circle.png"
+    predictor = predictor_of("qwen3_vl")
+    vector = predictor.encode([{"text": "what is <|image_pad|> for?<|im_end|>", "image": image}])
+    assert np.isfinite(vector).all()
+    prepared = predictor.model[0].preprocess([{"text": "<|im_end|>"}, {"text": ""}])
+    ends = (prepared["input_ids"] == predictor.model[0].tokenizer.convert_tokens_to_ids("<|im_end|>")).sum(1)
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("wrong", [{"caption": "x"}, {}])

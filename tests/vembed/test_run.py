@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
-from qmd.errors import ModelError  # noqa: E402
+from qmd.errors import ConfigError, ModelError  # noqa: E402
 from qmd.vembed.config import TrainConfig  # noqa: E402
-from qmd.vembed.data import Item  # noqa: E402
+from qmd.vembed.data import DataError, Item  # noqa: E402
 from qmd.vembed.evaluation.evaluator import encode_items  # noqa: E402
 from qmd.vembed.model.assemble import load_model  # noqa: E402
 from qmd.vembed.run import train  # noqa: E402
@@ -89,6 +90,57 @@ def test_resume_continues_bit_for_bit(configure: Callable[..., TrainConfig], tmp
     assert a == b
 
 
+def test_a_loss_that_learns_is_resumed_too(configure: Callable[..., TrainConfig]) -> None:
+    options = {"loss_type": "sigmoid", "batch_size": 4, "save_steps": 4, "learning_rate": "1e-2"}
+    config = configure("text", "t2t", **options)
+    train(config)
+    model = Path(config.output_dir) / "model.safetensors"
+    whole = model.read_bytes()
+    shutil.rmtree(Path(config.output_dir) / "checkpoints" / "checkpoint-8")
+    train(config, resume=True)
+    assert model.read_bytes() == whole
+
+
+def test_a_run_begun_anew_leaves_no_checkpoint_of_an_earlier_one(
+    configure: Callable[..., TrainConfig],
+) -> None:
+    config = configure("text", "t2t", epochs=3, warmup_ratio=0)
+    train(config)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(msgspec.structs.replace(config, epochs=2), progress=stop)
+    assert not any((Path(config.output_dir) / "checkpoints").glob("checkpoint-*"))
+
+
+def test_another_run_is_not_resumed(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = configure("text", "t2t", epochs=1, warmup_ratio=0)
+    train(config)
+    half = tmp_path / "half.jsonl"
+    half.write_text("".join(Path(config.data_path).read_text().splitlines(keepends=True)[:8]))
+    others = {"learning_rate was": {"learning_rate": 0.5}, "data were others": {"data_path": str(half)}}
+    for says, changes in others.items():
+        with pytest.raises(ConfigError, match=says):
+            train(msgspec.structs.replace(config, **changes), resume=True)
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(config.data_path, moved)
+    assert train(msgspec.structs.replace(config, data_path=str(moved)), resume=True).steps == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"save_steps": 1, "eval_strategy": "epoch"}, {"eval_strategy": "steps", "logging_steps": 7}],
+    ids=["saved more often", "measured where it logs"],
+)
+def test_saving_and_measuring_fall_together(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], options: dict[str, object]
+) -> None:
+    config = configure("text", "t2t", val_data_path=pairs_of("t2t"), warmup_ratio=0, **options)
+    assert train(config).steps == 2
+
+
 def test_keeps_the_best_checkpoint_not_the_last(
     configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path]
 ) -> None:
@@ -139,6 +191,80 @@ def test_training_that_moves_nothing_is_an_error(configure: Callable[..., TrainC
         train(configure("text", "t2t", epochs=1, warmup_ratio=0.9))
 
 
+def test_negatives_that_are_not_used_are_said(
+    configure: Callable[..., TrainConfig], pairs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from qmd.vembed.evaluation.report import report_lines
+
+    first, *rest = (json.loads(line) for line in pairs_of("rerank").read_text().splitlines())
+    del first["negatives"]
+    data = tmp_path / "uneven.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [first, *rest]))
+    report = train(configure("text", "t2t", data_path=data, epochs=1, warmup_ratio=0))
+    assert report.notes == (
+        f"{2 * len(rest)} negatives were left out: 0 a line are used, line 1 has no more.",
+    )
+    assert report.notes[0] in list(report_lines(report))
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "lines", "says"),
+    [
+        ("clip", "t2i", ("t2i", "i2t"), "line 17 is i2t and line 1 is t2i"),
+        ("clip", "m2i", ("m2i",), "line 1: mode m2i has text and image together"),
+        ("text", "t2i", ("t2i",), "line 1: mode t2i has image"),
+    ],
+)
+def test_lines_that_a_model_does_not_take_are_named(
+    configure: Callable[..., TrainConfig],
+    pairs_of: Callable[[str], Path],
+    family: str,
+    mode: str,
+    lines: tuple[str, ...],
+    says: str,
+) -> None:
+    data = pairs_of(lines[0]).parent / f"{family}-{mode}.jsonl"
+    rows = [(kind, json.loads(line)) for kind in lines for line in pairs_of(kind).read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"mode": kind}) + "\n" for kind, row in rows))
+    with pytest.raises(DataError, match=says):
+        train(configure(family, mode, data_path=data))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"use_lora": "true", "lora_target_modules": "[nope]"}, "lora_target_modules"),
+        ({"attn_implementation": "flash_attention_2"}, "cannot load model.*attn_implementation"),
+        ({"encoder_mode": "qwen3_vl", "model_name_or_path": "no/such"}, "cannot load model 'no/such'"),
+        ({"encoder_mode": "clip", "model_name_or_path": "no/such"}, "cannot load model 'no/such'"),
+        ({"learning_rate": "1e30", "max_grad_norm": 0, "warmup_ratio": 0}, "smaller learning_rate"),
+    ],
+    ids=["adapters", "attention", "qwen3_vl", "clip", "diverged"],
+)
+def test_what_cannot_be_trained_is_said(
+    configure: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, object],
+    says: str,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=says):
+        train(configure("text", "t2t", **options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an accelerator may have bfloat16")
+def test_mixed_precision_that_is_not_here_is_said(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match="bf16"):
+        train(configure("text", "t2t", torch_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("listing", ["{nope", '[{"path": ""}]', '[{"type": "qmd.vembed.model.nope.X"}]'])
+def test_a_broken_list_of_modules_is_said(tmp_path: Path, listing: str) -> None:
+    (tmp_path / "modules.json").write_text(listing)
+    with pytest.raises(ModelError, match=r"no list of modules|not here"):
+        load_model(tmp_path)
+
+
 def test_no_query_or_positive_twice_in_a_batch() -> None:
     from qmd.vembed.data import Pair
     from qmd.vembed.run import dataset_of, distinct_batches
@@ -187,7 +313,7 @@ def test_reports_to_tensorboard(configure: Callable[..., TrainConfig]) -> None:
 def test_a_reporter_that_is_not_there_is_named(
     configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qmd.errors import ConfigError, MissingExtra
+    from qmd.errors import MissingExtra
     from qmd.vembed import run
 
     monkeypatch.setattr(run, "find_spec", lambda name: None)

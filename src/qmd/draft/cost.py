@@ -45,7 +45,8 @@ class CostTable:
         cls, target: Target, *, context: int = 256, repeats: int = 4, rows: Sequence[int] = ROWS
     ) -> CostTable:
         """Time the target on tokens of no meaning after a context of `context` tokens; the fastest of `repeats`."""
-        context = min(context, target.max_context - max(rows) - 1)
+        rows = [n for n in rows if n < target.max_context - 1] or [1]
+        context = max(1, min(context, target.max_context - max(rows) - 1))
         cache = target.new_cache()
         filler = [i % target.vocab_size for i in range(context)]
         target.forward(filler, cache, last_only=True)
@@ -89,9 +90,8 @@ def best_length(
 class Ledger:
     """Whether a proposer pays, from what it has done: tokens gained against time spent, in steps of the target."""
 
-    def __init__(self, *, trial: int = 12, margin: float = 1.0) -> None:
+    def __init__(self, *, trial: int = 12) -> None:
         self.trial = trial
-        self.margin = margin
         self.steps = 0
         self.tokens = 0.0
         self.spent = 0.0
@@ -108,4 +108,4 @@ class Ledger:
 
     @property
     def pays(self) -> bool:
-        return self.steps < self.trial or self.gain >= self.margin
+        return self.steps < self.trial or self.gain >= 1.0

@@ -80,17 +80,23 @@ class SpeculativeDecoder:
         """Continue `input_ids` ((T,), (1, T) or a list); returns (1, T + new) int64 as `transformers` does.
 
         Ends at an end-of-text token (kept), at the token that completes one of `stop` (kept), or at max_new_tokens.
-        streamer: called with each list of new token ids (True ends the text), or an object with `put` and `end`.
+        streamer: called with each list of new token ids (True ends the text), or, as `transformers` has them, an object
+        with `put` (of the prompt, then of new tokens) and `end`.
         passages: texts known to matter beside the prompt, as token ids. cache: holds a prefix of the prompt's keys and
-        values; it is extended in place. Raises ValueError for an empty prompt, more than one row, or a prompt over the
-        context.
+        values; it is extended in place. Raises ValueError for an empty prompt, more than one row, a token outside the
+        vocabulary, or a prompt over the context.
         """
-        prompt = _prompt(input_ids)
+        prompt = _prompt(input_ids, self.target.vocab_size)
         sampling = Sampling(temperature, top_p, top_k)
-        if max_new_tokens < 1:
-            return torch.tensor([prompt])
+        if isinstance(stop, str) or not all(stop):
+            raise ValueError(f"`stop` is a list of strings, none of them empty; got {stop!r}.")
         if stop and self.tokenizer is None:
             raise ValueError("`stop` strings need a tokenizer; give one to SpeculativeDecoder.")
+        if streamer is not None and not callable(streamer):
+            streamer.put(torch.tensor([prompt]))
+        if max_new_tokens < 1:
+            _end(streamer)
+            return torch.tensor([prompt])
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         room = self.target.max_context - len(prompt)
         if room < 1:
@@ -223,7 +229,7 @@ class _Run:
             self.streamer.put(torch.tensor(kept))
 
     def _stopped(self) -> bool:
-        longest = max(map(len, self.stop))
+        longest = max(len(s.encode()) for s in self.stop)  # a token may be a single byte
         text = self.decoder.tokenizer.decode(self.new[-(longest + 8) :])
         return any(s in text for s in self.stop)
 
@@ -233,8 +239,12 @@ class _Run:
         self.stats.new_tokens = len(self.new)
         self.stats.gain_by = {n: ledger.gain for n, ledger in self.ledgers.items() if ledger.steps}
         self.stats.switched_off = tuple(n for n, ledger in self.ledgers.items() if not ledger.pays)
-        if self.streamer is not None and hasattr(self.streamer, "end"):
-            self.streamer.end()
+        _end(self.streamer)
+
+
+def _end(streamer: Any) -> None:
+    if streamer is not None and hasattr(streamer, "end"):
+        streamer.end()
 
 
 def _proposers(draft: Any, target: Target) -> list[Proposer]:
@@ -259,10 +269,14 @@ def eos_tokens(model: Any, tokenizer: Any) -> set[int]:
     return found
 
 
-def _prompt(input_ids: Tensor | Sequence[int]) -> list[int]:
+def _prompt(input_ids: Tensor | Sequence[int], vocab_size: int) -> list[int]:
     ids = torch.as_tensor(input_ids)
     if ids.dim() == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.dim() != 1 or not ids.numel():
         raise ValueError(f"need one prompt of at least one token; got shape {tuple(ids.shape)}.")
+    if not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise ValueError(
+            f"tokens are numbers from 0 to {vocab_size - 1}; got {int(ids.min())} to {int(ids.max())}."
+        )
     return [int(i) for i in ids.tolist()]

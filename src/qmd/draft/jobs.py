@@ -20,7 +20,7 @@ from qmd.draft.neural import NeuralProposer
 from qmd.draft.proposers import Proposer, SuffixProposer
 from qmd.draft.settings import DraftConfig, read_config
 from qmd.draft.torch_target import TorchTarget
-from qmd.draft.training import Report, Sample, acceptance, load_draft, render, train, write_samples
+from qmd.draft.training import LAST, Report, Sample, acceptance, load_draft, render, train, write_samples
 from qmd.draft.writer import Message, split_prompt
 from qmd.errors import NotFound, UsageError
 
@@ -72,9 +72,11 @@ def read_questions(path: Path | str) -> list[Question]:
     """Raises NotFound, or UsageError for a file of another form."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise NotFound(f"cannot read {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}") from error
     if path.suffix in (".yaml", ".yml", ".json"):
         import yaml
 
@@ -86,6 +88,11 @@ def read_questions(path: Path | str) -> list[Question]:
                 f"{path}: expected a list of questions, or of {{question, passage, answer}}: {error}"
             ) from error
     return [Question(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _some(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise UsageError("at least one question is needed.")
 
 
 class Bench:
@@ -163,12 +170,29 @@ class Bench:
 
     def train_draft(self, questions: Sequence[Question], *, progress: Progress | None = None) -> Report:
         """`qmd draft train`: the target writes its answers, the draft learns them; resumes where it stopped."""
+        _some(questions)
+        self._check_draft()
         samples = self.samples(questions, progress=progress)
         (self.folder / CONFIG_FILE).write_bytes(msgspec.json.encode(self.config))
         return train(self.draft(trained=False), samples, self.folder, progress=progress)
 
+    def _check_draft(self) -> None:
+        """Raises UsageError where the folder holds a draft of another target or shape: it could not go on from it."""
+        file = self.folder / CONFIG_FILE
+        if not (file.exists() and (self.folder / LAST).exists()):
+            return
+        kept = read_config(file)
+        for part in ("target_model", "draft_model", "knowledge_enhancement"):
+            had, asked = getattr(kept, part), getattr(self.config, part)
+            if had != asked:
+                raise UsageError(
+                    f"the draft in {self.folder} was begun with {part} {had}, the configuration asks for {asked}. "
+                    "Name another folder, or remove this one."
+                )
+
     def test_draft(self, questions: Sequence[Question]) -> TestReport:
         """`qmd draft test`: acceptance with and without knowledge, and the answers that speculation writes."""
+        _some(questions)
         draft = self.draft()
         pairs = [(q.question, q.passage) for q in questions]
         length = self.config.training.max_new_tokens
@@ -188,6 +212,7 @@ class Bench:
         self, questions: Sequence[Question], *, repeats: int = 3, trained: bool = True
     ) -> list[BenchRow]:
         """`qmd draft bench`: plain decoding against each proposer, alternating; medians of whole runs."""
+        _some(questions)
         table = CostTable.measure(self.target)
         ways: dict[str, list[Proposer]] = {"plain": [], "suffix": [SuffixProposer()]}
         if trained:

@@ -159,13 +159,24 @@ class KnowledgeCacheManager:
     def start(self, target: Any, tokens: Sequence[int]) -> Any:
         """A cache that holds as much of `tokens`' beginning as is known; give it to `generate(cache=...)`."""
         cache = target.new_cache()
-        found = self.prefix(tokens) if target.fingerprint == self.fingerprint else None
-        if found is not None:
+        if target.fingerprint != self.fingerprint:
+            return cache
+        while (found := self.prefix(tokens)) is not None:
             entry, shared = found
-            keys, values = self.load(entry)
-            cache.load(keys[:, :, :shared], values[:, :, :shared])
-            self._touch(entry.name)
+            stored = self._load_or_forget(entry)
+            if stored is not None:
+                cache.load(*(x[:, :, :shared] for x in stored))
+                self._touch(entry.name)
+                break
         return cache
+
+    def _load_or_forget(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
+        """As `load`; an entry that another process has removed is forgotten here too."""
+        try:
+            return self.load(entry)
+        except FileNotFoundError:
+            self.remove(entry.name)
+            return None
 
     def retrieve(self, query_text: str, k: int = 1) -> list[tuple[Entry, float]]:
         """The k entries nearest in meaning, with cosine similarity, best first. Entries without text are left out."""
@@ -186,7 +197,7 @@ class KnowledgeCacheManager:
 
     def knowledge_kv(self, query_text: str, k: int = 1) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the k nearest entries, joined along T, for the draft's cross-attention."""
-        found = [self.load(e) for e, _ in self.retrieve(query_text, k)]
+        found = [x for e, _ in self.retrieve(query_text, k) if (x := self._load_or_forget(e)) is not None]
         if not found:
             return None
         return torch.cat([x for x, _ in found], 2), torch.cat([x for _, x in found], 2)

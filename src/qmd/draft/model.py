@@ -141,8 +141,8 @@ class Qwen3DraftModel(nn.Module):
     """A draft for `target_model` (Qwen3 or Llama family), with its own copies of the sampled layers.
 
     config: the specification's mapping, a YAML path, or a DraftConfig. Embedding, final norm and LM head are the
-    target's and never trained. hot_ids: the tokens of the reduced head, when `hot_vocabulary` asks for one; by default
-    the lowest ids, which in byte-pair vocabularies are the most frequent.
+    target's and never trained. A reduced head (`hot_vocabulary`) has the lowest ids, which in byte-pair vocabularies
+    are the most frequent.
     """
 
     def __init__(
@@ -150,8 +150,6 @@ class Qwen3DraftModel(nn.Module):
         config: DraftConfig | Mapping[str, Any] | str | None,
         target_model: Any,
         knowledge_cache_manager: KnowledgeCacheManager | None = None,
-        *,
-        hot_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.config = read_config(config)
@@ -165,17 +163,18 @@ class Qwen3DraftModel(nn.Module):
         if cache_dim % heads:
             heads = next(h for h in range(heads, 0, -1) if cache_dim % h == 0)
         self.manager = knowledge_cache_manager
-        self.blocks = nn.ModuleList(
-            Block(target_model.model.layers[i], shape, self.config, heads) for i in self.sampled_layers
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.training.seed)
+            self.blocks = nn.ModuleList(
+                Block(target_model.model.layers[i], shape, self.config, heads) for i in self.sampled_layers
+            )
         self._shared = (
             target_model,
         )  # in a tuple: not a submodule, so nothing of the target is trained or saved
         self.vocab_size: int = shape.vocab_size
-        if hot_ids is None and 0 < d.hot_vocabulary < shape.vocab_size:
-            hot_ids = range(d.hot_vocabulary)
         self.hot_ids: Tensor | None
-        self.register_buffer("hot_ids", None if hot_ids is None else torch.tensor(sorted(hot_ids)))
+        reduced = 0 < d.hot_vocabulary < shape.vocab_size
+        self.register_buffer("hot_ids", torch.arange(d.hot_vocabulary) if reduced else None)
 
     @property
     def target_model(self) -> Any:

@@ -32,11 +32,3 @@ class Stats:
     @property
     def acceptance(self) -> float:
         return self.accepted / self.proposed if self.proposed else 0.0
-
-    @property
-    def copied_from_passage(self) -> int:
-        return self.accepted_by_origin.get("passage", 0)
-
-    @property
-    def self_repeated(self) -> int:
-        return self.accepted_by_origin.get("self", 0)

@@ -9,6 +9,7 @@ usual fused attention.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,8 +111,15 @@ class TorchTarget:
                 f"model family {config.model_type!r} has no fast target; known here: {', '.join(FAMILIES)}. "
                 "Use TransformersTarget for it."
             )
-        if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        self.max_context: int = max_context or config.max_position_embeddings
+        kinds = getattr(config, "layer_types", None)
+        window = None if kinds else getattr(config, "sliding_window", None)  # Mistral says it for all layers
+        if any(kind != "full_attention" for kind in kinds or ()) or (window and window < self.max_context):
             raise ModelError("sliding-window attention has no fast target. Use TransformersTarget for it.")
+        if config.hidden_act != "silu":
+            raise ModelError(
+                f"activation {config.hidden_act!r} has no fast target. Use TransformersTarget for it."
+            )
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type", "default") in ("dynamic", "longrope"):
             raise ModelError(
@@ -126,8 +134,8 @@ class TorchTarget:
             raise ModelError("int8 needs a torch with FBGEMM (x86). Use precision='float32'.")
         self.precision: Precision = precision
         self.config = config
+        self.generation_config = getattr(model, "generation_config", None)
         self.vocab_size: int = config.vocab_size
-        self.max_context: int = max_context or config.max_position_embeddings
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -246,6 +254,8 @@ class TransformersTarget:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
+        self.config = model.config
+        self.generation_config = getattr(model, "generation_config", None)
         self.vocab_size: int = model.config.vocab_size
         self.max_context: int = getattr(model.config, "max_position_embeddings", 1 << 20)
         self.fingerprint = fingerprint_of(model, "transformers")
@@ -263,13 +273,14 @@ class TransformersTarget:
 
 
 def fingerprint_of(model: Any, precision: str) -> str:
-    """16 hex digits from the configuration, the precision and a sample of every weight."""
-    digest = hashlib.sha256(f"kv1 {precision} {model.config.model_type}".encode())
-    for name, value in model.state_dict().items():
-        flat = value.detach().reshape(-1)
-        step = max(1, flat.numel() // 64)
+    """16 hex digits from the precision, the configuration and every weight (two seconds for 600 million in float32)."""
+    said = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version"):  # where it lay and who wrote it changes nothing
+        said.pop(key, None)
+    digest = hashlib.sha256(f"kv2 {precision} {json.dumps(said, sort_keys=True, default=str)}".encode())
+    for name, value in model.named_parameters():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

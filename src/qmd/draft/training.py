@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,8 @@ from qmd.draft.decoder import SpeculativeDecoder, eos_tokens
 from qmd.draft.model import Qwen3DraftModel
 from qmd.draft.torch_target import as_target
 
+LAST = "last.pth"
+"""The checkpoint to go on from: weights, optimiser, curves."""
 WINDOWS = 4  # rows of its own the draft sees in training: 0 to 3, as while drafting
 TEACHER_BYTES = (
     1 << 30
@@ -56,7 +59,7 @@ def write_samples(
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> list[Sample]:
     """Let the target answer each (question, passage) greedily. Written to `path` (JSON lines) as it goes; what is
-    there already is not written again.
+    there already, of the same length, is not written again.
 
     batch: answers written side by side, with a `transformers` model as target: the text of its own greedy decoding
     to rounding. 1 drafts one answer after the other, token for token.
@@ -64,8 +67,14 @@ def write_samples(
     asked = [(q, tuple(render(tokenizer, q, passage))) for q, passage in prompts]
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     if path is not None and path.exists():
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        known = {tuple(row["prompt"]): tuple(row["answer"]) for row in rows}
+        text = path.read_text(encoding="utf-8")
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was cut short
+                row = json.loads(line)
+                if row.get("max_new_tokens") == max_new_tokens:
+                    known[tuple(row["prompt"])] = tuple(row["answer"])
+        if text and not text.endswith("\n"):
+            path.write_text(text + "\n", encoding="utf-8")
     missing = [(q, prompt) for q, prompt in asked if prompt not in known]
     answer = _writer(target, tokenizer, max_new_tokens, batch)
     for at in range(0, len(missing), batch):
@@ -75,7 +84,8 @@ def write_samples(
         known |= {s.prompt: s.answer for s in made}
         if path is not None:
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(s)) + "\n" for s in made)
+                for s in made:
+                    file.write(json.dumps(asdict(s) | {"max_new_tokens": max_new_tokens}) + "\n")
         if progress is not None:
             progress("answers", at + len(made), len(missing))
     return [Sample(prompt, known[prompt], q) for q, prompt in asked]
@@ -155,7 +165,7 @@ def train(
     optimiser = torch.optim.AdamW(draft.parameters(), lr=t.learning_rate, weight_decay=0.01)
     teacher = Teacher(draft)
     report = Report()
-    last = folder / "last.pth"
+    last = folder / LAST
     if last.exists():
         state = torch.load(last, weights_only=True)
         draft.load_state_dict(state["model_state_dict"])

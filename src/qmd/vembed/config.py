@@ -7,6 +7,7 @@ silently dropped `learning_rate` costs a night.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -113,13 +114,37 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             "gradient_cache_chunk_size",
             "lora_r",
             "lora_alpha",
+            "logging_steps",
         )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("freeze_layers", "num_negatives"):
-            if getattr(self, name) < 0:
+        for name in ("max_length", "projection_dim", "eval_steps"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        not_negative = (
+            "freeze_layers",
+            "num_negatives",
+            "save_steps",
+            "seed",
+            "weight_decay",
+            "max_grad_norm",
+            "hardness_weight",
+        )
+        for name in not_negative:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        for name in self.__struct_fields__:
+            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, not {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below {2**32}, not {self.seed}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be in [0, 1), not {self.lora_dropout}")
+        if self.use_lora and self.encoder_mode == "composed":
+            raise ValueError(
+                "use_lora has no place in encoder_mode 'composed'; freeze_towers teaches its heads alone"
+            )
         reranks = self.task == "rerank"
         if reranks != (self.loss_type in RERANK_LOSSES):
             fitting = RERANK_LOSSES if reranks else [k for k in get_args(LossType) if k not in RERANK_LOSSES]
@@ -128,6 +153,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
         if reranks:
             self._check_reranking()
+        if self.false_negative_margin is not None and (self.loss_type != "infonce" or self.hardness_weight):
+            raise ValueError("false_negative_margin works with loss_type infonce and without hardness_weight")
+        if self.hardness_weight and self.loss_type not in ("infonce", "symmetric_infonce"):
+            raise ValueError(f"hardness_weight works with infonce losses, not with {self.loss_type}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio must be in [0, 1), not {self.warmup_ratio!r}")
         for name in self.reporters:

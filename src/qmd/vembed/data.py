@@ -10,12 +10,14 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from qmd.errors import MissingExtra, QmdError
+from qmd.errors import BadPicture, MissingExtra, QmdError
+from qmd.llm.pictures import open_image
 from qmd.vembed.config import RetrievalMode
 
 _SIDES: Mapping[str, tuple[bool, bool]] = {  # mode -> (query is an image, positive is an image)
@@ -110,22 +112,27 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | str]]:
     """(line, row) for each row; a row that cannot be read at all is the fault as a string."""
     suffix = path.suffix.lower()
     if suffix in {".csv", ".tsv"}:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(2**31 - 1)  # a text may be long
+        # Bytes that are not UTF-8 become halves of characters, which `_is_text` refuses on their line.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(
                 file, delimiter="\t" if suffix == ".tsv" else ",", restkey="(more columns)"
             )
             for row in reader:
-                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+                yield reader.line_num, {key: value for key, value in row.items() if value != ""}
     elif suffix == ".parquet":
         try:
-            from pyarrow import parquet
+            from pyarrow import ArrowException, parquet
         except ImportError as error:
             raise MissingExtra("reading Parquet", "train") from error
         number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {key: value for key, value in row.items() if value is not None}
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path}, after row {number}: {error}") from error
     else:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
@@ -133,7 +140,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | str]]:
                     continue
                 try:
                     row = json.loads(raw)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                except (ValueError, RecursionError) as error:
                     yield number, f"not valid JSON: {error}"
                     continue
                 yield (
@@ -143,6 +150,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | str]]:
 
 
 def _pair(row: Mapping[str, object], line: int, default_mode: RetrievalMode, root: Path) -> Pair:
+    row = {key: value for key, value in row.items() if value is not None}
     if unknown := sorted(set(row) - _KEYS):
         raise DataError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}")
     mode = row.get("mode", default_mode)
@@ -154,9 +162,11 @@ def _pair(row: Mapping[str, object], line: int, default_mode: RetrievalMode, roo
         query = Item(query.text, root / _text(row, "query_image"))
     elif "query_image" in row:
         raise DataError(f"query_image belongs to mode m2i, this line is {mode}")
+    if "negative" in row and "negatives" in row:
+        raise DataError("give negative or negatives, not both")
     given = row.get("negatives", row.get("negative", ()))
     negatives = [given] if isinstance(given, str) else given
-    if not isinstance(negatives, Sequence) or not all(isinstance(n, str) and n.strip() for n in negatives):
+    if not isinstance(negatives, Sequence) or not all(_is_text(n) for n in negatives):
         raise DataError("negatives must be a string or a list of non-empty strings")
     return Pair(
         query=query,
@@ -184,11 +194,31 @@ def check_loss_fits(pairs: Sequence[Pair], loss_type: str) -> None:
             raise DataError(f"line {pair.line}: {fault}.")
 
 
+def check_model_fits(pairs: Sequence[Pair], *, supports: Callable[[Any], bool], mixes: bool) -> None:
+    """Raises DataError, naming the line, where a model cannot take a pair: supports(kind) of "text", "image" or both in
+    a tuple; mixes: one batch may hold several kinds."""
+    first: dict[int, tuple[Pair, Any]] = {}
+    for pair in pairs:
+        for side, item in enumerate((pair.query, pair.positive)):
+            kind = ("image", "text") if item.text and item.image else "image" if item.image else "text"
+            if not supports(kind):
+                wanted = kind if isinstance(kind, str) else "text and image together"
+                raise DataError(
+                    f"line {pair.line}: mode {pair.mode} has {wanted}, which this model does not take."
+                )
+            known, before = first.setdefault(side, (pair, kind))
+            if kind != before and not mixes:
+                raise DataError(
+                    f"line {pair.line} is {pair.mode} and line {known.line} is {known.mode}: this model takes lines of "
+                    "one kind in a run."
+                )
+
+
 def _scores(value: object) -> tuple[float, ...]:
     given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     try:
         scores = tuple(float(one) for one in given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         scores = (math.nan,)
     if not all(math.isfinite(score) for score in scores):
         raise DataError("score must be a number or a list of numbers")
@@ -201,34 +231,24 @@ def _item(value: str, is_image: bool, root: Path) -> Item:
 
 def _text(row: Mapping[str, object], key: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{key} is missing or empty" if not value else f"{key} must be a string")
-    return value
+    if not _is_text(value):
+        raise DataError(f"{key} is missing or empty" if not value else f"{key} must be a string in UTF-8")
+    return str(value)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string that says something, and whole characters."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def _image_fault(path: Path, checked: dict[Path, str | None]) -> str | None:
     """Why an image cannot be used, or None. Each file is opened once."""
     if path not in checked:
         try:
-            from PIL import Image, UnidentifiedImageError
-        except ImportError as error:
-            raise MissingExtra("training on images", "train") from error
-        try:
-            with Image.open(path) as image:
-                image.verify()
-            with Image.open(path) as image:
-                if image.format != "PNG":  # of other formats `verify` reads the head alone
-                    image.draft("RGB", (64, 64))
-                    image.load()
+            open_image(path)
             checked[path] = None
         except FileNotFoundError:
             checked[path] = f"no image at {path}"
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (BadPicture, OSError) as error:
             checked[path] = f"cannot read image {path}: {error}"
     return checked[path]

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from qmd.errors import MissingExtra, ModelError
+from qmd.errors import MissingExtra, ModelError, UsageError
 from qmd.llm.embedder import OnnxEmbedder
 from qmd.llm.files import ModelFiles, file_sha256
 from qmd.llm.session import open_session
@@ -59,7 +60,8 @@ def export_onnx(
 ) -> ExportReport:
     """Write `checkpoint` as ONNX to `folder`.
 
-    Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's vectors.
+    Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's vectors;
+    UsageError where both folders are one.
     """
     try:
         import torch
@@ -67,6 +69,7 @@ def export_onnx(
         raise MissingExtra("exporting a model", "train") from error
     from qmd.vembed.model.assemble import open_model
 
+    check_apart(checkpoint, folder)
     model = open_model(checkpoint).to("cpu").eval()
     if getattr(model[0], "stands_on_embedder", False):
         from qmd.vembed.export_pictures import export_image_text
@@ -127,6 +130,12 @@ def export_onnx(
     return ExportReport(str(folder), card, sizes, difference, cosine)
 
 
+def check_apart(checkpoint: str | Path, folder: str | Path) -> None:
+    """Raises UsageError where the files of an export would take the place of the model's own."""
+    if Path(folder).resolve() == Path(checkpoint).resolve():
+        raise UsageError(f"{folder} is the trained model itself. Export it to a folder of its own.")
+
+
 def open_exported(folder: str | Path, *, precision: Literal["fp32", "int8"] = "fp32") -> OnnxEmbedder:
     """The engine's embedder over an exported folder. Raises ModelError where a file is not the one that was written."""
     folder = Path(folder)
@@ -139,8 +148,6 @@ def open_exported(folder: str | Path, *, precision: Literal["fp32", "int8"] = "f
 
 def read_card(folder: str | Path) -> ModelCard:
     """The card of an exported folder."""
-    import msgspec
-
     path = Path(folder) / CARD
     try:
         return msgspec.json.decode(path.read_bytes(), type=ModelCard)
@@ -400,10 +407,14 @@ def _write_descriptions(folder: Path, card: ModelCard, config: Any, record: dict
 
 
 def training_record(checkpoint: str | Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((Path(checkpoint) / "training.json").read_text(encoding="utf-8"))
-    except OSError:
+    """What a run wrote down of itself, folders left out; nothing for a model that was not trained here."""
+    path = Path(checkpoint) / "training.json"
+    if not path.is_file():
         return {}
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{path} is not the record of a run: {error}") from error
     for key in ("data_path", "val_data_path", "image_root", "output_dir", "feature_cache"):
         value = record.get("config", {}).get(key)
         if isinstance(value, str):

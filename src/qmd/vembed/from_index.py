@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
+from urllib.parse import unquote
 
 from qmd.store.chunks import ChunkRow
 from qmd.store.documents import StoredDocument
@@ -145,12 +146,12 @@ def _pairs(
         if "link" in kinds:
             for match in _LINK.finditer(row.text):
                 shown, path, wiki, alias = match.groups()
-                target = _target(path or wiki, document.path, targets)
+                target = _target(unquote(path) if path else wiki, document.path, targets)
                 if target and target != document.docid and openings.get(target):
                     yield from text_pair(_plain(shown or alias or wiki), openings[target], target=target)
         if "caption" in kinds:
             for match in _PICTURE.finditer(row.text):
-                picture = roots[document.collection] / PurePosixPath(document.path).parent / match[2]
+                picture = roots[document.collection] / PurePosixPath(document.path).parent / unquote(match[2])
                 if picture.suffix.lower() in IMAGE_SUFFIXES and picture.is_file():
                     yield {"query": match[1].strip(), "positive": str(picture.resolve()), "mode": "t2i"}
 
@@ -161,8 +162,8 @@ def _opening(rows: Sequence[ChunkRow], title: str) -> str:
 
 def _without_title(text: str, title: str) -> str:
     """Some texts repeat their title in the first line; the answer must not be the question."""
-    text = text.strip()
-    return text[len(title) :].strip() if title and text.startswith(title) else text
+    first, _, rest = text.strip().partition("\n")
+    return rest.strip() if first.strip() == title else text.strip()
 
 
 def _sentences(text: str) -> list[str]:

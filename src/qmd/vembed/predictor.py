@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qmd.errors import MissingExtra, UsageError
+from qmd.errors import MissingExtra, NotFound, UsageError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -68,6 +68,8 @@ class Predictor:
         kinds: dict[tuple[bool, bool], list[int]] = {}
         cells = [_cell(item) for item in items]
         for index, cell in enumerate(cells):
+            if isinstance(cell["image"], str | Path) and not Path(cell["image"]).is_file():
+                raise NotFound(f"no image at {cell['image']}.")
             kinds.setdefault((cell["text"] is None, cell["image"] is None), []).append(index)
         vectors = np.empty((len(cells), self.dim), dtype=np.float32)
         for indices in kinds.values():

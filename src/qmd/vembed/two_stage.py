@@ -43,6 +43,8 @@ def two_stage_search(
         )
     if not 1 <= fast_dim <= vectors.shape[1]:
         raise UsageError(f"fast_dim must be between 1 and {vectors.shape[1]}, not {fast_dim}.")
+    if k < 1 or not len(vectors):
+        raise UsageError(f"k must be at least 1 and there must be vectors, not k={k} of {len(vectors)}.")
     k = min(k, len(vectors))
     candidates = min(max(candidates, k), len(vectors))
 
@@ -73,9 +75,9 @@ def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def nearest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """(n, k) columns of the highest scores, best first, smaller columns first among equals."""
-    part = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else None
-    if part is None:
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int64)
-    part.sort(axis=1)
-    order = np.argsort(-np.take_along_axis(scores, part, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(part, order, axis=1).astype(np.int64)
+    found = np.empty((len(scores), k), dtype=np.int64)
+    least = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+    for row, (given, limit) in enumerate(zip(scores, least, strict=True)):
+        columns = np.flatnonzero(given >= limit)  # k, and all that equal the last of them
+        found[row] = columns[np.argsort(-given[columns], kind="stable")[:k]]
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from qmd.errors import ModelError
 from qmd.vembed.data import Item, Pair
 from qmd.vembed.evaluation.metrics import compute_mrr, compute_ndcg_at_k, compute_recall_at_k
 
@@ -20,18 +21,16 @@ if TYPE_CHECKING:
 class PairEvaluator(BaseEvaluator):
     """Callable as sentence-transformers wants an evaluator to be; gives metric name -> value."""
 
-    def __init__(self, pairs: Sequence[Pair], *, batch_size: int = 32, dim: int | None = None) -> None:
+    def __init__(self, pairs: Sequence[Pair], *, batch_size: int = 32) -> None:
         super().__init__()
-        self.pairs, self.batch_size, self.dim = tuple(pairs), batch_size, dim
+        self.pairs, self.batch_size = tuple(pairs), batch_size
         self.primary_metric = "recall@1"
         self.greater_is_better = True
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        similarities, relevant = pair_similarities(
-            model, self.pairs, batch_size=self.batch_size, dim=self.dim
-        )
+        similarities, relevant = pair_similarities(model, self.pairs, batch_size=self.batch_size)
         return ranking_metrics(similarities, relevant)
 
 
@@ -84,6 +83,8 @@ def encode_items(
             model.encode(inputs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True),
             np.float32,
         )
+        if not np.isfinite(part).all():
+            raise ModelError("the model's vectors are no numbers any more: give a smaller learning_rate.")
         part = part[:, :dim] if dim else part
         if result is None:
             result = np.empty((len(items), part.shape[1]), dtype=np.float32)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from qmd.errors import ModelError
 from qmd.vembed.data import DataError
 from qmd.vembed.evaluation.metrics import Interval, bootstrap, compute_mrr, compute_ndcg_at_k
 
@@ -40,6 +41,8 @@ def evaluate_lists(score: Score, lists: Sequence[CandidateList], *, name: str) -
             raise DataError(f"line {row.line}: a reranker is measured on negatives, and this query has none.")
         texts = [*row.positives, *row.negatives]
         scores = np.asarray(score(row.query, texts), dtype=np.float64).reshape(1, -1)
+        if not np.isfinite(scores).all():
+            raise ModelError("the reranker's scores are no numbers any more: give a smaller learning_rate.")
         right = np.arange(len(texts))[None, :] < len(row.positives)
         ndcg.append(compute_ndcg_at_k(scores, 10, right))
         mrr.append(compute_mrr(scores, right))

@@ -138,6 +138,7 @@ def report_lines(report: TrainReport) -> Iterator[str]:
     yield f"{report.steps} steps, mean loss {report.final_loss:.3f}. The model is in {report.output_dir}."
     if report.skipped:
         yield f"{len(report.skipped)} lines were left out, first: {report.skipped[0]}"
+    yield from report.notes
     if report.rows:
         yield ""
         yield from rows_as_table(report.rows)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmd.errors import ModelError
+from qmd.errors import ModelError, QmdError
 from qmd.vembed.config import EncoderMode, TrainConfig
 
 if TYPE_CHECKING:
@@ -27,8 +28,25 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 _TRUSTED = ("sentence_transformers.", "qmd.vembed.model.", "qmd.vembed.rerank.")
 
 
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """What the libraries say of a model that cannot be loaded becomes ModelError."""
+    try:
+        yield
+    except QmdError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        remedy = " `attn_implementation=sdpa` needs nothing more." if "flash" in str(error).lower() else ""
+        raise ModelError(f"cannot load model {name!r}: {error}{remedy}") from error
+
+
 def build_model(config: TrainConfig) -> SentenceTransformer:
-    """The model that a run starts from, in the form its family needs."""
+    """The model that a run starts from, in the form its family needs. Raises ModelError where it cannot be loaded."""
+    with loading(config.model_name_or_path):
+        return _build(config)
+
+
+def _build(config: TrainConfig) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
 
@@ -134,8 +152,12 @@ def load_modules(folder: str | Path) -> list[Any]:
     listing = path / "modules.json"
     if not listing.is_file():
         raise ModelError(f"{path} is not a trained model: it has no modules.json.")
-    rows = json.loads(listing.read_text(encoding="utf-8"))
-    if not any(str(row["type"]).startswith("qmd.") for row in rows):
+    try:
+        rows = json.loads(listing.read_text(encoding="utf-8"))
+        kinds = [str(row["type"]) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{listing} is no list of modules: {error!r}") from error
+    if not any(kind.startswith("qmd.") for kind in kinds):
         return []
     modules = []
     for row in rows:
@@ -145,10 +167,14 @@ def load_modules(folder: str | Path) -> list[Any]:
                 f"{path} asks for module {kind}, which is neither ours nor sentence-transformers'."
             )
         home, _, name = kind.rpartition(".")
-        inside = str(row["path"])
+        inside = str(row.get("path", ""))
         if Path(inside).is_absolute() or ".." in Path(inside).parts:
             raise ModelError(f"{path} names a module outside its own folder: {inside!r}.")
-        modules.append(getattr(import_module(home), name).load(str(path), subfolder=inside))
+        try:
+            module = getattr(import_module(home), name)
+        except (ImportError, AttributeError) as error:
+            raise ModelError(f"{path} asks for module {kind}, which is not here: {error}") from error
+        modules.append(module.load(str(path), subfolder=inside))
     return modules
 
 
@@ -165,6 +191,8 @@ def add_lora(model: Any, config: TrainConfig, *, whole: Sequence[str] = ()) -> N
 
     module = model[0]
     name = "model" if hasattr(module, "model") else "auto_model"
+    if not hasattr(module, name):
+        raise ModelError("use_lora needs one transformer; this model is composed of towers.")
     inner = getattr(module, name)
     family = str(inner.config.model_type)
     targets = config.lora_target_modules or next(
@@ -178,7 +206,10 @@ def add_lora(model: Any, config: TrainConfig, *, whole: Sequence[str] = ()) -> N
         bias="none",
         modules_to_save=[name for name in whole if hasattr(inner, name)] or None,
     )
-    setattr(module, name, get_peft_model(inner, lora))
+    try:
+        setattr(module, name, get_peft_model(inner, lora))
+    except ValueError as error:
+        raise ModelError(f"lora_target_modules do not fit this model: {error}") from error
 
 
 def merge_lora(model: Any) -> None:

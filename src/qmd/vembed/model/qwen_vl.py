@@ -22,7 +22,6 @@ DEFAULT_INSTRUCTION = "Represent the user's input."
 MAX_TOKENS = 8192
 MIN_PIXELS = 4_096
 MAX_PIXELS = 1_843_200
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj")
 
 
 class QwenVLBackbone(InputModule):
@@ -116,7 +115,7 @@ class QwenVLBackbone(InputModule):
             features["image_grid_thw"] = grid
         instruction = prompt or self.instruction
         prompts = [
-            self.prompt(self._fit(text, count, instruction), count, instruction)
+            self.prompt(self._fit(self._plain(text), count, instruction), count, instruction)
             for text, count in zip(texts, counts, strict=True)
         ]
         tokens = self.tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
@@ -125,6 +124,12 @@ class QwenVLBackbone(InputModule):
         features["mm_token_type_ids"] = (tokens["input_ids"] == self.image_token_id).int()
         features["num_images_per_sample"] = torch.tensor([int(image is not None) for image in images])
         return features
+
+    def _plain(self, text: str | None) -> str | None:
+        """Marks of the chat and of images within a text are words there, and no marks."""
+        for mark in self.tokenizer.get_added_vocab() if text else ():
+            text = str(text).replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
 
     def _fit(self, text: str | None, image_tokens: int, instruction: str) -> str | None:
         """Shorten the text, never the image or the closing prompt, to the token limit."""

@@ -22,7 +22,7 @@ from qmd.llm.files import file_sha256
 from qmd.llm.open import open_reranker
 from qmd.llm.tokens import TextTokenizer
 from qmd.types import ModelCard, ModelVariant
-from qmd.vembed.export import CARD, EXPORTED, quantise_weights, training_record, write_graph
+from qmd.vembed.export import CARD, EXPORTED, check_apart, quantise_weights, training_record, write_graph
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -68,7 +68,8 @@ def export_reranker(
     """Write a trained reranker as ONNX to `folder`, with tokenizer and card.
 
     calibration: (query, text) pairs on which the ranges of the int8 products are measured; texts like those it will
-    read. Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's scores.
+    read. Raises ModelError for a family that has no ONNX form here, and where a file does not give the model's scores;
+    UsageError where both folders are one.
     """
     try:
         import torch
@@ -78,6 +79,7 @@ def export_reranker(
     from qmd.vembed.rerank.tokens import TokenPairs
     from qmd.vembed.rerank.yes_no import YesNoPairs
 
+    check_apart(checkpoint, folder)
     model = load_reranker(checkpoint).to("cpu").eval()
     first: Any = model[0]
     folder = Path(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmd.errors import ModelError
 from qmd.vembed.config import TrainConfig
-from qmd.vembed.model.assemble import add_lora, freeze_lower, load_modules
+from qmd.vembed.model.assemble import add_lora, freeze_lower, load_modules, loading
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -17,7 +17,12 @@ MAX_TOKENS = 512
 
 def build_reranker(config: TrainConfig) -> CrossEncoder:
     """The model that a run starts from. An encoder without a score head gets a fresh one, or one that compares tokens
-    (`score_head: tokens`)."""
+    (`score_head: tokens`). Raises ModelError where it cannot be loaded."""
+    with loading(config.model_name_or_path):
+        return _build(config)
+
+
+def _build(config: TrainConfig) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
     from transformers import AutoConfig
 
@@ -26,10 +31,7 @@ def build_reranker(config: TrainConfig) -> CrossEncoder:
     name = packaged_text(config.model_name_or_path)
     attention = None if config.attn_implementation == "auto" else config.attn_implementation
     dtype = config.torch_dtype if config.use_lora else "float32"
-    try:
-        described = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the configuration of model {name!r}: {error}") from error
+    described = AutoConfig.from_pretrained(name, trust_remote_code=False)
     causal = any(kind.endswith("ForCausalLM") for kind in described.architectures or ())
     if causal and config.score_head != "first":
         raise ModelError(f"{name} is asked for yes or no: score_head {config.score_head!r} is for encoders.")

@@ -15,12 +15,12 @@ from qmd.vembed.rerank.lists import CandidateList, candidate_lists, training_row
 from qmd.vembed.rerank.model import build_reranker
 from qmd.vembed.run import (
     TrainReport,
+    begin_run,
     read_data,
     run_trainer,
     trainer_class,
     training_arguments,
     write_curve,
-    write_record,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +55,6 @@ def train_reranker(
     if held_out:
         figures.append(evaluate_lists(score_with(model, config.batch_size), held_out, name="before"))
     first = os.environ.get("RANK", "0") == "0"
-    if first:
-        output.mkdir(parents=True, exist_ok=True)
-        write_record(output, config, pairs, validation)
     evaluator = ListEvaluator(held_out, batch_size=config.batch_size) if held_out else None
     trainer = trainer_class(CrossEncoderTrainer)(
         model=model,
@@ -73,7 +70,9 @@ def train_reranker(
         data_collator=CrossEncoderDataCollator(preprocess_fn=model.preprocess),
     )
     trainer.has_moved = lambda: not np.array_equal(before, _probe(model, lists))
-    result = run_trainer(trainer, output, resume=resume, progress=progress)
+    if first:
+        begin_run(output, config, pairs, validation, resume=resume)
+    result = run_trainer(trainer, resume=resume, progress=progress)
     if config.use_lora:
         merge_lora(model)
     if held_out:
