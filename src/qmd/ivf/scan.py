@@ -2,7 +2,7 @@
 
 One product a list into one row of scores, one top-k: light for a few queries. Many queries: `grouped`.
 Both end in `recheck`: distances from differences in float32. Where the products' rounding could have decided
-which rows come so far, as it can for tight clusters far from zero, `settle` asks again in float64.
+which rows come so far, as it can for tight clusters far from zero, `settle` looks at all of the query's rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qmd.ivf.slabs import Codes, Table
 SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the products
 SPARE_CODED = 12
 _SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 products chose them
+_TIE = 2e-5  # distances so near to each other, relatively, are equal
 _ONE_BY_ONE = 10  # so few queries share too few lists to be worth sorting
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
@@ -109,27 +110,28 @@ def recheck(
 def settle(
     lists: Lists, q: Tensor, probes: Probes, k: int, metric: Metric, best: Tensor, where: Tensor, edge: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The answers, those in float64 that rounding in float32 products may have changed. edge (n,): no row that was
-    not looked at again had a smaller score."""
+    """The answers, those from differences or float64 that rounding in float32 products may have changed. edge (n,): no
+    row that was not looked at again had a smaller score."""
     plain = lists.codec.exact and probes.centroids is None and probes.source is None
-    if metric == "l2" and plain and operators.has("float64", q.device):
-        open_ = doubtful(q, best, edge)
-        for i in open_.tolist() if lists.nlist > 1 else []:
+    open_ = doubtful(q, best, edge) if metric == "l2" and plain else q.new_zeros(0)
+    if lists.nlist > 1:  # each query reads lists of its own
+        for i in open_.tolist():
             one = slice(i, i + 1)
             rows = addresses(lists, probes.rows(one))
-            best[one], where[one] = scan_all(lists, q[one], rows, k, metric, probes, torch.float64)
-        if lists.nlist == 1 and open_.numel():
-            rows = addresses(lists, probes.rows(slice(0, 1)))
-            best[open_], where[open_] = scan_all(lists, q[open_], rows, k, metric, probes, torch.float64)
+            best[one], where[one] = recheck(lists, q[one], rows[None], k, metric, probes)
+    elif open_.numel() and operators.has("float64", q.device):
+        rows = addresses(lists, probes.rows(slice(0, 1)))
+        best[open_], where[open_] = scan_all(lists, q[open_], rows, k, metric, probes, torch.float64)
     return best, where
 
 
 def doubtful(q: Tensor, best: Tensor, edge: Tensor) -> Tensor:
-    """Queries (n, d) whose k-th distance (n, k) a row with a score of `edge` (n,) or more may yet beat."""
-    size: Tensor = torch.linalg.vecdot(q, q)
-    least = size + edge - rounding(size, best[:, -1], q.shape[1])
-    open_: Tensor = (best[:, -1] > least).nonzero().reshape(-1)
-    return open_
+    """Queries (n, d) whose k-th distance (n, k) a row with a score of `edge` (n,) or more may yet beat by more than
+    distances of float32 differ by anyway."""
+    size, last = torch.linalg.vecdot(q, q), best[:, -1]
+    error = rounding(size, last, q.shape[1])
+    open_: Tensor = (last > size + edge - error) & (error > _TIE * last) & (last > 0)
+    return open_.nonzero().reshape(-1)
 
 
 def addresses(lists: Lists, probes: Probes) -> Tensor:
