@@ -62,10 +62,12 @@ def _reaches(name: str) -> bool:
 
 def _downloads(name: str) -> bool:
     """Whether a name means a model of a hub that is neither in the catalog nor was fetched by the user before."""
+    if "/" not in name and "@" not in name:  # a plain name that is unknown opens nothing
+        return False
     from qmd.llm.catalog import CATALOG
     from qmd.llm.hub import read_lock, split_revision
     from qmd.llm.hub_gguf import repository_of
 
-    if name in CATALOG or ("/" not in name and "@" not in name):  # a plain name that is unknown opens nothing
+    if name in CATALOG:
         return False
     return repository_of(name) not in {name for key in read_lock() for name in (key, split_revision(key)[0])}

@@ -180,10 +180,11 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
 
     import msgspec
 
-    from qmd.config import CONFIG_NAME, check_config_of, set_model
+    from qmd.config import CONFIG_NAME, set_model
     from qmd.errors import UsageError
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
+    from qmd.trust import check_config_of
     from qmd.types import Role
 
     local = Path(name).expanduser()
