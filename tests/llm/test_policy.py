@@ -146,6 +146,16 @@ def test_the_key_is_sent_and_a_refusal_is_not_repeated(
     assert len(server.paths) == asked + 1
 
 
+def test_a_password_in_the_address_is_never_shown(server: EmbeddingServer) -> None:
+    embedder = open_embedder(f"http://me:hush@127.0.0.1:{server.server_port}/v1?model=letters")
+    assert "hush" not in embedder.runs_on
+    assert embedder.embed_query("half of a pair: \ud800").shape == (26,)
+    server.status = 401
+    with pytest.raises(ModelError) as told:
+        embedder.embed_query("abc")
+    assert "hush" not in str(told.value)
+
+
 def test_a_busy_server_is_asked_again_and_a_wrong_one_refused(server: EmbeddingServer) -> None:
     embedder = open_embedder(f"http://127.0.0.1:{server.server_port}/v1?model=letters")
     server.failures = 2

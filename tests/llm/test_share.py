@@ -90,6 +90,32 @@ def test_the_server_survives_bad_requests_and_leaves_when_idle(place: Path) -> N
     assert not socket_path().exists()
 
 
+class _Slow:
+    def embed_documents(self, texts: list[str]) -> np.ndarray:
+        time.sleep(1.5)
+        return np.ones((len(texts), 2), np.float32)
+
+
+def test_a_long_request_is_no_idle_time(place: Path) -> None:
+    server = ModelServer(socket_path(), idle_s=0.4, open_embedder=lambda name: _Slow())  # type: ignore[arg-type,return-value]
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    while (connection := connect(start=False)) is None:
+        time.sleep(0.02)
+    assert connection.ask("embed", model="slow", texts=["half of a pair: \ud800"]).shape == [1, 2]
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_where_there_are_no_unix_sockets_auto_works_here(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("socket.AF_UNIX")
+    assert connect(start=False) is None
+    with pytest.raises(ModelError, match="standalone"):
+        connect(start=True)
+
+
 def test_a_reranker_is_shared_and_idle_models_are_unloaded(place: Path, tiny_model: Any) -> None:
     folder = str(tiny_model("bert-seq-cls")[0])
     server = ModelServer(socket_path(), idle_s=6.0)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Fit = Literal["pad", "crop", "stretch"]
 """How a picture becomes square: white beside it (our composed models), its middle (CLIP), or pulled (SigLIP)."""
+_LONGEST = 64
+"""A picture may be so many times as long as it is wide before its ends are left out."""
 
 
 def fitted_pixels(
@@ -23,6 +25,12 @@ def fitted_pixels(
 
     if fit == "crop":
         shorter = min(image.size)
+        if (
+            max(image.size) > _LONGEST * shorter
+        ):  # a strip: what is cut away would be most of it, scaled to gigabytes
+            width, height = (min(side, _LONGEST * shorter) for side in image.size)
+            left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+            image = image.crop((left, top, left + width, top + height))
         sides = tuple(size if side == shorter else int(size * side / shorter) for side in image.size)
         left, top = (sides[0] - size) // 2, (sides[1] - size) // 2
         image = image.resize(sides, Image.Resampling(resample)).crop((left, top, left + size, top + size))

@@ -19,6 +19,7 @@ import numpy as np
 
 from qmd.errors import ModelError
 from qmd.llm.protocols import Vectors
+from qmd.llm.tokens import encodable
 from qmd.types import ModelCard
 
 BATCH_TEXTS = 64
@@ -37,7 +38,9 @@ class RemoteEmbedder:
         parts = urlsplit(url)
         model = parse_qs(parts.query).get("model", [""])[0]
         if not model:
-            raise ModelError(f"{url} names no model. Write it as {url}?model=NAME.")
+            raise ModelError(
+                "the address of the embedding server names no model. Write it as URL?model=NAME."
+            )
         path = parts.path.rstrip("/")
         self._ollama = "/api" in path or (parts.port == 11434 and not path.endswith("/v1"))
         if self._ollama:
@@ -45,8 +48,12 @@ class RemoteEmbedder:
         elif not path.endswith("/embeddings"):
             path = f"{path or '/v1'}/embeddings"
         self._url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        host = parts.netloc.rpartition("@")[2]
+        self._shown = urlunsplit(
+            (parts.scheme, host, path, "", "")
+        )  # names and passwords are nobody's business
         self._model = model
-        self.runs_on = f"{parts.netloc} ({'Ollama' if self._ollama else 'OpenAI-compatible'})"
+        self.runs_on = f"{host} ({'Ollama' if self._ollama else 'OpenAI-compatible'})"
         key = os.environ.get("QMD_EMBEDDING_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout_s, headers=headers)
@@ -79,7 +86,7 @@ class RemoteEmbedder:
     def _ask(self, texts: Sequence[str]) -> Vectors:
         import httpx
 
-        body = {"model": self._model, "input": [text or " " for text in texts]}
+        body = {"model": self._model, "input": [encodable(text) or " " for text in texts]}
         for attempt in range(TRIES):
             try:
                 answer = self._client.post(self._url, json=body)
@@ -94,7 +101,7 @@ class RemoteEmbedder:
             if attempt + 1 < TRIES:
                 time.sleep(0.2 * 4**attempt)
         raise ModelError(
-            f"the embedding server {self._url} failed ({failure}). Check that it runs and serves "
+            f"the embedding server {self._shown} failed ({failure}). Check that it runs and serves "
             f"{self._model!r}, or set `models.embedding` to a local model."
         )
 
@@ -107,10 +114,10 @@ class RemoteEmbedder:
                 rows = [item["embedding"] for item in sorted(tree["data"], key=lambda item: item["index"])]
             vectors: Vectors = np.array(rows, dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{self._url} did not answer with embeddings ({error}).") from error
+            raise ModelError(f"{self._shown} did not answer with embeddings ({error}).") from error
         wanted = (count, getattr(self, "dim", vectors.shape[-1]))
         if vectors.shape != wanted or not np.isfinite(vectors).all():
-            raise ModelError(f"{self._url} answered with shape {vectors.shape}, expected {wanted}.")
+            raise ModelError(f"{self._shown} answered with shape {vectors.shape}, expected {wanted}.")
         return vectors
 
 

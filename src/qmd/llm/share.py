@@ -117,6 +117,7 @@ class ModelServer:
         self._held: dict[tuple[str, str], _Held] = {}
         self._guard = threading.Lock()
         self._last = time.monotonic()
+        self._asked = 0
 
     def serve(self) -> bool:
         """Serve until idle or stopped. Returns False at once when another process already serves this
@@ -140,7 +141,7 @@ class ModelServer:
         return True
 
     def _watch(self, listener: socketserver.BaseServer) -> None:
-        while time.monotonic() - self._last < self.idle_s:
+        while self._last > 0 and (self._asked or time.monotonic() - self._last < self.idle_s):
             time.sleep(min(1.0, self.idle_s / 4))
             with self._guard:
                 for key, held in list(self._held.items()):
@@ -153,7 +154,17 @@ class ModelServer:
 
     def answers(self, request: Request) -> collections.abc.Generator[Reply]:
         """One reply; for what is generated, one a piece and one for the end."""
-        self._last = time.monotonic()
+        with self._guard:
+            self._asked += 1
+        try:
+            yield from self._replies(request)
+        finally:
+            with self._guard:
+                self._asked -= 1
+                if self._last > 0:  # it was not stopped
+                    self._last = time.monotonic()
+
+    def _replies(self, request: Request) -> Iterator[Reply]:
         if request.version != PROTOCOL_VERSION:
             yield Reply(
                 error=f"the model process speaks protocol {PROTOCOL_VERSION}, not {request.version}. "
@@ -161,10 +172,7 @@ class ModelServer:
             )
             return
         try:
-            for reply in self._serve(request):
-                yield reply
-                if self._last > 0:  # it was not stopped
-                    self._last = time.monotonic()
+            yield from self._serve(request)
         except UsageError as error:
             yield Reply(error=str(error), usage=True)
         except QmdError as error:
@@ -227,7 +235,9 @@ def _describe(model: Any) -> dict[str, Any]:
     return facts
 
 
-class _Listener(socketserver.ThreadingUnixStreamServer):
+class _Listener(getattr(socketserver, "ThreadingUnixStreamServer", socketserver.BaseServer)):  # type: ignore[misc]
+    """Not to be had on Windows, where `shared.connect` says so."""
+
     daemon_threads = True
     models: ModelServer
 

@@ -21,6 +21,7 @@ from qmd.llm.hub_gguf import is_gguf_on_hub
 from qmd.llm.open import is_gguf
 from qmd.llm.protocols import Vectors
 from qmd.llm.share import PROTOCOL_VERSION, Reply, Request, receive, send, socket_path
+from qmd.llm.tokens import encodable
 from qmd.types import ModelCard
 
 START_TIMEOUT_S = 20.0
@@ -45,7 +46,12 @@ class Connection:
     ) -> Reply:
         """Raises ModelError with the server's words, or when it went away."""
         request = Request(
-            version=PROTOCOL_VERSION, op=op, model=model, query=query, texts=list(texts), role=role
+            version=PROTOCOL_VERSION,
+            op=op,
+            model=model,
+            query=None if query is None else encodable(query),
+            texts=[encodable(text) for text in texts],
+            role=role,
         )
         with self._lock:
             if self._socket.fileno() < 0:
@@ -176,6 +182,10 @@ class SharedGenerator:
 
 def connect(*, start: bool) -> Connection | None:
     """Reach the model process; with `start`, start one if none answers. None when there is none."""
+    if not hasattr(socket, "AF_UNIX"):
+        if start:
+            raise ModelError("this system has no Unix sockets to share a model by. Use mode 'standalone'.")
+        return None
     path = socket_path()
     with contextlib.suppress(OSError):
         return Connection(path)

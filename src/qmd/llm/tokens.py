@@ -60,7 +60,7 @@ class TextTokenizer:
 
     def content_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text without special tokens."""
-        clean = [_encodable(text) for text in texts]
+        clean = [encodable(text) for text in texts]
         return [e.ids for e in self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
 
     def prompt_ids(self, pieces: Sequence[str]) -> list[int]:
@@ -88,14 +88,14 @@ class TextTokenizer:
 
             self._spelling = Tokenizer.from_str(self._tokenizer.to_str())
             self._spelling.encode_special_tokens = True
-        clean = [_encodable(text) for text in texts]
+        clean = [encodable(text) for text in texts]
         return [e.ids for e in self._spelling.encode_batch_fast(clean, add_special_tokens=False)]
 
     def pair_frame(self, query: str) -> tuple[list[int], list[int], list[int]]:
         """Ids (up to and with the query, between, at the end) around a second text."""
         probe = self.content_ids(["a"])[0]
         query_ids = self.content_ids([query])[0]
-        full = self._tokenizer.encode(_encodable(query), "a").ids
+        full = self._tokenizer.encode(encodable(query), "a").ids
         end = len(full)
         while end > 0 and full[end - len(probe) : end] != probe:
             end -= 1
@@ -123,7 +123,7 @@ class TextTokenizer:
             start = end
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Lone surrogates (from undecodable file names) cannot enter the tokenizer; they become U+FFFD."""
     try:
         text.encode("utf-8")
