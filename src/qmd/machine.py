@@ -107,6 +107,8 @@ def check_files(config: Config) -> Iterator[CheckResult]:
 def _verified(name: str, role: Role) -> str:
     from pathlib import Path
 
+    from qmd.llm.adapted import is_adapter, read_adapter
+    from qmd.llm.catalog import CATALOG
     from qmd.llm.files import find_packaged_file
     from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
     from qmd.llm.open import find_card, find_files
@@ -122,7 +124,13 @@ def _verified(name: str, role: Role) -> str:
         from qmd.llm.image_text import check_image_text
 
         return check_image_text(name)
-    card = find_card(name, role)
+    if role == "embedding" and is_adapter(name):
+        base = read_adapter(Path(name).expanduser())[0]["base"]
+        return f"here, over {base}: {'a server' if '://' in base else _verified(base, role)}"
+    card = (
+        CATALOG.get(name) if role == "reranker" else None
+    )  # one that writes text can be asked for yes or no
+    card = card or find_card(name, role)
     if card.package:
         find_packaged_file(card)
         return "installed, verified"

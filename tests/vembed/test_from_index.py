@@ -14,10 +14,11 @@ pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 
 import qmd
-from qmd.config import Config
+from qmd.config import Config, Models
 from qmd.errors import ConfigError, ModelError, NotFound
 from qmd.llm import open_embedder
 from qmd.llm.adapted import AdaptedEmbedder, read_adapter, write_adapter
+from qmd.machine import check_files
 from qmd.types import ModelCard
 from qmd.vembed.config import TrainConfig, load_train_config
 from qmd.vembed.from_index import _without_title, pairs_of_index
@@ -260,6 +261,20 @@ def test_an_adapter_that_changes_nothing_is_the_base(tmp_path: Path) -> None:
     same = open_embedder(str(tmp_path))
     np.testing.assert_allclose(same.embed_query("a red circle"), base.embed_query("a red circle"), atol=1e-6)
     assert same.fingerprint != base.fingerprint
+
+
+def test_check_knows_adapters_and_models_that_can_be_asked(tmp_path: Path) -> None:
+    base = open_embedder("all-MiniLM-L6-v2")
+    write_adapter(
+        tmp_path, np.eye(384, dtype=np.float32), base="all-MiniLM-L6-v2", base_fingerprint=base.fingerprint
+    )
+    models = Models(embedding=str(tmp_path), reranker="smollm2-135m", image=None)
+    told = {result.name: result for result in check_files(Config(models=models))}
+    assert told["model embedding"].state == "ok"
+    assert "over all-MiniLM-L6-v2" in told["model embedding"].message
+    assert "not for reranker" not in told["model reranker"].message
+    write_adapter(tmp_path, np.eye(384, dtype=np.float32), base=str(tmp_path), base_fingerprint="x")
+    assert next(r.state for r in check_files(Config(models=models))) != "ok"
 
 
 @pytest.mark.parametrize(

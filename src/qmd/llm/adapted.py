@@ -77,6 +77,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, str], Vectors]:
         described = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         version, digest = described["format_version"], described["sha256"]
         data = (folder / MATRIX).read_bytes()
+        if Path(described["base"]).expanduser().absolute() == folder.absolute():
+            raise ValueError("it names itself as its base")
         if version == FORMAT_VERSION and hashlib.sha256(data).hexdigest() == digest:
             return described, np.load(folder / MATRIX, allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
