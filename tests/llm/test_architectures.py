@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from qmd.errors import ModelError, UsageError
 from qmd.llm import open_embedder, open_generator, open_reranker
@@ -329,3 +332,45 @@ def test_llm_reranker_as_the_specification_writes_it(tiny_model: Build) -> None:
     assert reranker.rerank("bread", []) == []
     with pytest.raises(UsageError, match="content"):
         reranker.rerank("bread", [{"title": "no text"}])
+
+
+def bare_graph(folder: Path, *, ids: str = "input_ids", kind: int = onnx.TensorProto.INT32) -> None:
+    """A graph that looks words up and asks for nothing but their ids."""
+    table = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", ids], ["last_hidden_state"])],
+        "bare",
+        [helper.make_tensor_value_info(ids, kind, ["rows", "length"])],
+        [helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["rows", "length", 32])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+
+
+def test_a_graph_may_want_narrow_ids_and_no_mask(tmp_path: Path, tiny_model: Build) -> None:
+    shutil.copy(tiny_model("bert")[0] / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": null, "dim": 32, "max_position_embeddings": 64}')
+    bare_graph(tmp_path)
+    vectors = open_embedder(str(tmp_path)).embed_documents(TEXTS)
+    assert vectors.shape == (3, 32)
+    assert np.isfinite(vectors).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "ids", "told"),
+    [
+        ('{"hidden_size": 64}', "input_ids", "gives vectors of 32"),
+        ("{}", "input_ids", "gives vectors of 32"),
+        ('{"hidden_size": 32, "max_position_embeddings": 2}', "input_ids", "reads 2 tokens"),
+        ('{"hidden_size": 32}', "words", "the graph takes words"),
+    ],
+)
+def test_what_does_not_fit_a_graph_is_named(
+    config: str, ids: str, told: str, tmp_path: Path, tiny_model: Build
+) -> None:
+    shutil.copy(tiny_model("bert")[0] / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    bare_graph(tmp_path, ids=ids)
+    with pytest.raises(ModelError, match=told):
+        open_embedder(str(tmp_path))

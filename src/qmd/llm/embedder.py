@@ -19,7 +19,7 @@ from qmd.llm.batches import (
     run_batches,
     token_budget,
 )
-from qmd.llm.feeds import feed_rows
+from qmd.llm.feeds import check_inputs, feed_rows
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Vectors
 from qmd.llm.session import default_threads, open_session
@@ -94,6 +94,12 @@ class OnnxEmbedder:
             outputs = list(signature.outputs)
             # sentence-transformers' exports pool (and project) in the graph, beside the token vectors
             output = POOLED if POOLED in outputs else outputs[0]
+            width = signature.outputs[output][-1]
+            if self.dim != (width if isinstance(width, int) else self.dim or -1):
+                raise ModelError(
+                    f"the graph of {self.card.name} gives vectors of {width}, its JSON files say {self.dim}. Write the "
+                    'right "hidden_size" into its config.json, or `card.json`.'
+                )
             self._loaded = (session, signature, output)
         return self._loaded
 
@@ -128,7 +134,9 @@ class OnnxEmbedder:
         def load() -> onnxruntime.InferenceSession:
             alone = 1 if embedder.workers > 1 and providers[0] == "CPUExecutionProvider" else threads
             session = open_session(graph, threads=alone, providers=providers)
-            check_role(files.card, find_form(read_signature(session)))
+            signature = read_signature(session)
+            check_role(files.card, find_form(signature))
+            check_inputs(signature)
             return session
 
         embedder = cls(files, load, tokenizer, threads=threads, prepare=prepare and ready is None)

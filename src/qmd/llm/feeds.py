@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qmd.errors import ModelError
 from qmd.llm.batches import Ids
 from qmd.llm.signature import Signature
 
@@ -28,4 +29,21 @@ def feed_rows(signature: Signature, ids: Ids, mask: Ids, kinds: Ids | None = Non
         if name.startswith("past_key_values."):
             fixed = [size if isinstance(size, int) else 1 for size in shape]
             feeds[name] = np.zeros((len(ids), fixed[1], 0, fixed[3]), CACHE_TYPES[signature.types[name]])
-    return feeds
+    asked = {name: signature.types[name] for name in feeds if name in signature.inputs}
+    return {
+        name: feeds[name].astype(np.int32) if type == "tensor(int32)" else feeds[name]
+        for name, type in asked.items()
+    }
+
+
+def check_inputs(signature: Signature) -> None:
+    """Raises ModelError where the graph asks for something that `feed_rows` does not have."""
+    known = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+    other = [
+        name for name in signature.inputs if name not in known and not name.startswith("past_key_values.")
+    ]
+    if other or "input_ids" not in signature.inputs:
+        raise ModelError(
+            f"the graph takes {', '.join(signature.inputs)}; what can be given is input_ids, and attention_mask, "
+            "token_type_ids and position_ids where it wants them. Export the model with these names."
+        )

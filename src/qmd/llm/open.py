@@ -26,6 +26,7 @@ ENCODERS = frozenset(
 
 
 CARD_NAME = "card.json"
+_FEWEST_TOKENS = 8
 
 
 def find_card(name: str, role: Role = "embedding") -> ModelCard:
@@ -309,16 +310,26 @@ def _complete(card: ModelCard, folder: Path) -> ModelCard:
         pooling = "cls"
     elif pooling_config.get("pooling_mode_lasttoken"):
         pooling = "last_token"
-    limit = _json(folder / "sentence_bert_config.json").get("max_seq_length")
-    positions = int(config.get("max_position_embeddings", 512))
+    positions = _count(config, "max_position_embeddings") or 512
     if config.get("model_type") in {"xlm-roberta", "roberta"}:
-        positions -= int(config.get("pad_token_id", 1)) + 1
+        pad = _count(config, "pad_token_id")
+        positions -= (1 if pad is None else pad) + 1
+    limit = _count(_json(folder / "sentence_bert_config.json"), "max_seq_length") or positions
+    if min(limit, positions) < _FEWEST_TOKENS:
+        raise ModelError(
+            f"{folder} says that it reads {min(limit, positions)} tokens. Correct its JSON files."
+        )
     return replace(
         card,
-        dim=int(config.get("hidden_size", 0)),
-        max_tokens=min(int(limit or positions), positions, 8192),
+        dim=_count(config, "hidden_size") or _count(config, "dim") or 0,
+        max_tokens=min(limit, positions, 8192),
         pooling=pooling,
     )
+
+
+def _count(tree: dict[str, Any], key: str) -> int | None:
+    found = tree.get(key)
+    return found if isinstance(found, int) else None
 
 
 def _json(path: Path) -> dict[str, Any]:
