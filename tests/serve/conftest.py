@@ -82,6 +82,7 @@ class Updated:
     unchanged: int = 0
     skipped: tuple[Skip, ...] = ()
     errors: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
