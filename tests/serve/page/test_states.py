@@ -27,7 +27,7 @@ def test_nothing_found_offers_to_drop_the_filters(visit: Any) -> None:
 
 def test_a_condition_that_is_wrong_is_told_in_the_words_of_the_server(visit: Any) -> None:
     there = visit("#q=tomatoes&in=nonesuch")
-    there.expected += ["400"]
+    there.expected += ["404"]
     expect(there.page.get_by_role("alert")).to_contain_text("nonesuch")
 
 
