@@ -53,6 +53,31 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(visit: Any, start_server: Any
     assert "s3cret" not in page.url
 
 
+def test_a_late_refusal_of_a_former_token_is_not_heard(visit: Any, start_server: Any, places: Any) -> None:
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer wrong":
+            held.append(route)
+        else:
+            route.continue_()
+
+    address = start_server(places, token="s3cret-token").url
+    there = visit("#q=soup&mode=keyword", to=address, before=lambda page: page.route("**/status*", hold))
+    there.expected += ["401"]
+    page, dialog = there.page, there.page.get_by_role("dialog")
+    for said, token in (("asks for a token", "wrong"), ("does not accept", "s3cret-token")):
+        expect(dialog).to_contain_text(said)
+        page.locator("#token").fill(token)
+        page.keyboard.press("Enter")
+    there.wait_hits()
+    assert held
+    for route in held:
+        route.fulfill(status=401, json={"error": {"message": "no"}})
+    assert page.evaluate("fetch('/health').then((answer) => answer.status)") == 200
+    expect(dialog).to_have_count(0)
+
+
 def test_a_server_that_went_away_is_told_and_comes_back(visit: Any, start_server: Any, places: Any) -> None:
     first = start_server(places)
     there = visit(to=first.url)
