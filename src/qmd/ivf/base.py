@@ -262,9 +262,7 @@ class Index:
             if wanted.numel():
                 raise KeyError(f"ids {wanted[:5].tolist()} are not in the index.")
             return give_back(ids, torch.zeros(0, self.d, device=self.device))[0]
-        order = torch.argsort(held, descending=True, stable=True).flip(
-            0
-        )  # the last of equals is the first stored
+        order = torch.argsort(held, descending=True, stable=True).flip(0)  # last of equals: the first stored
         held, address = held[order], address[order]
         at = (search_sorted(held, wanted) - 1).clamp_(min=0)
         known = held[at] == wanted
@@ -325,14 +323,9 @@ class Index:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; class, d and metric must agree."""
-        from qmd.ivf.persist import from_state
+        from qmd.ivf.persist import another
 
-        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
-        other = from_state(state, self.device)
-        if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
-            raise ValueError(
-                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
-            )
+        other = another(self, state)
         self.__dict__.update(other.__dict__)
 
     def save(self, path: str | Path) -> None:

@@ -166,6 +166,16 @@ def from_state(state: dict[str, Any], device: torch.device | str = "cpu", *, wri
     return index
 
 
+def another(index: Any, state: dict[str, Any]) -> Any:
+    """An index of a state's own copy. Raises ValueError unless class, d and metric are those of `index`."""
+    other = from_state({n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}, index.device)
+    if (type(other), other.d, other.metric) != (type(index), index.d, index.metric):
+        raise ValueError(
+            f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
+        )
+    return other
+
+
 def _check(header: dict[str, Any], state: dict[str, Any]) -> None:
     """Raises StoreDamaged where the tensors are not what the header says; reads all of them but the rows."""
     d, n, nlist = header["d"], header["ntotal"], header.get("nlist", 1)

@@ -102,14 +102,9 @@ class _Wrapper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; class, d and metric must agree."""
-        from qmd.ivf.persist import from_state
+        from qmd.ivf.persist import another
 
-        state = {n: t.clone() if isinstance(t, Tensor) else t for n, t in state.items()}
-        other = from_state(state, self.device)
-        if (type(other), other.d, other.metric) != (type(self), self.d, self.metric):
-            raise ValueError(
-                f"state is of {type(other).__name__} {other.metric}/{other.d}; this is another index."
-            )
+        other = another(self, state)
         self.__dict__.clear()
         self.__dict__.update(other.__dict__)
 
