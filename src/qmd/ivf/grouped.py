@@ -27,6 +27,7 @@ SHAPES = ((512, 2, 32), (192, 4, 16), (0, 8, 8))
 """(d from, GROUP, UNIT): the wider the rows, the fewer of them should be looked at again. A unit has 64 rows."""
 _QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
+_KEPT = 1 << 24  # scores of one pass that are all kept: a query's best groups are then not read again
 _FAR_BLOCK, _FAR_MINIMA = 1 << 15, 1 << 27  # the same for devices that want much work at once
 _SCORE_BLOCK = 512  # queries of one product
 _GATHERED = 1 << 20  # values of queries laid side by side for the next products
@@ -63,7 +64,8 @@ class _Pieces:
 
     width: columns of the product, the count rounded up: BLAS kernels take whole vectors of queries, and what is left
     over one by one, so that 47 cost 1.6 times what 48 do.
-    units: (runs,), units of each run. A piece's minima are `unit` * units lines of `width` values.
+    score, scores: where its scores begin, and how many there are, 0 where they are not kept.
+    units, height: (runs,), units and groups of each run. A piece's minima are `unit` * units lines of `width` values.
     """
 
     group: int
@@ -73,8 +75,11 @@ class _Pieces:
     count: np.ndarray
     width: np.ndarray
     begin: np.ndarray
+    score: np.ndarray
     total: int
+    scores: int
     units: np.ndarray
+    height: np.ndarray
 
     @classmethod
     def of(cls, d: int, counts: np.ndarray, size: np.ndarray, most: int) -> _Pieces:
@@ -86,13 +91,23 @@ class _Pieces:
         nth = np.arange(len(run)) - np.repeat(np.cumsum(number) - number, number)
         count = np.minimum(counts[run] - nth * most, most)
         width = np.where(count > _LOOSE, -(-count // _VECTOR) * _VECTOR, count)
-        room = width * units[run] * unit
-        return cls(group, unit, run, count, width, np.cumsum(room) - room, int(room.sum()), units)
+        height = -(-size // group)
+        room, all_ = width * units[run] * unit, width * height[run] * group
+        begin, score = np.cumsum(room) - room, np.cumsum(all_) - all_
+        total, scores = int(room.sum()), int(all_.sum())
+        if scores > _KEPT:  # one buffer for all, one after the other
+            score, scores = np.zeros_like(score), 0
+        return cls(group, unit, run, count, width, begin, score, total, scores, units, height)
 
     def cut(self, cut: slice) -> _Pieces:
         """Some of the pieces."""
         return replace(
-            self, run=self.run[cut], count=self.count[cut], width=self.width[cut], begin=self.begin[cut]
+            self,
+            run=self.run[cut],
+            count=self.count[cut],
+            width=self.width[cut],
+            begin=self.begin[cut],
+            score=self.score[cut],
         )
 
 
@@ -162,6 +177,18 @@ def _candidates(
     run = torch.gather(run, 1, unit)
     group = torch.gather(column, 1, unit) + (at - unit * unit_groups) * torch.gather(units, 1, unit)
     row = group[..., None] + torch.arange(group_rows, device=dev) * made.height[run][..., None]
+    if made.scores is not None and made.begin is not None:
+        slots = torch.gather(slot, 1, unit)
+        place = made.begin[slots][..., None] + row * made.stride[slots][..., None]
+        place.masked_fill_(torch.isinf(value)[..., None], 0)
+        score = made.scores.index_select(0, place.view(-1)).view(place.shape)
+        if const is not None:
+            score.add_(const.reshape(-1)[slots][..., None])
+        score.masked_fill_(torch.isinf(value)[..., None], _INF)
+        row += table.on_device["start"][run][..., None]
+        value, at = operators.smallest(score.view(n, -1), min(keep, score[0].numel()))
+        near = torch.gather(row.view(n, -1), 1, at).masked_fill_(torch.isinf(value), -1)
+        return near, value.amax(1)
     size = table.on_device["size"][run]
     if limits is not None:
         slots = torch.gather(slot, 1, unit)
@@ -195,6 +222,7 @@ def _by_run(
     pieces = _Pieces.of(lists.codec.d, counts, table.size, _SCORE_BLOCK)
     wide = int(pieces.units[counts > 0].max(initial=1))
     minima = scratch.take("minima", pieces.total, dev)
+    kept = scratch.take("kept", pieces.scores, dev) if pieces.scores else None
     dense = scratch.take("units", tasks * wide, dev).fill_(_INF).view(tasks, wide)
     coded, starts = lists.codec.query(q), np.cumsum(pieces.count) - pieces.count
 
@@ -202,23 +230,25 @@ def _by_run(
         some = pieces.cut(cut)
         begin = int(starts[cut.start])
         own = order[begin : begin + int(some.count.sum())]
-        _fill(lists, table, probes, coded, some, own, minima, dense, metric, limits)
+        _fill(lists, table, probes, coded, some, own, minima, dense, kept, metric, limits)
 
     if len(pieces.run):
         workers.share(fill, len(pieces.run))
-    first, stride = _places(pieces, order, tasks)
-    height = -(-table.size // pieces.group)
-    return Minima(minima, dense, first, stride, torch.from_numpy(pieces.units), torch.from_numpy(height))
+    first, begin, stride = _places(pieces, order, tasks)
+    units, height = torch.from_numpy(pieces.units), torch.from_numpy(pieces.height)
+    return Minima(minima, dense, first, stride, units, height, kept, begin)
 
 
-def _places(pieces: _Pieces, order: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
-    """Where each task's first group minimum lies in `minima`, and how far apart its minima are: (tasks,) each."""
+def _places(pieces: _Pieces, order: Tensor, tasks: int) -> Tensor:
+    """Where each task's first group minimum lies, where its first score does, and how far apart either are: (3,
+    tasks)."""
     ends = np.cumsum(pieces.count)
     column = np.arange(order.shape[0]) - np.repeat(ends - pieces.count, pieces.count)
-    both = torch.zeros(2, tasks, dtype=torch.int64)
-    both[0, order] = torch.from_numpy(np.repeat(pieces.begin, pieces.count) + column)
-    both[1, order] = torch.from_numpy(np.repeat(pieces.width, pieces.count))
-    return both[0], both[1]
+    places = torch.zeros(3, tasks, dtype=torch.int64)
+    for line, begin in enumerate((pieces.begin, pieces.score)):
+        places[line, order] = torch.from_numpy(np.repeat(begin, pieces.count) + column)
+    places[2, order] = torch.from_numpy(np.repeat(pieces.width, pieces.count))
+    return places
 
 
 def _fill(
@@ -230,13 +260,16 @@ def _fill(
     order: Tensor,
     minima: Tensor,
     dense: Tensor,
+    kept: Tensor | None,
     metric: Metric,
     limits: Tensor | None,
 ) -> None:
-    """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`."""
+    """Minima of the groups of every touched run into `minima`, of its units into its tasks' lines of `dense`, all
+    scores into `kept`."""
     dev, codec = coded.device, lists.codec
     most = int(pieces.width.max(initial=1))
-    scores = scratch.take("scores", most * (int(table.size[pieces.run].max(initial=0)) + pieces.group), dev)
+    longest = int(pieces.height[pieces.run].max(initial=0)) * pieces.group
+    scores = scratch.take("scores", most * longest, dev) if kept is None else kept
     halves = scratch.take("halves", most * int(pieces.units[pieces.run].max(initial=1)), dev)
     room = pieces.units[pieces.run] * (pieces.unit * pieces.width)
     lines = torch.split(minima[int(pieces.begin[0]) : int(pieces.begin[-1] + room[-1])], room.tolist())
@@ -259,6 +292,7 @@ def _fill(
                 list(slots[part]),
                 list(caps[part]),
                 table.size[pieces.run[part]].tolist(),
+                pieces.score[part].tolist(),
                 scores,
                 halves,
                 dense,

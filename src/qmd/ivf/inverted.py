@@ -17,18 +17,20 @@ from qmd.ivf.flat import IndexFlat
 from qmd.ivf.grouped import scan_grouped
 from qmd.ivf.kmeans import assign, kmeans
 from qmd.ivf.lists import Lists
-from qmd.ivf.metric import Array, as_rows
+from qmd.ivf.metric import Array, as_rows, give_back
 from qmd.ivf.operators import row_products, smallest
 from qmd.ivf.params import SearchParams, list_limits
 from qmd.ivf.product import AnyCodec
 from qmd.ivf.ranges import range_scan
-from qmd.ivf.scan import Probes, RowSource, scan_all, scan_each
+from qmd.ivf.scan import ONE_BY_ONE, Probes, RowSource, scan_all, scan_each
+from qmd.ivf.single import AtOnce
 from qmd.ivf.slabs import Codes
 
 _guard = threading.Lock()
 _SHADOW_ROWS = 20_000
 _BY_ITSELF = 16  # so few queries are not worth the handing over
 _SHADOW_TASKS = 12.0  # mean queries of a list
+_DEFAULT = SearchParams()
 SearchMode = Literal["auto", "matrix", "csr"]
 
 
@@ -162,15 +164,20 @@ class IndexIVF(Index):
             return self._list_scores(x).argmin(1)
         return assign(x, self.centroids, self.metric)[0]
 
-    def _list_scores(self, q: Tensor) -> Tensor:
-        """Of each query with every centroid: (n, nlist). L2: squared distance less ||q||^2; IP: -product."""
+    def _centroid_norms(self) -> Tensor:
+        """(nlist,); 0 for inner products."""
         c = self.centroids
         if self._bias is None or self._bias[0] is not c:
             self._bias = c, (c * c).sum(1) if self.metric == "l2" else c.new_zeros(c.shape[0])
+        return self._bias[1]
+
+    def _list_scores(self, q: Tensor) -> Tensor:
+        """Of each query with every centroid: (n, nlist). L2: squared distance less ||q||^2; IP: -product."""
+        c, bias = self.centroids, self._centroid_norms()
         alpha = -2.0 if self.metric == "l2" else -1.0
         if q.shape[0] == 1:
-            return torch.add(self._bias[1], row_products(c, q[0]), alpha=alpha)[None]
-        return torch.addmm(self._bias[1], q, c.T, alpha=alpha)
+            return torch.add(bias, row_products(c, q[0]), alpha=alpha)[None]
+        return torch.addmm(bias, q, c.T, alpha=alpha)
 
     def _coarse(self, q: Tensor, nprobe: int) -> tuple[Tensor, Tensor]:
         """Nearest lists of each query, nearest first: scores (n, p) (L2: squared distance less ||q||^2; IP:
@@ -205,7 +212,10 @@ class IndexIVF(Index):
 
     def _probes(self, held: Lists, q: Tensor, params: SearchParams) -> Probes:
         nprobe = params.nprobe or self.nprobe
-        score, lists = workers.share_rows(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
+        if q.shape[0] <= _BY_ITSELF:
+            score, lists = self._coarse(q, nprobe)
+        else:
+            score, lists = workers.share_rows(lambda cut: self._coarse(q[cut], nprobe), q.shape[0])
         max_codes = self.max_codes if params.max_codes is None else params.max_codes
         limits = None
         if max_codes or params.budget:
@@ -276,6 +286,35 @@ class IndexIVF(Index):
             return scan_grouped(lists, q, probes, k, self.metric)
         codes = self._codes(lists, q.shape[0], probes.lists.shape[1])
         return scan_each(lists, q, probes, k, self.metric, codes)
+
+    def search(
+        self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
+    ) -> tuple[Any, Any]:
+        if params is None and filter is None and k >= 1 and (plan := self.at_once(q)) is not None:
+            found = plan.search(q, self.nprobe, int(k), int(k))
+            if found is not None:
+                d, i = give_back(q, *found)
+                return d, i
+        return super().search(q, k, params, filter=filter)
+
+    def at_once(self, q: Array, rows: Tensor | None = None) -> AtOnce | None:
+        """What finds a few queries' nearest rows in one call, where these lists, codes and settings allow it. rows: of
+        float32 by id, which decide instead of the stored ones."""
+        n = len(q) if getattr(q, "ndim", 0) == 2 else 0
+        if not 0 < n <= ONE_BY_ONE or self.device.type != "cpu" or self.max_codes or self._by_residual:
+            return None
+        if not self.ntotal or (rows is None and not self._lists.codec.exact):
+            return None
+        codes = self._codes(self._lists, n, self.nprobe)
+        if codes is None or self._use_grouped(n, min(self.nprobe, self.nlist), _DEFAULT):
+            return None
+        table = self._lists.table()
+        plan = table.at_once
+        if not isinstance(plan, AtOnce) or not plan.stands(codes, self.centroids, rows):
+            plan = table.at_once = AtOnce.of(
+                self._lists, codes, self.centroids, self._centroid_norms(), self._offset, self.metric, rows
+            )
+        return plan
 
     def _reads_shadows(self, nq: int, nprobe: int) -> bool:
         """Whether int8 shadows of the rows are read: for batches that visit a list with few queries."""

@@ -44,6 +44,7 @@ def minima(
     slots: list[Tensor],
     caps: list[Tensor],
     sizes: list[int],
+    places: list[int],
     scores: Tensor,
     halves: Tensor,
     dense: Tensor,
@@ -57,7 +58,8 @@ def minima(
 
     sizes[i]: how many of the rows count; those beyond have infinite norms. caps[i]: of each query, only the first
     so many rows; no caps at all: all rows. slots[i] may be fewer than the queries, the last of which are
-    then of no account. scores, halves: buffers. into: whether the device writes results into a part of a buffer.
+    then of no account. places[i]: where in `scores` its scores (whole groups, m) go. halves: a buffer. into: whether
+    the device writes results into a part of a buffer.
     """
     none = float("inf")
     for i in range(len(rows)):
@@ -69,7 +71,7 @@ def minima(
             most = int(caps[i].max())
             if most < sizes[i]:  # no query of the piece wants more
                 read = most
-        full = scores[: height * group * m].view(height * group, m)
+        full = scores[places[i] : places[i] + height * group * m].view(height * group, m)
         part, x, bias = full[:read], rows[i][:read].to(torch.float32), norms[i][:read].unsqueeze(1)
         line, least = lines[i].view(u * unit, m), halves[: u * m].view(u, m)
         if into:

@@ -25,7 +25,7 @@ SPARE = 4  # groups, or rows, looked at beyond k, against rounding in the produc
 SPARE_CODED = 12
 _SPARE_SHADOW = 96  # rows looked at beyond 2k where int8 products chose them
 _TIE = 2e-5  # distances so near to each other, relatively, are equal
-_ONE_BY_ONE = 10  # so few queries share too few lists to be worth sorting
+ONE_BY_ONE = 16  # so few queries share too few lists for a row of scores of all
 _GROUP = 16
 _SCORES = 1 << 23  # scores held at a time
 _RECHECK_BYTES = 3 << 20  # rows gathered at a time: they should stay in a shared cache
@@ -69,6 +69,11 @@ def rows_at(lists: Lists, address: Tensor, centroids: Tensor | None) -> Tensor:
     return rows if centroids is None else rows + centroids[lists.list_of(address)]
 
 
+def _plain(lists: Lists, probes: Probes) -> bool:
+    """Whether the stored rows are what distances are measured to."""
+    return lists.codec.exact and probes.centroids is None and probes.source is None
+
+
 def recheck(
     lists: Lists, q: Tensor, address: Tensor, k: int, metric: Metric, probes: Probes
 ) -> tuple[Tensor, Tensor]:
@@ -78,7 +83,7 @@ def recheck(
     d = lists.codec.d
     k_here = min(k, c)
     step = max(1, (_RECHECK_BYTES if q.device.type == "cpu" else 1 << 28) // (max(c, 1) * d * 4))
-    plain = lists.codec.exact and probes.centroids is None and probes.source is None
+    plain = _plain(lists, probes)
     padded = q.device.type != "cpu" or bool((address < 0).any())  # asking another device would wait for it
     safe = address.clamp(min=0) if padded else address
     buffer = torch.empty(step * c, d, device=q.device) if plain and n > step else None
@@ -94,7 +99,7 @@ def recheck(
         score[i : i + step] = x.sub_(qi).square_().sum(-1) if metric == "l2" else x.mul_(qi).sum(-1).neg_()
     if padded:
         score.masked_fill_(address < 0, float("inf"))
-    if n > _ONE_BY_ONE and c > 2 * k_here:  # choosing for all at once leaves less to sort
+    if n > ONE_BY_ONE and c > 2 * k_here:  # choosing for all at once leaves less to sort
         score, at = operators.smallest(score, k_here)
         address = torch.gather(address, 1, at)
     scores, at = torch.topk(score, k_here, dim=1, largest=False)
@@ -112,7 +117,7 @@ def settle(
 ) -> tuple[Tensor, Tensor]:
     """The answers, those from differences or float64 that rounding in float32 products may have changed. edge (n,): no
     row that was not looked at again had a smaller score."""
-    plain = lists.codec.exact and probes.centroids is None and probes.source is None
+    plain = _plain(lists, probes)
     open_ = doubtful(q, best, edge) if metric == "l2" and plain else q.new_zeros(0)
     if lists.nlist > 1:  # each query reads lists of its own
         for i in open_.tolist():
@@ -191,7 +196,7 @@ def scan_each(
         return recheck(lists, q, seg[:, :0], k, metric, probes)
     wide = -(-int(table.size.max()) // _GROUP) * _GROUP
     spare = SPARE if lists.codec.exact and codes is None else _SPARE_SHADOW + k
-    if q.device.type == "cpu" and n <= _ONE_BY_ONE:
+    if q.device.type == "cpu" and n <= ONE_BY_ONE:
         address, again = read_each(lists, table, q, seg, const, limits, probes.norms, k, spare, metric, codes)
         best, where = recheck(lists, q, address, k, metric, probes)
         return _ask_again(lists, q, probes, k, metric, best, where, again)

@@ -65,7 +65,8 @@ class Table:
     list): (runs,).
 
     views: of each run its rows, norms and slab number. padded: rows and norms of each run, rounded up to whole
-    groups of 8 (norms beyond the run are infinite), or None where that would reach into a neighbour."""
+    groups of 8 (norms beyond the run are infinite), or None where that would reach into a neighbour. at_once: what
+    a search of few queries keeps."""
 
     first: np.ndarray
     runs: np.ndarray
@@ -77,6 +78,7 @@ class Table:
     padded: list[tuple[Tensor, Tensor] | None]
     most_runs: int
     on_device: dict[str, Tensor]
+    at_once: object = None
 
 
 @dataclass(slots=True)
@@ -117,7 +119,12 @@ class Codes:
         """(n,): no product of a query (n, d) with a code is further from the exact one, the rounding of the query and
         of the product to bfloat16 (2^-9 each) included."""
         sizes: Tensor = torch.linalg.vector_norm(q, dim=1)
-        return sizes.mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
+        return sizes.mul_(self.error_rate)
+
+    @property
+    def error_rate(self) -> float:
+        """`error` of a query of length one."""
+        return self.worst + (2 * 2.0**-9 + 1e-5) * self.reach
 
 
 def longest(rows: Tensor) -> float:

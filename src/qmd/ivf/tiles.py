@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Literal, TypeAlias
@@ -41,6 +41,7 @@ class Minima:
 
     minima: flat; `first`, `stride` (tasks,): a task's first minimum and how far apart its minima are. dense (tasks,
     wide): unit minima, infinite where there is no unit. units, height (runs,): units and groups of a run.
+    scores, begin: all scores, where they were kept, and each task's first (tasks,); they are `stride` apart too.
     """
 
     minima: Tensor
@@ -49,11 +50,15 @@ class Minima:
     stride: Tensor
     units: Tensor
     height: Tensor
+    scores: Tensor | None = None
+    begin: Tensor | None = None
 
     def tasks(self, cut: slice) -> Minima:
         """The same for some of the tasks."""
-        first, stride = self.first[cut], self.stride[cut]
-        return Minima(self.minima, self.dense[cut], first, stride, self.units, self.height)
+        begin = None if self.begin is None else self.begin[cut]
+        return replace(
+            self, dense=self.dense[cut], first=self.first[cut], stride=self.stride[cut], begin=begin
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class IndexRefineFlat(_Wrapper):
     def _next_id(self) -> int:
         return int(self.index._next_id)
 
-    _order: tuple[Tensor, Tensor] | None = None
+    _order: tuple[Tensor, Tensor, bool] | None = None
 
     def remove_ids(self, ids: Array) -> int:
         self._order = None
@@ -186,16 +186,21 @@ class IndexRefineFlat(_Wrapper):
     def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Tensor:
         return self.refine_index.reconstruct_n(n0, ni)
 
-    def _addresses(self, ids: Tensor) -> Tensor:
+    def _places(self) -> tuple[Tensor, Tensor, bool]:
+        """Ids held here, rising (none where they are 0, 1, 2 ...), their addresses, and whether these are the ids."""
         if self._order is None:
             address = self.refine_index._lists.all_addresses()
             held = self.refine_index._lists.take(address, "ids")
-            dense = held.numel() > 0 and bool((held == torch.arange(held.numel(), device=held.device)).all())
+            numbers = torch.arange(held.numel(), device=held.device)
+            dense = held.numel() > 0 and torch.equal(held, numbers)
             if not dense:
                 order = torch.argsort(held)
                 held, address = held[order], address[order]
-            self._order = (torch.zeros(0, dtype=torch.int64) if dense else held, address)
-        held, address = self._order
+            self._order = held[:0] if dense else held, address, dense and torch.equal(address, numbers)
+        return self._order
+
+    def _addresses(self, ids: Tensor) -> Tensor:
+        held, address, _ = self._places()
         at = ids if not held.numel() else (search_sorted(held, ids) - 1)
         return torch.where(ids >= 0, address[at.clamp(0, address.shape[0] - 1)], -1)
 
@@ -205,6 +210,10 @@ class IndexRefineFlat(_Wrapper):
         """As `Index.search`, with distances to the exact rows. params.k_factor replaces the index's own."""
         from qmd.ivf.scan import Probes, recheck
 
+        found = self._at_once(q, k) if params is None and filter is None else None
+        if found is not None:
+            d, i = give_back(q, *found)
+            return d, i
         qs = as_rows(q, self.d, self.device, what="queries")
         factor = self.k_factor if params is None or params.k_factor is None else params.k_factor
         flat = self.refine_index
@@ -231,6 +240,18 @@ class IndexRefineFlat(_Wrapper):
         held.masked_fill_(address < 0, -1)
         d, i = give_back(q, scores if flat.metric == "l2" else -scores, held)
         return d, i
+
+    def _at_once(self, q: Array, k: int) -> tuple[Tensor, Tensor] | None:
+        """Distances and ids for a few queries, where row i has id i and all lie together."""
+        flat, inner = self.refine_index, self.index
+        if not isinstance(inner, IndexIVF) or k < 1 or len(flat._lists.slabs) != 1:
+            return None
+        if flat._offset is not None or inner._offset is not None:
+            return None
+        plan = inner.at_once(q, flat._lists.slabs[0].rows)
+        if plan is None or not self._places()[2]:
+            return None
+        return plan.search(q, inner.nprobe, k, max(k, round(k * self.k_factor)))
 
     def _row_source(self, lists: Lists) -> Callable[[Tensor], Tensor]:
         """Exact rows for addresses in the wrapped index, shifted as its own rows are."""
