@@ -670,3 +670,35 @@ def test_indexes_share_no_memory_with_what_they_took_over():
     b.remove_ids([0, 1, 2])
     b.add(data(3, 8, 9))
     assert torch.equal(a.reconstruct_n(), x)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", ["IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,PQ8x4"])
+def test_scores_kept_or_looked_at_again_give_the_same_answers(kind, metric, monkeypatch):
+    """Where few rows are read all scores are kept; else the best groups' rows are read again."""
+    from qmd.ivf import grouped
+
+    x, q = data(3000, 40, 1, True), data(70, 40, 2, True)
+    index = ivf.index_factory(40, kind, metric)
+    index.nprobe = 5
+    index.train(x)
+    index.add(x[:2500])
+    index.remove_ids(torch.arange(300, 700))
+    index.add(x[2500:])
+    for how in (
+        {},
+        {"max_codes": 300},
+        {"candidate_budget": 200, "use_per_list_sizes": True},
+        {"filter": torch.arange(0, 3000, 3), "exact_below": 0},
+        {"filter": torch.arange(0, 40), "exact_below": 0},
+    ):
+        answers = []
+        for kept in (0, 1 << 24):
+            monkeypatch.setattr(grouped, "_KEPT", kept)
+            for k in (1, 10, 400):
+                answers.append(index.search(q, k, SearchParams(search_mode="csr", **how)))
+        for again, all_ in zip(answers[:3], answers[3:], strict=True):
+            torch.testing.assert_close(all_[0], again[0], rtol=1e-5, atol=1e-5)
+            assert torch.equal(all_[1] < 0, again[1] < 0)
+            if kind != "IVF16,PQ8x4":  # so few codes that rows share them
+                assert (all_[1] == again[1]).float().mean() > 0.99

@@ -11,6 +11,8 @@ import torch
 
 from qmd.ivf import operators
 
+_FEW_LISTS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -31,8 +33,10 @@ class Cost:
 
     def prefers_grouped(self, nq: int, nprobe: int, nlist: int, rows: float) -> bool:
         """rows: mean length of a list. The measured constants decide where few and many are not plain: a list has 3
-        to 8 queries in the mean."""
+        to 8 queries in the mean. Where a query reads few lists, choosing among its rows weighs more than products."""
         tasks = nq * nprobe
+        if nprobe <= _FEW_LISTS:
+            return tasks >= 2 * nlist
         if not 3 * nlist < tasks < 8 * nlist:
             return tasks >= 8 * nlist
         touched = nlist * (1.0 - (1.0 - 1.0 / nlist) ** tasks) if nlist > 1 else 1.0
