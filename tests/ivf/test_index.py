@@ -702,3 +702,17 @@ def test_scores_kept_or_looked_at_again_give_the_same_answers(kind, metric, monk
             assert torch.equal(all_[1] < 0, again[1] < 0)
             if kind != "IVF16,PQ8x4":  # so few codes that rows share them
                 assert (all_[1] == again[1]).float().mean() > 0.99
+
+
+def test_values_beyond_float16_are_refused_and_nothing_is_lost():
+    x = data(600, 16, 1)
+    index = ivf.index_factory(16, "IVF4,SQfp16")
+    index.train(x)
+    index.add(x)
+    far = x[:2] * 1e6
+    with pytest.raises(ValueError, match="float16"):
+        index.add(far)
+    with pytest.raises(ValueError, match="float16"):
+        index.update_vectors(torch.tensor([5, 6]), far)
+    assert index.ntotal == 600
+    torch.testing.assert_close(index.reconstruct(5), x[5], rtol=1e-3, atol=1e-3)

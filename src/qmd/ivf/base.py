@@ -129,9 +129,15 @@ class Index:
     def _append(self, x: Tensor, ids: Tensor) -> None:
         if not self.is_trained:
             raise IndexNotTrained(f"this {type(self).__name__} is not trained; call train(x) before add.")
-        if not x.shape[0]:
-            return
+        if x.shape[0]:
+            self._put(ids, *self._prepared(x))
+
+    def _put(self, ids: Tensor, where: Tensor, rows: Tensor, norms: Tensor) -> None:
         self._dirty = True
+        self._lists.append(where, rows, ids, norms)
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows (n, d): their lists, the rows as they are stored, their norms."""
         if self.ntotal == 0 and self._offset is None and self._lists.nlist == 1 and not self._by_residual:
             self._learn_offset(x)
         raw, x = x, self._shift(x)
@@ -143,8 +149,7 @@ class Index:
         codec = self._lists.codec
         if base is None and codec.exact:
             norms = (x * x).sum(1) if self.metric == "l2" else torch.zeros(x.shape[0], device=x.device)
-            self._lists.append(where, x, ids, norms)
-            return
+            return where, x, norms
         codes: list[Tensor] = []
         all_norms: list[Tensor] = []
         for i in range(0, x.shape[0], 1 << 16):
@@ -154,7 +159,7 @@ class Index:
             norms = self._norms(codec.decode(code), at)
             codes.append(code)
             all_norms.append(norms)
-        self._lists.append(where, torch.cat(codes), ids, torch.cat(all_norms))
+        return where, torch.cat(codes), torch.cat(all_norms)
 
     def _drop_offset(self, offset: Tensor) -> None:
         """Later rows lie elsewhere: shifted, they would lose digits."""
@@ -193,8 +198,10 @@ class Index:
             )
         latest = {int(i): at for at, i in enumerate(numbers.tolist())}
         pick = torch.tensor(list(latest.values()), dtype=torch.int64, device=self.device)
-        self._lists.remove(lambda held: is_in(held, numbers))
-        self._append(rows[pick], numbers[pick])
+        if pick.numel():
+            ready = self._prepared(rows[pick])  # refused before anything goes
+            self._lists.remove(lambda held: is_in(held, numbers))
+            self._put(numbers[pick], *ready)
 
     update = update_vectors
 

@@ -15,6 +15,7 @@ from qmd.ivf import operators
 
 QType = Literal["fp32", "fp16", "bf16", "int8", "pq"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+_FP16_MOST = 65504.0
 
 
 @dataclass(slots=True)
@@ -70,6 +71,11 @@ class Codec:
         self.relearn(self.learned(), device)
 
     def encode(self, x: Tensor) -> Tensor:
+        """Rows (n, d) as they are stored. ValueError for what float16 cannot hold."""
+        if self.qtype == "fp16" and x.numel() and float(x.abs().max()) > _FP16_MOST:
+            raise ValueError(
+                f"a value of {float(x.abs().max()):g} is beyond float16's {_FP16_MOST:g}; use bf16 or scale the rows."
+            )
         if self.qtype != "int8":
             return x.to(self.dtype)
         assert self.low is not None
