@@ -340,6 +340,11 @@ one.train(x); one.add(x)
 a, b = index.search(q, 10), one.search(q, 10)
 assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 assert 0 < index.index.ntotal < 2000 and index.ntotal == 2000
+for how in ({"max_codes": 300}, {"candidate_budget": 200}, {"candidate_budget": 200, "use_per_list_sizes": True}):
+    p = ivf.SearchParams(**how)
+    a, b = index.search(q, 10, p), one.search(q, 10, p)
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]), how
+    assert not torch.equal(b[1], one.search(q, 10)[1]), how
 assert index.remove_ids([0, 1, 2]) == 3
 f = index.search(q, 10, filter=torch.arange(100))[1]
 assert ((f >= -1) & (f < 100)).all()

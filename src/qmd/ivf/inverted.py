@@ -69,6 +69,9 @@ class IndexIVF(Index):
         self._ordered = "none"
         self._bias: tuple[Tensor, Tensor] | None = None  # the centroids that it is of, and their norms
         self.shadow: bool | None = None
+        self.sizes_together: Tensor | None = (
+            None  # (nlist,) rows of each list, where other processes have some
+        )
 
     @property
     def auto_search_avg_group_threshold(self) -> float:
@@ -221,7 +224,8 @@ class IndexIVF(Index):
         if max_codes or params.budget:
             if self.metric == "l2":
                 score = score + (q * q).sum(1, keepdim=True)
-            sizes = held.table().on_device["sizes"][lists]
+            together = self.sizes_together
+            sizes = (held.table().on_device["sizes"] if together is None else together)[lists]
             limits = list_limits(params, score, sizes, max_codes, self.metric)
         return Probes(lists, score if self._by_residual else None, limits, self._centroids())
 
