@@ -71,9 +71,14 @@ def minima(
             most = int(caps[i].max())
             if most < sizes[i]:  # no query of the piece wants more
                 read = most
-        full = scores[places[i] : places[i] + height * group * m].view(height * group, m)
-        part, x, bias = full[:read], rows[i][:read].to(torch.float32), norms[i][:read].unsqueeze(1)
-        line, least = lines[i].view(u * unit, m), halves[: u * m].view(u, m)
+        full = scores.narrow(0, places[i], height * group * m).view(height * group, m)
+        line, least = lines[i].view(u * unit, m), halves.narrow(0, 0, u * m).view(u, m)
+        # a slice costs as much as its tenth of a small product: most pieces need none of these
+        part = full if read == height * group else full[:read]
+        x = rows[i] if rows[i].size(0) == read else rows[i][:read]
+        x = x if x.dtype == torch.float32 else x.to(torch.float32)
+        bias = (norms[i] if norms[i].size(0) == read else norms[i][:read]).unsqueeze(1)
+        first = line if height == u * unit else line[:height]
         if into:
             torch.addmm(bias, x, queries[i].t(), alpha=alpha, out=part)
         else:
@@ -86,12 +91,13 @@ def minima(
         if height < u * unit:
             line[height:].fill_(none)
         if into:
-            torch.amin(full.view(group, height, m), 0, out=line[:height])
+            torch.amin(full.view(group, height, m), 0, out=first)
             torch.amin(line.view(unit, u, m), 0, out=least)
         else:
-            line[:height].copy_(full.view(group, height, m).min(0).values)
+            first.copy_(full.view(group, height, m).min(0).values)
             least.copy_(line.view(unit, u, m).min(0).values)
-        dense[:, :u].index_copy_(0, slots[i], least[:, :count].t())
+        mine = least if count == m else least.narrow(1, 0, count)
+        dense.narrow(1, 0, u).index_copy_(0, slots[i], mine.t())
 
 
 def coded(
