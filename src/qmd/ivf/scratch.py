@@ -7,7 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
-_MOST_BYTES = 64 << 20  # a larger buffer is not kept
+_MOST_BYTES = 80 << 20  # a larger buffer is not kept
 _held = threading.local()
 
 
