@@ -258,8 +258,8 @@ def _settings(
             wanted = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
             return pq.search(q, o.k, params=wanted)
 
-        for p in (2, 4, 8, 32):
-            for factor in (1, 2):
+        for p in (1, 2, 4, 8, 32):
+            for factor in (1, 2, 4):
                 name = f"faiss PQ{contest.d // 2}x4fs,RFlat nprobe {p} k_factor {factor}"
                 out[name] = "faiss PQx4fs,RFlat", lambda p=p, f=factor: ask(p, f)
     if "hnsw" in o.peers:
