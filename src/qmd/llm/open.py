@@ -252,6 +252,8 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
         card = read_card(described)
         if card.role != role:
             raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
+        if not card.variants or not all(variant.files for variant in card.variants):
+            raise ModelError(f"{described} names no graph. Export the model again, or write its `variants`.")
         return replace(card, repo=str(folder), package="")
     graphs = [
         p.relative_to(folder).as_posix() for p in (*folder.glob("*.onnx*"), *folder.glob("onnx/*.onnx*"))
