@@ -187,10 +187,16 @@ def connect(*, start: bool) -> Connection | None:
             raise ModelError("this system has no Unix sockets to share a model by. Use mode 'standalone'.")
         return None
     path = socket_path()
-    with contextlib.suppress(OSError):
+    try:
         return Connection(path)
-    if not start:
-        return None
+    except OSError as error:
+        if not start:
+            return None
+        if error.errno is None:  # Python asked no system: the path does not fit into a socket's address
+            raise ModelError(
+                f"{path} is too long for a Unix socket. Set QMD_MODEL_SOCKET to a path of at most 100 bytes, or use "
+                "mode 'standalone'."
+            ) from error
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "qmd.llm.share"],
         stdin=subprocess.DEVNULL,
