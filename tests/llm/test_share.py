@@ -227,6 +227,7 @@ def test_a_model_of_this_folder_is_that_of_this_folder_elsewhere(
     for name in ("./m", "me/model", "models/x.gguf"):
         assert name_anywhere(name) == str(tmp_path / name)
     assert name_anywhere("~/m") == str(Path.home() / "m")
+    assert name_anywhere("~nosuch/m") == str(tmp_path / "~nosuch/m")
     for name in (
         "all-MiniLM-L6-v2",
         "owner/name",

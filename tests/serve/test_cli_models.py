@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import qmd.index
 from qmd.config import load_config, set_model
-from qmd.errors import ConfigError, ModelMismatch, UsageError
+from qmd.errors import ConfigError, ModelMismatch, NotFound, UsageError
 from qmd.serve.cli.app import root
 from qmd.types import ModelCard
 
@@ -153,6 +153,15 @@ def test_a_model_that_fails_changes_nothing(place: Path) -> None:
         assert result.exit_code != 0
         assert not (place / "config.yaml").exists()
     assert "is a model for reranker" in str(result.exception)
+
+
+@pytest.mark.parametrize("role", ["embedding", "reranker", "generation", "image"])
+def test_a_path_of_an_unknown_user_names_no_model(place: Path, role: str) -> None:
+    result = run("models", "use", "~nosuch/x", "--role", role)
+    assert isinstance(result.exception, NotFound)
+    assert "model is named '~nosuch/x'" in str(result.exception)
+    (place / "config.yaml").write_text(f"models:\n  {role}: ~nosuch/x\n")
+    assert "model is named '~nosuch/x'" in run("check", "--json").output
 
 
 @pytest.mark.parametrize("name", ["http://letters/v1?model=l", "./notes"])

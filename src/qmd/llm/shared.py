@@ -17,6 +17,7 @@ import numpy as np
 
 from qmd.errors import ModelError, UsageError
 from qmd.llm.catalog import CATALOG
+from qmd.llm.files import local_path
 from qmd.llm.hub_gguf import is_gguf_on_hub
 from qmd.llm.open import is_gguf
 from qmd.llm.protocols import Vectors
@@ -217,7 +218,7 @@ def name_anywhere(model: str) -> str:
     """A model's name as it is understood from any folder: files and folders of this disk by their whole path."""
     if model in CATALOG:
         return model
-    path = Path(model).expanduser()
+    path = local_path(model)
     here = path.exists() or model.startswith((".", "~")) or (is_gguf(model) and not is_gguf_on_hub(model))
     return str(path.absolute()) if here else model
 
