@@ -105,11 +105,9 @@ def check_files(config: Config) -> Iterator[CheckResult]:
 
 
 def _verified(name: str, role: Role) -> str:
-    from pathlib import Path
-
     from qmd.llm.adapted import is_adapter, read_adapter
     from qmd.llm.catalog import CATALOG
-    from qmd.llm.files import find_packaged_file
+    from qmd.llm.files import find_packaged_file, local_path
     from qmd.llm.hub_gguf import find_gguf_on_hub, is_gguf_on_hub
     from qmd.llm.open import find_card, find_files
 
@@ -117,7 +115,7 @@ def _verified(name: str, role: Role) -> str:
         if is_gguf_on_hub(name):
             return f"here, verified, {find_gguf_on_hub(name, download=False).name}"
         if name.endswith(".gguf"):
-            if not Path(name).expanduser().is_file():
+            if not local_path(name).is_file():
                 raise QmdError(f"there is no file {name}. Correct the configuration.")
             return "here"
     if role == "image":
@@ -125,7 +123,7 @@ def _verified(name: str, role: Role) -> str:
 
         return check_image_text(name)
     if role == "embedding" and is_adapter(name):
-        base = read_adapter(Path(name).expanduser())[0]["base"]
+        base = read_adapter(local_path(name))[0]["base"]
         return f"here, over {base}: {'a server' if '://' in base else _verified(base, role)}"
     card = (
         CATALOG.get(name) if role == "reranker" else None

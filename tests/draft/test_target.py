@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qmd.draft.load import locate
 from qmd.draft.torch_target import TorchTarget, TransformersTarget, as_target, fingerprint_of
 from qmd.errors import ModelError
 
@@ -30,6 +31,12 @@ def test_a_verified_row_has_the_bits_of_plain_decoding(model, precision):
     for rows in (2, 3, 5, 8, 17):
         cache.crop(30)
         assert torch.equal(target.forward(IDS[30 : 30 + rows], cache), single[:rows])
+
+
+def test_a_path_of_an_unknown_user_names_no_model():
+    assert locate("~nosuch/x") == ("~nosuch/x", None)
+    with pytest.raises(ModelError, match="does not exist"):
+        locate("~nosuch/x.gguf")
 
 
 def test_rollback_leaves_no_trace(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +249,21 @@ def test_any_prompt_can_be_written_from(tiny_model: Build) -> None:
         assert "".join(generator.generate(prompt, max_new_tokens=4)) is not None
     with pytest.raises(UsageError, match="Shorten the prompt"):
         generator.generate("bread " * 20_000)
-    for wrong in ({"top_p": 0.0}, {"temperature": -1.0}):
+    nan, inf = float("nan"), float("inf")
+    for wrong in (
+        {"top_p": 0.0},
+        {"top_p": nan},
+        {"temperature": -1.0},
+        {"temperature": nan},
+        {"temperature": inf},
+    ):
         with pytest.raises(UsageError, match="must lie"):
             generator.generate("x", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="seed must be >= 0"):
+        generator.generate("x", seed=-1)
+    generator.card = replace(generator.card, template="")
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        generator.generate("")
 
 
 def test_scored_pairs_are_not_run_again(tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,8 @@ def test_smollm2_as_gguf_streams_and_can_be_left() -> None:
     )
     with pytest.raises(UsageError, match="GBNF"):
         generator.generate("x", grammar='start: "a"')
+    with pytest.raises(UsageError, match=r"temperature be >= 0; got 1\.0, nan"):
+        generator.generate("x", temperature=float("nan"))
 
 
 @real

@@ -121,6 +121,10 @@ def test_a_folder_with_a_card_is_read_by_its_card(tiny_model: Any, tmp_path: Pat
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-9])
     with pytest.raises(ModelError, match="Export the model again"):
         open_embedder(str(folder))
+    for none in ([], [{"precision": "fp32", "files": []}]):
+        (folder / "card.json").write_text(json.dumps(asdict(card) | {"variants": none}))
+        with pytest.raises(ModelError, match=r"card\.json names no graph. Export the model again"):
+            open_embedder(str(folder))
     (folder / "card.json").write_text("{}")
     with pytest.raises(ModelError, match="no model card"):
         open_embedder(str(folder))

@@ -432,9 +432,10 @@ def test_no_network_says_network_proxy_mirror(hub: Hub, monkeypatch: pytest.Monk
 
 def test_a_damaged_lock_file_is_not_forgotten(hub: Hub) -> None:
     lock_path().parent.mkdir(parents=True)
-    lock_path().write_text("{half")
-    with pytest.raises(ModelError, match="Remove it"):
-        read_lock()
+    for text in ("{half", "[]", '{"format_version": 1}', '{"format_version": 1, "models": []}'):
+        lock_path().write_text(text)
+        with pytest.raises(ModelError, match="Remove it"):
+            read_lock()
 
 
 def test_every_model_of_the_specification_has_a_row() -> None:

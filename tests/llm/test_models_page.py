@@ -27,6 +27,11 @@ def cells(card: ModelCard) -> list[str]:
     return [card.role, lengths if card.dim else "", str(card.max_tokens), languages, card.license, cpu, cuda]
 
 
+def test_one_network_has_one_set_of_languages() -> None:
+    hub, package = CATALOG["HuggingFaceTB/SmolLM2-135M-Instruct"], CATALOG["smollm2-135m"]
+    assert hub.languages == package.languages == ("en",)
+
+
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_row_of_the_catalog_stands_on_the_page(name: str) -> None:
     lines = [

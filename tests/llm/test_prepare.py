@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from qmd.llm.files import find_packaged
 from qmd.llm.prepare import calibration_texts, load_prepared, prepared_path
 from qmd.llm.session import open_session
 from qmd.llm.tokens import TextTokenizer
+from qmd.types import ModelCard, ModelVariant
 
 TEXTS = (
     "short",
@@ -151,3 +155,15 @@ def test_a_first_token_pooling_computes_the_last_layer_for_it_alone(tiny_model: 
     )[0]
     hidden = open_session(folder / "model.onnx").run(None, {"input_ids": ids, "attention_mask": mask})[0]
     np.testing.assert_allclose(got, hidden[:, 0], atol=1e-4)
+
+
+def test_a_last_token_pooling_stays_with_its_file(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    shutil.copytree(tiny_model("bert")[0], folder)
+    variants = (ModelVariant("fp32", ("model.onnx",)),)
+    card = ModelCard("last", "embedding", 32, 64, pooling="last_token", variants=variants)
+    (folder / "card.json").write_text(json.dumps(asdict(card)))
+    model: Any = open_embedder(str(folder))
+    before = model.embed_query("bread")
+    assert model.prepare() is None
+    np.testing.assert_array_equal(model.embed_query("bread"), before)

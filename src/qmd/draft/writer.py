@@ -14,6 +14,7 @@ from qmd.draft.onnx_target import OnnxTarget
 from qmd.draft.proposers import SuffixProposer
 from qmd.draft.stats import Stats
 from qmd.draft.torch_target import TorchTarget, as_target
+from qmd.llm.files import local_path
 from qmd.llm.repetition import repeats_from
 
 Message = tuple[str, str]
@@ -102,7 +103,7 @@ def split_prompt(tokenizer: Any, messages: Sequence[Message], keep: str) -> tupl
 
 def _is_onnx(name: str) -> bool:
     """Whether a folder holds an ONNX graph and no torch weights."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return False
     return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from qmd.errors import ModelError
 from qmd.llm.derived import Derived, unit_rows
-from qmd.llm.files import write_atomically
+from qmd.llm.files import local_path, write_atomically
 from qmd.llm.protocols import Embedder, Vectors
 
 ADAPTER = "adapter.json"
@@ -68,7 +68,7 @@ def write_adapter(
 
 
 def is_adapter(name: str) -> bool:
-    return (Path(name).expanduser() / ADAPTER).is_file()
+    return (local_path(name) / ADAPTER).is_file()
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, str], Vectors]:
@@ -77,7 +77,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, str], Vectors]:
         described = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         version, digest = described["format_version"], described["sha256"]
         data = (folder / MATRIX).read_bytes()
-        if Path(described["base"]).expanduser().absolute() == folder.absolute():
+        if local_path(described["base"]).absolute() == folder.absolute():
             raise ValueError("it names itself as its base")
         if version == FORMAT_VERSION and hashlib.sha256(data).hexdigest() == digest:
             return described, np.load(folder / MATRIX, allow_pickle=False)

@@ -91,14 +91,20 @@ def _reranker(
 
 
 def _generator(
-    name: str, template: str, *, repo: str = "", max_tokens: int = 32768, checked: str = DOWNLOADS
+    name: str,
+    template: str,
+    *,
+    repo: str = "",
+    max_tokens: int = 32768,
+    languages: tuple[str, ...] = ("en", "zh"),
+    checked: str = DOWNLOADS,
 ) -> ModelCard:
     return ModelCard(
         name,
         "generation",
         max_tokens=max_tokens,
         license="Apache-2.0",
-        languages=("en", "zh"),
+        languages=languages,
         variants=(INT8, Q4F16, Q4, FP16, FP32),
         repo=repo,
         form="causal",
@@ -219,7 +225,7 @@ _ROWS = (
         repo="onnx-community/Qwen2.5-0.5B-Instruct",
     ),
     _generator(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2_CHAT, max_tokens=8192,
+        "HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2_CHAT, max_tokens=8192, languages=("en",),
     ),
     ModelCard(
         "smollm2-135m", "generation", max_tokens=8192, license="Apache-2.0", languages=("en",),

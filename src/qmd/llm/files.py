@@ -33,6 +33,11 @@ class ModelFiles:
     first_position: int = 0
 
 
+def local_path(name: str) -> Path:
+    """The path that a model's name is as one of this disk. `~nosuch/x`, of a user that there is not, stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
 def cache_root() -> Path:
     """Where QMD keeps what it can make again: `QMD_CACHE_DIR`, else `$XDG_CACHE_HOME/qmd`."""
     chosen = os.environ.get("QMD_CACHE_DIR")

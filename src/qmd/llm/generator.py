@@ -15,6 +15,7 @@ from qmd.llm.chat import Message, chat_pieces, fill
 from qmd.llm.decoder import CausalModel, Decoding
 from qmd.llm.files import ModelFiles
 from qmd.llm.protocols import Drafter, Vectors
+from qmd.llm.sampling import check_sampling
 from qmd.llm.session import open_session
 from qmd.llm.signature import check_role, find_form, read_signature
 from qmd.llm.tokens import TextTokenizer
@@ -133,9 +134,12 @@ class OnnxGenerator:
         seed: int | None,
         grammar: str | None,
     ) -> Iterator[str]:
-        if not 0.0 < top_p <= 1.0 or temperature < 0.0:
-            raise UsageError(f"top_p must lie in (0, 1] and temperature be >= 0; got {top_p}, {temperature}.")
+        check_sampling(temperature=temperature, top_p=top_p, seed=seed)
         ids = self._tokenizer.prompt_ids(pieces)
+        if not ids:
+            raise UsageError(
+                f"the prompt is empty, and {self.card.name} has no template around it. Write a prompt."
+            )
         if len(ids) + max_new_tokens > self.card.max_tokens:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens; {self.card.name} reads {self.card.max_tokens} with "

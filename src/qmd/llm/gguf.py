@@ -13,6 +13,7 @@ from typing import Any
 from qmd.errors import MissingExtra, ModelError, UsageError
 from qmd.llm.chat import Message
 from qmd.llm.files import file_sha256
+from qmd.llm.sampling import check_sampling
 from qmd.llm.session import default_threads
 from qmd.types import ModelCard, ModelVariant
 
@@ -99,6 +100,7 @@ class GgufGenerator:
         grammar: str | None = None,
     ) -> Iterator[str]:
         """As `generate`, after a conversation of (role, text)."""
+        check_sampling(temperature=temperature, top_p=top_p, seed=seed)
         if grammar is not None and "::=" not in grammar:
             raise UsageError("llama.cpp takes grammars as GBNF; use an ONNX model for a Lark grammar.")
         request: dict[str, Any] = {

@@ -47,9 +47,9 @@ def read_lock() -> dict[str, Any]:
         raise ModelError(
             f"{lock_path()} is damaged ({error}). Remove it and pull the models again."
         ) from error
-    if not isinstance(tree, dict) or tree.get("format_version") != LOCK_FORMAT:
+    models = tree.get("models") if isinstance(tree, dict) else None
+    if not isinstance(models, dict) or tree.get("format_version") != LOCK_FORMAT:
         raise ModelError(f"{lock_path()} has another format. Remove it and pull the models again.")
-    models: dict[str, Any] = tree["models"]
     return models
 
 

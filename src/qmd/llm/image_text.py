@@ -21,7 +21,7 @@ import numpy as np
 
 from qmd.errors import ModelError, NotFound
 from qmd.llm.catalog import CATALOG
-from qmd.llm.files import verify_file
+from qmd.llm.files import local_path, verify_file
 from qmd.llm.pixels import Fit, fitted_pixels
 from qmd.llm.protocols import Embedder, Vectors
 from qmd.llm.session import open_session
@@ -221,7 +221,7 @@ def find_folder(name: str) -> Path:
         if card.role != "image":
             raise ModelError(f"{name} is a model for {card.role}, not for images and texts together.")
         return Path(str(package_files(card.package) / card.variants[0].files[0])).parent
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
         known = ", ".join(row.name for row in CATALOG.values() if row.role == "image")
         raise NotFound(f"no image-text model is named {name!r}. Known: {known}, or a folder of `qmd train`.")

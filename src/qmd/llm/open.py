@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qmd.errors import ModelError, NotFound
 from qmd.llm.catalog import CATALOG, CHATML, DEFAULT_EMBEDDING, FP32, QWEN3_RERANK
+from qmd.llm.files import local_path
 from qmd.llm.variants import find_variants
 from qmd.types import ModelCard, Pooling, Role
 
@@ -54,8 +55,8 @@ def find_card(name: str, role: Role = "embedding") -> ModelCard:
             if not revision
             else replace(card, name=name, repo=f"{card.repo or plain}@{revision}", revision=None)
         )
-    if Path(name).expanduser().is_dir():
-        return _card_of_folder(Path(name).expanduser(), role)
+    if local_path(name).is_dir():
+        return _card_of_folder(local_path(name), role)
     near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.8)
     if near or name.count("/") != 1 or name.startswith(("/", ".", "~")):
         hint = f" Did you mean {near[0]!r}?" if near else " `qmd models list` shows the known names."
@@ -128,7 +129,7 @@ def open_embedder(
     from qmd.llm.adapted import AdaptedEmbedder, is_adapter, read_adapter
 
     if is_adapter(name):
-        described, matrix = read_adapter(Path(name).expanduser())
+        described, matrix = read_adapter(local_path(name))
         base = open_embedder(
             described["base"], threads=threads, device=device, precision=precision, download=download
         )
@@ -223,7 +224,7 @@ def find_gguf(
         path = find_gguf_on_hub(name, download=download, revision=revision)
         return path, ModelCard(name, "generation", max_tokens=4096, form="causal")
     if name.endswith(".gguf"):
-        path = Path(name).expanduser()
+        path = local_path(name)
         return path, ModelCard(path.stem, "generation", max_tokens=4096, form="causal")
     card = find_card(name, "generation")
     if not card.package:
@@ -252,6 +253,8 @@ def _card_of_folder(folder: Path, role: Role) -> ModelCard:
         card = read_card(described)
         if card.role != role:
             raise ModelError(f"{folder} holds a model for {card.role}, not for {role}.")
+        if not card.variants or not all(variant.files for variant in card.variants):
+            raise ModelError(f"{described} names no graph. Export the model again, or write its `variants`.")
         return replace(card, repo=str(folder), package="")
     graphs = [
         p.relative_to(folder).as_posix() for p in (*folder.glob("*.onnx*"), *folder.glob("onnx/*.onnx*"))

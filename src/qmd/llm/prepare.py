@@ -94,12 +94,15 @@ def forget_prepared(files: ModelFiles) -> None:
 
 
 def prepare_model(files: ModelFiles, source: OnnxEmbedder, tokenizer: TextTokenizer) -> Prepared | None:
-    """Make, check and cache the fastest form of `files`; None when the graph is of no known architecture.
+    """Make, check and cache the fastest form of `files`; None when the graph is of no known architecture, or its last
+    token is read (the rewritten graphs pool by mean or first token).
 
     Writes the graph, then its record, each to a temporary file first: a crash leaves the source in use.
     When no form
     passes, a record without a graph says so, and the source stays in use.
     """
+    if files.card.pooling == "last_token":
+        return None
     weights = read_bert(files.graph, heads=files.heads, first_position=files.first_position)
     if weights is None or weights.classifies:
         return None

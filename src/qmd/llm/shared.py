@@ -17,6 +17,7 @@ import numpy as np
 
 from qmd.errors import ModelError, UsageError
 from qmd.llm.catalog import CATALOG
+from qmd.llm.files import local_path
 from qmd.llm.hub_gguf import is_gguf_on_hub
 from qmd.llm.open import is_gguf
 from qmd.llm.protocols import Vectors
@@ -187,10 +188,16 @@ def connect(*, start: bool) -> Connection | None:
             raise ModelError("this system has no Unix sockets to share a model by. Use mode 'standalone'.")
         return None
     path = socket_path()
-    with contextlib.suppress(OSError):
+    try:
         return Connection(path)
-    if not start:
-        return None
+    except OSError as error:
+        if not start:
+            return None
+        if error.errno is None:  # Python asked no system: the path does not fit into a socket's address
+            raise ModelError(
+                f"{path} is too long for a Unix socket. Set QMD_MODEL_SOCKET to a path of at most 100 bytes, or use "
+                "mode 'standalone'."
+            ) from error
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "qmd.llm.share"],
         stdin=subprocess.DEVNULL,
@@ -211,7 +218,7 @@ def name_anywhere(model: str) -> str:
     """A model's name as it is understood from any folder: files and folders of this disk by their whole path."""
     if model in CATALOG:
         return model
-    path = Path(model).expanduser()
+    path = local_path(model)
     here = path.exists() or model.startswith((".", "~")) or (is_gguf(model) and not is_gguf_on_hub(model))
     return str(path.absolute()) if here else model
 

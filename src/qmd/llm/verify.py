@@ -106,7 +106,8 @@ def _try_reranker(name: str, start: float) -> Trial:
     if not scores[1] > scores[0]:
         raise ModelError(
             f"{name} scores a text about bread above one about passports for a question about passports "
-            f"({scores[0]:.3f} against {scores[1]:.3f}). Its files or its template are wrong: choose another model."
+            f"({scores[0]:.3f} against {scores[1]:.3f}). It was not trained to judge, or its files or its template are "
+            "wrong: choose another model."
         )
     return reranker, load_s, first_ms, len(texts) / seconds, "passages/s"
 

@@ -353,9 +353,10 @@ def open_writer(model: str | None, *, data_dir: Path | None = None) -> Writer:
 
 def _runs_in_engine(model: str) -> bool:
     from qmd.llm.catalog import CATALOG
+    from qmd.llm.files import local_path
     from qmd.llm.open import is_gguf
 
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if folder.is_dir():
         return any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
     return model in CATALOG or is_gguf(model)

@@ -175,19 +175,19 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
     until the new ones are complete, and are never compared with them. --dim makes them shorter, and the
     index smaller: at little cost for models that were trained for it.
     """
-    from pathlib import Path
     from typing import cast
 
     import msgspec
 
     from qmd.config import CONFIG_NAME, set_model
     from qmd.errors import UsageError
+    from qmd.llm.files import local_path
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
     from qmd.trust import check_config_of
     from qmd.types import Role
 
-    local = Path(name).expanduser()
+    local = local_path(name)
     if local.exists() and "://" not in name:
         name = str(local.absolute())
     if dim is not None and role != "embedding":
@@ -283,10 +283,11 @@ def export(name: str, folder: str, precision: str | None) -> None:
     from qmd.errors import UsageError
     from qmd.llm.causal_graph import Precision
     from qmd.llm.fastest import write_folder
+    from qmd.llm.files import local_path
     from qmd.llm.open import find_gguf
     from qmd.serve.cli.screen import say
 
-    source = Path(name).expanduser()
+    source = local_path(name)
     if source.is_dir():
         say(_export_trained(source, Path(folder), precision))
         return
