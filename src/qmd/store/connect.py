@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from qmd.errors import StoreBusy, StoreDamaged, StoreError, StoreFull, StoreTooNew
+from qmd.store.cjk import fold_letters
 from qmd.store.schema import APPLICATION_ID, FORMAT_VERSION, PAGE_SIZE, migrate
 
 BUSY_TIMEOUT_S = 30.0
@@ -308,4 +309,5 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA mmap_size = 0")  # a truncated file must give an error, not a signal
     db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.create_function("qmd_fold", 1, lambda text: text.casefold(), deterministic=True)
+    db.create_function("qmd_fold_letters", 1, fold_letters, deterministic=True)
     return db
