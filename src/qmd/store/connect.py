@@ -255,6 +255,17 @@ def _check_version(connection: Connection) -> None:
             migrate(connection.raw, int(connection.value("PRAGMA user_version")))
 
 
+def beside(database: Path, ending: str) -> Path:
+    """A file that belongs to an index: `a.answers` to `a.sqlite`, `a.db.answers` to `a.db`, so that no two share one.
+
+    What an index of another name had before stays its own, unless it may be that of `a.sqlite`."""
+    former, own = database.with_suffix(ending), database.with_name(database.name + ending)
+    if database.suffix == ".sqlite":
+        return former
+    taken = own.exists() or not former.exists() or database.with_suffix(".sqlite").exists()
+    return own if taken else former
+
+
 def create_database(path: Path) -> None:
     """Make an empty index in one atomic step: built under another name, then linked; the first to link wins."""
     try:
