@@ -67,10 +67,14 @@ def build(
     index.add(
         files,
         embed=embed,
-        progress=lambda stage, done, total: print(f"\r{stage} {done}/{total}", end="", file=sys.stderr),
+        progress=show_progress,
     )
     print(file=sys.stderr)
     return index, ids
+
+
+def show_progress(stage: str, done: int, total: int | None) -> None:
+    print(f"\r{stage} {done}" + (f"/{total}" if total is not None else ""), end="", file=sys.stderr)
 
 
 @contextmanager

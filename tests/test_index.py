@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qmd
-from qmd.config import Config, Models, Places, Search
+from qmd.config import Config, Memory, Models, Places, Search
 from qmd.errors import ConfigError, ModelMismatch, NotFound, UsageError
 from qmd.reports import Context, NotShown
 from qmd.search.query import _WORD
@@ -325,6 +325,23 @@ def test_open_chooses_the_file(tmp_path):
         qmd.open(tmp_path / "nothing.sqlite", create=False)
     qmd.open(tmp_path, index="work").close()
     assert (tmp_path / "work.sqlite").is_file()
+
+
+def test_two_databases_of_one_stem_share_no_file(tmp_path):
+    """A file from before belongs to `a.sqlite`, or where there is none to the only other one."""
+    config = Config(memory=Memory(searches=True))
+    for name in ("a.db", "a.sqlite", "b.db"):
+        (tmp_path / "b.searches").touch()
+        with qmd.open(tmp_path / name, config=config, embedder=WordEmbedder()) as opened:
+            opened.add(write(tmp_path / "notes"))
+            opened.query("boil water")
+            opened.get("home/soup.md")
+    kept = {path.name for path in tmp_path.glob("?.*searches")}
+    assert kept == {"a.searches", "a.db.searches", "b.searches"}
+    assert (tmp_path / "b.searches").stat().st_size
+    assert {path.name for path in tmp_path.glob("?.*costs.json")} == {
+        "a.costs.json", "a.db.costs.json", "b.db.costs.json"
+    }  # fmt: skip
 
 
 def test_defaults_come_from_the_configuration(tmp_path):

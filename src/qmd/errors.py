@@ -1,10 +1,22 @@
 """Every error of the project. A message says the state, what was expected, and the remedy."""
 
+from __future__ import annotations
+
+import re
+
+
+def hide_password(text: str) -> str:
+    """A text without the users and passwords of the addresses in it: `http://host/` of `http://user:secret@host/`."""
+    return re.sub(r"(https?://)[^\s/?#]*@", r"\1", text, flags=re.IGNORECASE)
+
 
 class QmdError(Exception):
     """Base of all errors that QMD raises on purpose; the command line prints these without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return hide_password(super().__str__())
 
 
 class UsageError(QmdError):

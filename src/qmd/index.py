@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from qmd.config import Config, Places, find_places
-from qmd.errors import NotFound, QmdError, UsageError
+from qmd.errors import NotFound, QmdError, UsageError, hide_password
 from qmd.reports import (
     AddReport,
     CheckResult,
@@ -351,7 +351,7 @@ class Index(Searches):
             collections=tuple(self.list_collections()),
             documents=counts.documents,
             chunks=counts.chunks,
-            model=models.embedding,
+            model=hide_password(models.embedding),
             dim=models.dim,
             pending=min((v.total - v.done for v in vectors if v.configured), default=counts.chunks),
             vectors=tuple(vectors),

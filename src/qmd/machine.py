@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from qmd.errors import QmdError
+from qmd.errors import QmdError, hide_password
 from qmd.reports import CheckResult
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def check_files(config: Config) -> Iterator[CheckResult]:
     """Are the configured models on this machine, and are they the files that were pinned? Loads none of them."""
     for key, role, name in configured_models(config):
         if name.startswith(("http://", "https://")):
-            yield CheckResult(f"model {key}", "ok", f"{name} (a server; `qmd check --models` asks it)")
+            message = f"{hide_password(name)} (a server; `qmd check --models` asks it)"
+            yield CheckResult(f"model {key}", "ok", message)
             continue
         try:
             yield CheckResult(f"model {key}", "ok", f"{name}: {_verified(name, role)}")
@@ -124,7 +125,7 @@ def _verified(name: str, role: Role) -> str:
         return check_image_text(name)
     if role == "embedding" and is_adapter(name):
         base = read_adapter(local_path(name))[0]["base"]
-        return f"here, over {base}: {'a server' if '://' in base else _verified(base, role)}"
+        return f"here, over {hide_password(base)}: {'a server' if '://' in base else _verified(base, role)}"
     card = (
         CATALOG.get(name) if role == "reranker" else None
     )  # one that writes text can be asked for yes or no
@@ -142,19 +143,20 @@ def try_models(config: Config) -> Iterator[CheckResult]:
     from qmd.llm.verify import verify_model
 
     for key, role, name in configured_models(config):
+        shown = hide_password(name)
         try:
             found = verify_model(name, role, dim=config.models.dim if role == "embedding" else None)
         except QmdError as error:
             message, _, remedy = str(error).partition(". ")
-            yield CheckResult(f"{key} works", "problem", f"{name}: {message}", remedy or None)
+            yield CheckResult(f"{key} works", "problem", f"{shown}: {message}", remedy or None)
             continue
         memory = "" if found.memory_bytes is None else f", {found.memory_bytes / 2**20:.0f} MiB"
         gpu = "" if found.gpu_bytes is None else f", {found.gpu_bytes / 2**20:.0f} MiB on the GPU"
         message = (
-            f"{name} on {found.runs_on}: {found.speed:,.0f} {found.unit}, first answer after {found.first_ms:.0f} ms, "
+            f"{shown} on {found.runs_on}: {found.speed:,.0f} {found.unit}, first answer after {found.first_ms:.0f} ms, "
             f"loaded in {found.load_s:.1f} s{memory}{gpu}"
         )
-        yield CheckResult(f"{key} works", "ok", message, figures=asdict(found))
+        yield CheckResult(f"{key} works", "ok", message, figures={**asdict(found), "name": shown})
     missing = [key for key in ("reranker", "expansion", "generation") if getattr(config.models, key) is None]
     if missing:
         names = ", ".join(f"models.{key}" for key in missing)

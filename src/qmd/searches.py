@@ -20,6 +20,7 @@ from qmd.search.query import LONGEST_VALUE, parse_request, read_date
 from qmd.search.request import Door
 from qmd.search.show import show_passages
 from qmd.store.cache import AnswerCache
+from qmd.store.connect import beside
 from qmd.store.opened import OpenedSearches
 from qmd.store.store import Store
 from qmd.types import Filter, Hits
@@ -66,9 +67,9 @@ class Searches:
         self._opening_more = threading.RLock()  # what opens an image-text model opens the embedder, too
         self._refused: dict[str, tuple[float, QmdError]] = {}
         self._image_text: ImageTextModel | None = None
-        self._costs = Costs(store.path.with_suffix(".costs.json"))
-        self._cache = AnswerCache(store.path.with_suffix(".answers"))
-        self._opened = OpenedSearches(store.path.with_suffix(".searches"))
+        self._costs = Costs(beside(store.path, ".costs.json"))
+        self._cache = AnswerCache(beside(store.path, ".answers"))
+        self._opened = OpenedSearches(beside(store.path, ".searches"))
 
     @property
     def embedder(self) -> Embedder:

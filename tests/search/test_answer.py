@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -193,6 +194,31 @@ def test_a_server_that_speaks_otherwise_is_a_model_error(reply):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_login_in_the_address_is_sent_and_never_shown():
+    seen = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append(self.headers["Authorization"])
+            self.send_error(401)
+
+        def log_message(self, *args): ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        writer = RemoteWriter(f"http://me:hu%20sh@127.0.0.1:{server.server_port}/v1#tiny")
+        with pytest.raises(ModelError, match="401") as told:
+            writer.write([("user", "x")])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert seen == ["Basic " + base64.b64encode(b"me:hu sh").decode()]
+    assert writer.name == f"http://127.0.0.1:{server.server_port}/v1#tiny"
+    assert "hu%20sh" not in str(told.value)
 
 
 def test_an_address_that_is_none_is_a_model_error():

@@ -56,7 +56,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> None:
     real = qmd.llm.open.open_embedder
 
     def opened(name: str, **options: Any) -> Any:
-        return Letters() if name == "http://letters/v1?model=l" else real(name, **options)
+        return Letters() if name.endswith("letters/v1?model=l") else real(name, **options)
 
     for module in (qmd.llm, qmd.llm.open, qmd.llm.verify):
         monkeypatch.setattr(module, "open_embedder", opened)
@@ -202,6 +202,19 @@ def test_check_models_loads_and_times_them(place: Path) -> None:
     assert figures["speed"] > 0
     assert figures["load_s"] > 0
     assert rows["memory"]["figures"]["total_bytes"] > rows["memory"]["figures"]["process_bytes"] > 0
+
+
+def test_a_password_in_the_address_of_a_server_is_never_printed(place: Path, letters: None) -> None:
+    address = "http://me:hush@letters/v1?model=l"
+    said = [run("models", "use", address)]
+    set_model(place / "config.yaml", "reranker", "https://me:hush@host/rerank")
+    asked = ("check", "check --models", "check --models --json", "status", "status --json", "query bread")
+    said += [run(*words.split()) for words in asked]
+    assert load_config(place / "config.yaml").models.embedding == address
+    for result in said:
+        assert "letters" in result.output or "host/rerank" in result.output, result.output
+        assert "hush" not in result.output + result.stderr
+    assert "hush" not in str(ModelError(f"no answer from {address}"))
 
 
 def test_check_names_a_missing_model_and_its_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,17 @@ def test_illegal_expressions_are_usage_errors(store, put):
         (Filter(type="Markdown"), {"a/one.md"}),
         (Filter(lang="de"), {"three.txt"}),
         (Filter(title="ÜBER"), {"three.txt"}),
+        (Filter(title="uber A"), {"three.txt"}),
+        (Filter(title="Àllés"), {"three.txt"}),
+        (Filter(title=unicodedata.normalize("NFD", "über")), {"three.txt"}),
         (Filter(title="100%"), set()),
+        (Filter(title="カ"), set()),
+        (Filter(title="ガ"), {"a/b/two.md"}),
+        (Filter(title="ｶﾞ"), {"a/b/two.md"}),
+        (Filter(tags=("resume",)), {"a/one.md"}),
+        (Filter(tags=("#Résumé",)), {"a/one.md"}),
+        (Filter(tags=("ärea/work",)), {"a/one.md"}),
+        (Filter(tags=("resum",)), set()),
         (Filter(after="2024-03-01"), {"a/one.md", "three.txt"}),
         (Filter(before="2024-03-01"), {"a/b/two.md"}),
         (Filter(after="2024-03-01", before="2024-03-02"), {"a/one.md"}),
@@ -173,8 +183,8 @@ def test_filters_hold_for_keyword_and_chunk_ids_alike(store, put, wanted, expect
     from standin import document
 
     for path, more in (
-        ("a/one.md", {"tags": ("Area/Work",), "date": "2024-03-01", "type": "markdown"}),
-        ("a/b/two.md", {"tags": ("#area/home", "x"), "date": "2024-02-29T23:00"}),
+        ("a/one.md", {"tags": ("Area/Work", "Résumé/2024"), "date": "2024-03-01", "type": "markdown"}),
+        ("a/b/two.md", {"tags": ("#area/home", "x"), "title": "ガイド", "date": "2024-02-29T23:00"}),
         ("three.txt", {"title": "über alles", "lang": "de"}),
     ):
         with store.writing() as writer:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from standin import document
 
 from qmd.errors import StoreBusy, StoreDamaged, StoreError, StoreTooNew
 from qmd.store import Store, schema
-from qmd.store.cjk import query_terms
+from qmd.store.cjk import bigrams, index_text, query_terms
 from qmd.store.connect import open_database
 from qmd.types import Collection
 
@@ -200,6 +201,40 @@ def test_words_of_the_former_format_are_written_anew(tmp_path):
         assert store.db.all("SELECT DISTINCT doc FROM keyword_places") == [(3,)]
         assert store.cleanup().dropped_documents == 1
         assert store.integrity() == []
+
+
+@pytest.mark.parametrize("title", [b"Caf\xe9", b"half of a pair: \xed\xa0\x80"])
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_damaged_title_does_not_stop_the_migration(tmp_path, title, version):
+    path, kana = tmp_path / "old.sqlite", unicodedata.normalize("NFD", "ガイド")
+    with Store.open(path) as store:
+        store.add_collection(Collection("notes", "/notes"))
+        with store.writing() as writer:
+            for number, text in enumerate(["walrus", "narwhal", kana]):
+                parsed = replace(document(text, title="t"), type="image" if number == 1 else "text")
+                writer.put_document(
+                    "notes", f"{number}.md", size=1, mtime_ns=1, hash=bytes(32 * [number]), document=parsed
+                )
+            writer._db.run("UPDATE documents SET title = CAST(? AS TEXT) WHERE id = 2", (title,))
+            writer._db.run(schema._TAKE_OUT.format("keyword"), (3, "t", "t", index_text(kana), "2.md"))
+            writer._db.run(schema._PUT_IN.format("keyword"), (3, "t", "t", bigrams(kana), "2.md"))
+            if version == 3:
+                writer._db.run(schema._PUT_IN.format("keyword"), (2, "t", "t", "narwhal", "1.md"))
+        if version == 3:
+            for table in ("picture_words_terms", "picture_words_places", "picture_words"):
+                store.db.run(f"DROP TABLE {table}")
+        store.db.run(f"PRAGMA user_version = {version}")
+    with Store.open(path) as store:
+        assert store.db.value("PRAGMA user_version") == schema.FORMAT_VERSION
+        assert store.db.value("SELECT CAST(title AS BLOB) FROM documents WHERE id = 2") == title
+        assert [[i for i, _ in store.keyword.match(word)] for word in ("walrus", *query_terms("ガイド"))] == [
+            [1],
+            [3],
+        ]
+        assert "1 documents are damaged" in [problem.what for problem in store.integrity()]
+        assert store.cleanup().dropped_documents == 1
+        assert store.integrity() == []
+        assert store.counts().documents == 2
 
 
 def test_a_thread_that_ended_leaves_no_connection(store, put):

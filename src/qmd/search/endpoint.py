@@ -1,23 +1,28 @@
-"""A writer behind an OpenAI-compatible server: `http://host:port/v1#model-name`. The key, if any, is in QMD_API_KEY."""
+"""A writer behind an OpenAI-compatible server: `http://host:port/v1#model-name`. The key, if any, is in QMD_API_KEY;
+a user and a password may stand in the address, which is never shown with them."""
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
+import re
 import urllib.request
 from collections.abc import Callable, Sequence
+from urllib.parse import unquote
 
-from qmd.errors import ModelError
+from qmd.errors import ModelError, hide_password
 
 
 class RemoteWriter:
     """Streams `/chat/completions`."""
 
     def __init__(self, address: str, *, timeout_s: float = 120.0) -> None:
-        self.url, _, self.model = address.partition("#")
+        self.name = hide_password(address)
+        self.url, _, self.model = self.name.partition("#")
         self.url = self.url.rstrip("/")
-        self.name = address
+        self._login = _login_of(address)
         self.timeout_s = timeout_s
 
     def write(
@@ -39,6 +44,8 @@ class RemoteWriter:
         headers = {"Content-Type": "application/json"}
         if os.environ.get("QMD_API_KEY"):
             headers["Authorization"] = f"Bearer {os.environ['QMD_API_KEY']}"
+        elif self._login:
+            headers["Authorization"] = self._login
         text, spoke = "", False
         try:
             request = urllib.request.Request(
@@ -74,3 +81,9 @@ class RemoteWriter:
                 f"no answer from {self.url}: {error}. Is the server running, and the model known there?"
             ) from error
         return text
+
+
+def _login_of(address: str) -> str | None:
+    """The user and password of an address, as a header's value."""
+    found = re.match(r"https?://([^/?#]*)@", address, re.IGNORECASE)
+    return found and f"Basic {base64.b64encode(unquote(found[1]).encode()).decode()}"

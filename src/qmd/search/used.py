@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qmd.store.connect import beside
+
 if TYPE_CHECKING:
     from qmd.search.claims import Source
 
@@ -33,7 +35,7 @@ class Used:
 
 def usage_file(database: Path) -> Path:
     """Where the counts of an index are kept."""
-    return database.with_suffix(".used.json")
+    return beside(database, ".used.json")
 
 
 def count_used(path: Path, sources: Sequence[Source]) -> None:

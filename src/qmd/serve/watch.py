@@ -22,6 +22,8 @@ QUIET_MS = 300
 AT_LEAST_EVERY_MS = 1500
 LOOK_MS = 1000
 """How often it is looked whether there are other folders to watch."""
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""While another process writes the index: it is tried again after the first, then twice as long each time."""
 TELL_EVERY_S = 0.2
 BEHIND = 10
 """Niceness of the thread that indexes."""
@@ -38,6 +40,7 @@ class Watcher:
         self.service = service
         self._stop = threading.Event()
         self._unread: set[str] = set()
+        self._pause_s = self._not_before = 0.0
         self._thread = threading.Thread(target=self._run, name="qmd-watch", daemon=True)
 
     def start(self) -> None:
@@ -101,15 +104,19 @@ class Watcher:
 
     def update(self, names: Iterable[str]) -> None:
         """Index what changed in these collections, then make the vectors that are missing."""
-        changed = False
-        for name in names:
+        changed, names = False, list(names)
+        if time.monotonic() < self._not_before:
+            self._unread.update(names)
+            return
+        for at, name in enumerate(names):
             try:
                 report = self.service.index.update([name], progress=self._progress(name))[name]
-            except StoreBusy as error:  # no file will tell of this change again
-                self._unread.add(name)
-                log.warning("another process writes the index: what changed is read as soon as it has ended")
+            except StoreBusy as error:
+                self._unread.update(names[at:])  # no file will tell of this change again
+                log.warning("another process writes the index: what changed is read after it has ended")
                 self._failed(error, collection=name)
-                continue
+                self._wait_longer()
+                return
             except Exception as error:  # noqa: BLE001  what fails in one folder must not end the watch over all
                 self._failed(error, collection=name)
                 continue
@@ -121,6 +128,12 @@ class Watcher:
             self.service.events.publish("index", collection=name, stage="indexed", **counts)
         if changed or not self.service.ready or self._pending():
             self._embed()
+        else:
+            self._pause_s = 0.0
+
+    def _wait_longer(self) -> None:
+        self._pause_s = min(2 * self._pause_s or PAUSE_S, LONGEST_PAUSE_S)
+        self._not_before = time.monotonic() + self._pause_s
 
     def _pending(self) -> bool:
         try:
@@ -135,7 +148,10 @@ class Watcher:
                 report = self.service.index.embed(progress=self._progress(""))
         except Exception as error:  # noqa: BLE001  the next change may mend it, and texts are found without
             self._failed(error)
+            if isinstance(error, StoreBusy):
+                self._wait_longer()
             return
+        self._pause_s = 0.0
         if self._stop.is_set():
             raise _Ended
         self.service.events.publish(

@@ -23,6 +23,9 @@ _SIGNS = re.compile(
     "\U0001f110-\U0001f251]"
 )
 
+_ACCENTS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
+_ACCENTED = re.compile("[\u00c0-\u024f\u0300-\u036f\u1e00-\u1eff]")
+
 
 def has_cjk(text: str) -> bool:
     """Whether the text has a character that is indexed as bigrams."""
@@ -39,6 +42,16 @@ def fold(text: str) -> str:
     if unicodedata.is_normalized("NFKC", text):
         return text
     return unicodedata.normalize("NFKC", _SIGNS.sub(r" \g<0> ", text))
+
+
+def fold_letters(text: str) -> str:
+    """One form without case and without the accents that the tokenizer drops: those of Latin letters."""
+    if text.isascii():
+        return text.lower()
+    text = fold(text).casefold()
+    if not _ACCENTED.search(text):
+        return text
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
 
 
 def index_text(text: str) -> str:

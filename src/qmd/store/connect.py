@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from qmd.errors import StoreBusy, StoreDamaged, StoreError, StoreFull, StoreTooNew
+from qmd.store.cjk import fold_letters
 from qmd.store.schema import APPLICATION_ID, FORMAT_VERSION, PAGE_SIZE, migrate
 
 BUSY_TIMEOUT_S = 30.0
@@ -254,6 +255,17 @@ def _check_version(connection: Connection) -> None:
             migrate(connection.raw, int(connection.value("PRAGMA user_version")))
 
 
+def beside(database: Path, ending: str) -> Path:
+    """A file that belongs to an index: `a.answers` to `a.sqlite`, `a.db.answers` to `a.db`, so that no two share one.
+
+    What an index of another name had before stays its own, unless it may be that of `a.sqlite`."""
+    former, own = database.with_suffix(ending), database.with_name(database.name + ending)
+    if database.suffix == ".sqlite":
+        return former
+    taken = own.exists() or not former.exists() or database.with_suffix(".sqlite").exists()
+    return own if taken else former
+
+
 def create_database(path: Path) -> None:
     """Make an empty index in one atomic step: built under another name, then linked; the first to link wins."""
     try:
@@ -308,4 +320,5 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA mmap_size = 0")  # a truncated file must give an error, not a signal
     db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.create_function("qmd_fold", 1, lambda text: text.casefold(), deterministic=True)
+    db.create_function("qmd_fold_letters", 1, fold_letters, deterministic=True)
     return db

@@ -6,7 +6,14 @@ import unicodedata
 from dataclasses import dataclass
 
 from qmd.errors import UsageError
+from qmd.store.cjk import fold_letters
 from qmd.types import Filter
+
+_TAGS = """WITH RECURSIVE every(tag) AS (SELECT min(tag) FROM tags
+        UNION ALL SELECT (SELECT min(tag) FROM tags WHERE tag > e.tag) FROM every e WHERE e.tag IS NOT NULL),
+    folded(tag, name) AS (SELECT tag, qmd_fold_letters(tag) FROM every WHERE tag IS NOT NULL LIMIT -1)
+    SELECT tag FROM folded WHERE name = ? OR (name >= ? AND name < ?)"""
+"""Tags are kept as they are written; each is read, and folded, once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,8 @@ def compile_filter(wanted: Filter) -> Condition | None:
         parts.append(sql)
         values.extend(globs)
     for tag in wanted.tags:
-        name = tag.lstrip("#").rstrip("/").casefold()
-        parts.append("d.id IN (SELECT document_id FROM tags WHERE tag = ? OR (tag >= ? AND tag < ?))")
+        name = fold_letters(tag.lstrip("#").rstrip("/"))
+        parts.append(f"d.id IN (SELECT document_id FROM tags WHERE tag IN ({_TAGS}))")
         values.extend((name, f"{name}/", f"{name}0"))  # "0" follows "/": the range is every nested tag
     for column in ("type", "lang"):
         value = getattr(wanted, column)
@@ -43,9 +50,8 @@ def compile_filter(wanted: Filter) -> Condition | None:
             parts.append(f"d.{column} = ? COLLATE NOCASE")
             values.append(value)
     if wanted.title:
-        parts.append("qmd_fold(d.title) LIKE ? ESCAPE '\\'")
-        escaped = wanted.title.casefold().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        values.append(f"%{escaped}%")
+        parts.append("instr(qmd_fold_letters(d.title), ?)")
+        values.append(fold_letters(wanted.title))
     for bound, sign in ((wanted.after, ">="), (wanted.before, "<")):
         if bound:
             parts.append(f"d.day {sign} ?")

@@ -109,7 +109,10 @@ def _picture_words(db: sqlite3.Connection) -> None:
     if pictures:  # scores of common words are kept beside the index, by its generation
         db.execute(NEW_GENERATION)
     for chunk, title, headings, body, start, end, path in pictures:
-        parts = (title, headings, str(body, "utf-8")[start:end], clean(stored_path(path)))
+        name = path if isinstance(path, str) else clean(stored_path(path))
+        parts = (title, headings, str(body, "utf-8")[start:end], name)
+        if any(clean(part) != part for part in parts):
+            continue  # the row is damaged: `cleanup` drops it, and writes all words anew
         words = (chunk, *(bigrams(_former_form(part)) for part in parts))
         db.execute(_TAKE_OUT.format(TEXTS), words)
         db.execute(_PUT_IN.format(PICTURES), words)
@@ -143,7 +146,10 @@ def _one_form(db: sqlite3.Connection) -> None:
         for chunk, headings, start, end in db.execute(
             "SELECT id, headings, start, end FROM chunks WHERE document_id = ?", (document,)
         ):
-            parts = (title, headings, text[start:end], clean(stored_path(path)))
+            name = path if isinstance(path, str) else clean(stored_path(path))
+            parts = (title, headings, text[start:end], name)
+            if any(clean(part) != part for part in parts):
+                continue  # damaged, too
             former, now = [_former_form(part) for part in parts], [fold(part) for part in parts]
             if [part.replace("…", "...").replace("\u00a0", " ") for part in former] != now:
                 db.execute(_TAKE_OUT.format(table), (chunk, *map(bigrams, former)))
@@ -163,6 +169,15 @@ FORMAT_VERSION = len(MIGRATIONS)
 
 def migrate(db: sqlite3.Connection, version: int) -> None:
     """Run the migrations after `version`. The caller holds the write transaction."""
-    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-        migration(db)
-        db.execute(f"PRAGMA user_version = {number}")
+    former, db.text_factory = db.text_factory, _readable
+    try:
+        for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+            migration(db)
+            db.execute(f"PRAGMA user_version = {number}")
+    finally:
+        db.text_factory = former
+
+
+def _readable(text: bytes) -> str:
+    """A damaged text must not keep an index from being opened, and repaired."""
+    return text.decode("utf-8", "surrogateescape")

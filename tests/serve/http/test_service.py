@@ -532,10 +532,45 @@ def test_a_change_that_came_while_another_process_wrote_is_read_afterwards(
     told = [{(1, str(made.notes / "late.md"))}, set(), set()]
     monkeypatch.setattr(index, "update", updated)
     monkeypatch.setattr("watchfiles.watch", lambda *_, **__: iter(told))
+    monkeypatch.setattr("qmd.serve.watch.PAUSE_S", 0.0)
     watcher = Watcher(made.service)
     watcher._watch(watcher._roots(), polling=False)
     assert [hit.path for hit in index.search("wombat")] == ["late.md"]
     assert not watcher._unread
+
+
+@pytest.mark.parametrize("work", ["update", "embed"])
+def test_an_index_that_stays_busy_is_tried_less_and_less_often(
+    fresh: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    made = fresh()
+    index = made.service.index
+    now, tried = 0.0, []
+
+    def busy(*_: Any, **__: Any) -> Any:
+        tried.append(now)
+        raise StoreBusy("another process writes")
+
+    def looks() -> Iterator[set[tuple[int, str]]]:
+        nonlocal now
+        for now in range(200):
+            yield {(1, str(made.notes / "late.md"))} if now == 100 else set()
+
+    (made.notes / "late.md").write_text("# Late\n\nA wombat.\n")
+    if work == "embed":
+        index.update()
+    watcher = Watcher(made.service)
+    with monkeypatch.context() as patch:
+        patch.setattr("qmd.serve.watch.time", SimpleNamespace(monotonic=lambda: now))
+        patch.setattr("watchfiles.watch", lambda *_, **__: looks())
+        patch.setattr(index, work, busy)
+        watcher._unread.add("notes")
+        watcher._watch(watcher._roots(), polling=False)
+    assert tried == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    watcher._not_before = 0.0
+    watcher.update(watcher._unread)
+    assert [hit.path for hit in index.search("wombat")] == ["late.md"]
+    assert not watcher._pending()
 
 
 def test_a_matrix_is_renewed_by_one_and_the_others_go_on(fresh: Callable[..., SimpleNamespace]) -> None:

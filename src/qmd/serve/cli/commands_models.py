@@ -180,7 +180,7 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
     import msgspec
 
     from qmd.config import CONFIG_NAME, set_model
-    from qmd.errors import UsageError
+    from qmd.errors import UsageError, hide_password
     from qmd.llm.files import local_path
     from qmd.llm.verify import verify_model
     from qmd.serve.cli.screen import say
@@ -196,10 +196,10 @@ def use(session: Session, name: str, role: str, dim: int | None, embed: bool) ->
     wanted = msgspec.structs.replace(config.models, **{role: name})
     check_config_of(places, msgspec.structs.replace(config, models=wanted))
     found = verify_model(name, cast("Role", _KEYS[role]), dim=dim)
-    say(f"{name} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
+    say(f"{hide_password(name)} works on {found.runs_on}: {found.speed:,.0f} {found.unit}.")
     if getattr(config.models, role) != name:
         set_model(places.config_dir / CONFIG_NAME, role, name)
-        say(f"models.{role} is now {name} ({places.config_dir / CONFIG_NAME}).")
+        say(f"models.{role} is now {hide_password(name)} ({places.config_dir / CONFIG_NAME}).")
     if role == "embedding":
         if config.models.dim != dim:
             set_model(places.config_dir / CONFIG_NAME, "dim", dim)

@@ -9,7 +9,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qmd.errors import NotFound, UsageError
+from qmd.errors import NotFound, UsageError, hide_password
 from qmd.llm.cut import cut_rows
 from qmd.llm.protocols import Vectors
 from qmd.serve.http.fields import convert, read_object, refuse_unknown
@@ -45,8 +45,8 @@ async def embeddings(request: Request) -> Response:
     check_texts(texts, service)
 
     def work() -> tuple[Vectors, int, str]:
-        embedder = service.embedder
-        check_model(given.get("model"), (embedder.card.name, service.config.models.embedding))
+        embedder, configured = service.embedder, service.config.models.embedding
+        check_model(given.get("model"), (embedder.card.name, configured, hide_password(configured)))
         several = embedder.embed_queries if given.get("input_type") == "query" else embedder.embed_documents
         vectors = several(texts)
         dimensions = given.get("dimensions")
@@ -74,7 +74,7 @@ async def models(request: Request) -> Response:
     service: Service = request.app.state.service
     names = [service.config.models.embedding, service.config.models.reranker]
     rows = [
-        {"id": name, "object": "model", "created": int(service.started), "owned_by": "qmd"}
+        {"id": hide_password(name), "object": "model", "created": int(service.started), "owned_by": "qmd"}
         for name in names
         if name
     ]
