@@ -45,9 +45,13 @@ def compare(o: argparse.Namespace) -> None:
         for threads in o.threads:
             set_threads(threads)
             for nq in o.nq:
-                q = contest.q[:nq]
-                work = {n: (lambda f=f, q=q: f(q)) for n, f in contest.search.items()}
-                times = take_turns(work, o.repeat * 8 if nq <= 32 else o.repeat if nq <= 4096 else 1)
+                batches = _batches(contest.q, nq, o.in_a_row)
+                work = {n: (lambda f=f, b=batches: [f(q) for q in b]) for n, f in contest.search.items()}
+                repeat = o.repeat * 8 if nq <= 32 else o.repeat if nq <= 4096 else 1
+                times = {
+                    name: {what: seconds / len(batches) for what, seconds in t.items()}
+                    for name, t in take_turns(work, repeat).items()
+                }
                 base = times.get("faiss IVFFlat")
                 for name, t in times.items():
                     ids = found[name]
@@ -57,6 +61,7 @@ def compare(o: argparse.Namespace) -> None:
                         "d": contest.d,
                         "threads": threads,
                         "nq": nq,
+                        "in_a_row": len(batches),
                         "index": name,
                     }
                     row |= {
@@ -72,6 +77,12 @@ def compare(o: argparse.Namespace) -> None:
                 drawn += [{**r, "x": nq} for r in rows]
                 rows = []
     plot(o, drawn, "queries in a batch")
+
+
+def _batches(q: np.ndarray, nq: int, count: int) -> list[np.ndarray]:
+    """`count` batches of nq queries, different ones as far as there are so many."""
+    starts = [i * nq % max(1, len(q) - nq + 1) for i in range(count)]
+    return [q[start : start + nq] for start in starts]
 
 
 def sweep_nq(o: argparse.Namespace) -> None:
@@ -353,6 +364,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--nq", type=int, nargs="+", default=[1, 8, 32, 512, 2048])
     p.add_argument("--threads", type=int, nargs="+", default=[1])
     p.add_argument("--repeat", type=int, default=5)
+    p.add_argument(
+        "--in-a-row", type=int, default=1, help="batches that `compare` asks of one index in its turn"
+    )
     p.add_argument("--peers", nargs="*", default=[], choices=["pq", "hnsw", "torch-ivf"])
     p.add_argument("--recall", type=float, default=0.78, help="what at-recall must reach")
     p.add_argument("--output", default="ivf-benchmarks.jsonl")
