@@ -1,7 +1,9 @@
 # ruff: noqa: E501
+import json
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from qmd.config import Config, Memory, Models, Places, Search
 from qmd.errors import ConfigError, ModelMismatch, NotFound, UsageError
 from qmd.reports import Context, NotShown
 from qmd.search.query import _WORD
-from qmd.types import Collection, ModelCard
+from qmd.types import Collection, ModelCard, ModelVariant
 
 
 class WordEmbedder:
@@ -325,6 +327,23 @@ def test_open_chooses_the_file(tmp_path):
         qmd.open(tmp_path / "nothing.sqlite", create=False)
     qmd.open(tmp_path, index="work").close()
     assert (tmp_path / "work.sqlite").is_file()
+
+
+def test_vectors_of_a_server_or_of_a_folder_are_those_of_the_configured_model(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    card = ModelCard("words", "embedding", 64, 256, variants=(ModelVariant("fp32", ("model.onnx",)),))
+    (folder / "card.json").write_text(json.dumps(asdict(card)))
+    for number, name in enumerate(("http://me:hush@127.0.0.1:1/v1?model=words", str(folder))):
+        config = Config(models=Models(embedding=name))
+        with qmd.open(tmp_path / f"{number}.sqlite", config=config, embedder=WordEmbedder()) as index:
+            index.add(write(tmp_path / "notes"))
+            status = index.status()
+            assert [v.configured for v in status.vectors] == [True]
+            assert status.pending == 0
+    other = Config(models=Models(embedding="http://127.0.0.1:1/v1?model=other"))
+    with qmd.open(tmp_path / "0.sqlite", config=other) as index:
+        assert index.status().pending > 0
 
 
 def test_two_databases_of_one_stem_share_no_file(tmp_path):

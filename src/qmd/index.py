@@ -324,10 +324,12 @@ class Index(Searches):
     def status(self) -> Status:
         """What the index holds, where it lies and what is still to do. Opens no model."""
         from qmd.llm.cut import is_cut
+        from qmd.llm.open import name_of
         from qmd.search.inverted import inverted_file
 
         counts = self.store.counts()
         models = self.config.models
+        embedding = name_of(models.embedding)
         vectors = []
         for model in self.store.vectors.models():
             done, total = self.store.vectors.count(model.fingerprint)
@@ -338,7 +340,7 @@ class Index(Searches):
                     model.dim,
                     done,
                     total,
-                    model.name == models.embedding
+                    model.name == embedding
                     and (model.dim == models.dim if models.dim else not is_cut(model.fingerprint)),
                     inverted_file(self.store.vectors.stem(model.fingerprint)),
                 )

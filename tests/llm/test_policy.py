@@ -150,10 +150,18 @@ def test_a_password_in_the_address_is_never_shown(server: EmbeddingServer) -> No
     embedder = open_embedder(f"http://me:hush@127.0.0.1:{server.server_port}/v1?model=letters")
     assert "hush" not in embedder.runs_on
     assert embedder.embed_query("half of a pair: \ud800").shape == (26,)
+    plain = open_embedder(f"http://127.0.0.1:{server.server_port}/v1?model=letters")
+    assert embedder.fingerprint == plain.fingerprint  # another password is no other model
     server.status = 401
     with pytest.raises(ModelError) as told:
         embedder.embed_query("abc")
     assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:port/v1?model=m", "http://[bad/v1?model=m"])
+def test_an_address_that_is_none_is_a_model_error(address: str) -> None:
+    with pytest.raises(ModelError, match="embedding server"):
+        open_embedder(address)
 
 
 def test_a_busy_server_is_asked_again_and_a_wrong_one_refused(server: EmbeddingServer) -> None:

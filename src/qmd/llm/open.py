@@ -8,8 +8,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from qmd.errors import ModelError, NotFound
+from qmd.errors import ModelError, NotFound, QmdError
 from qmd.llm.catalog import CATALOG, CHATML, DEFAULT_EMBEDDING, FP32, QWEN3_RERANK
 from qmd.llm.files import local_path
 from qmd.llm.variants import find_variants
@@ -28,6 +29,17 @@ ENCODERS = frozenset(
 
 CARD_NAME = "card.json"
 _FEWEST_TOKENS = 8
+
+
+def name_of(model: str) -> str:
+    """What the embedder that a configuration names calls itself, and its vectors: a server's model, the name on a
+    folder's card. Opens none."""
+    with contextlib.suppress(QmdError, ValueError):
+        if model.startswith(("http://", "https://")):
+            return parse_qs(urlsplit(model).query).get("model", [model])[0]
+        if (local_path(model) / CARD_NAME).is_file():
+            return find_card(model).name
+    return model
 
 
 def find_card(name: str, role: Role = "embedding") -> ModelCard:

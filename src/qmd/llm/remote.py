@@ -35,14 +35,18 @@ class RemoteEmbedder:
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
         import httpx
 
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise ModelError(f"the address of the embedding server is none ({error}): {url}") from error
         model = parse_qs(parts.query).get("model", [""])[0]
         if not model:
             raise ModelError(
                 "the address of the embedding server names no model. Write it as URL?model=NAME."
             )
         path = parts.path.rstrip("/")
-        self._ollama = "/api" in path or (parts.port == 11434 and not path.endswith("/v1"))
+        self._ollama = "/api" in path or (port == 11434 and not path.endswith("/v1"))
         if self._ollama:
             path = "/api/embed"
         elif not path.endswith("/embeddings"):
@@ -59,7 +63,7 @@ class RemoteEmbedder:
         self._client = httpx.Client(timeout=timeout_s, headers=headers)
         self.dim = len(self._ask(["dimension"])[0])
         self.card = ModelCard(model, "embedding", self.dim, MAX_TOKENS)
-        identity = hashlib.sha256(f"{parts.netloc}{path}\0{model}".encode()).hexdigest()
+        identity = hashlib.sha256(f"{host}{path}\0{model}".encode()).hexdigest()
         self.fingerprint = f"{model}:{self.dim}:{identity[:16]}"
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
@@ -90,7 +94,7 @@ class RemoteEmbedder:
         for attempt in range(TRIES):
             try:
                 answer = self._client.post(self._url, json=body)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 failure = f"{type(error).__name__}: {error}"
             else:
                 if answer.status_code == 200:
