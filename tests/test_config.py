@@ -166,3 +166,11 @@ def test_a_project_s_configuration_that_the_user_names_is_trusted(project: Path)
     assert places.project == project  # whose index still reads the project's folder alone
     with pytest.raises(ConfigError):
         load_config_of(Places(project, project, project))
+
+
+def test_a_home_folder_that_there_is_not_is_named(monkeypatch):
+    with pytest.raises(ConfigError, match="home folder"):
+        find_places(config_dir="~nosuch/x")
+    monkeypatch.setenv("QMD_DATA_DIR", "~nosuch/x")
+    with pytest.raises(ConfigError, match="~nosuch/x"):
+        find_places()

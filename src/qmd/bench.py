@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -87,7 +88,7 @@ def read_fixture(path: str | Path) -> Fixture:
     """A JSON file in the original's form, or a folder in BEIR's (corpus.jsonl, queries.jsonl, qrels.tsv or
     qrels/test.tsv). Raises UsageError, saying what is missing.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         return _read_beir(path) if path.is_dir() else _read_original(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

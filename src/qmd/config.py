@@ -119,7 +119,10 @@ def find_places(
         config = project or Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "qmd"
     if data is None:
         data = project or Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "qmd"
-    return Places(Path(config).expanduser(), Path(data).expanduser(), project, named)
+    try:
+        return Places(Path(config).expanduser(), Path(data).expanduser(), project, named)
+    except RuntimeError as error:
+        raise ConfigError(f"{config} or {data} begins with a home folder that there is not.") from error
 
 
 def load_config(path: Path) -> Config:

@@ -6,6 +6,7 @@ vector is needed, so keyword search imports neither numpy nor a runtime.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -63,7 +64,7 @@ def open(
     places = places or find_places()
     if config is None:
         config = load_config_of(places)
-    database = places.database(index) if path is None else Path(path).expanduser()
+    database = places.database(index) if path is None else Path(os.path.expanduser(path))
     if database.is_dir() or (path is not None and not database.suffix and not database.exists()):
         database = database / f"{index}.sqlite"
     if not database.exists():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qmd.errors import ModelError
+from qmd.llm.files import local_path
 from qmd.llm.hub import fetch_verified, list_files, read_lock, split_revision
 
 _NAME = re.compile(r"^\w[\w.-]*/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?$")
@@ -36,7 +37,7 @@ PREFERRED = (
 
 def is_gguf_on_hub(name: str) -> bool:
     """Whether a name means a GGUF file of a repository: its last word says so, or a file or quantisation is named."""
-    if not _NAME.match(name) or Path(name).expanduser().exists():
+    if not _NAME.match(name) or local_path(name).exists():
         return False
     repo, _, wanted = name.partition(":")
     return bool(wanted) or re.search(r"[/_-]gguf$", split_revision(repo)[0], re.I) is not None

@@ -47,13 +47,13 @@ def place_of(index: Index, path: str) -> str:
     the index.
     """
     from qmd.errors import NotFound
+    from qmd.search.reference import on_disk
 
     if path == "/" or path.startswith("qmd://"):
         return path
-    on_disk = path.startswith((".", "~", os.sep)) or os.path.isabs(path)
-    if not on_disk:
+    if not (path.startswith((".", "~", os.sep)) or os.path.isabs(path)):
         return path
-    folder = Path(path).expanduser().resolve()
+    folder = on_disk(path).resolve()
     best: tuple[int, str] | None = None
     for one in index.list_collections():
         root = Path(one.root).resolve()
