@@ -121,6 +121,7 @@ def as_selector(filter: Any) -> IDSelector | None:
 class _Predicate:
     function: Callable[[Tensor], Tensor]
 
+    @torch.inference_mode(False)  # what the caller's function keeps is its own
     def mask(self, ids: Tensor) -> Tensor:
         return self.function(ids)
 

@@ -27,11 +27,13 @@ def lead(work: Callable[[], _T], device: torch.device) -> _T:
     if cores < 2 or device.type != "cpu" or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return work()
     leaders, helpers = _team(_LEADERS, "leader"), _team(cores, "worker")
+    quiet = torch.is_inference_mode_enabled()  # of this thread: the others are to be alike
 
     def run() -> _T:
         _leading.helpers, _leading.cores = helpers, cores
         try:
-            return work()
+            with torch.inference_mode(quiet):
+                return work()
         finally:
             _leading.cores = 1
 
@@ -46,7 +48,13 @@ def share(work: Callable[[slice], _T], total: int) -> list[_T]:
     if len(cuts) < 2:
         return [work(cut) for cut in cuts]
     helpers: ThreadPoolExecutor = _leading.helpers
-    return list(helpers.map(work, cuts))
+    quiet = torch.is_inference_mode_enabled()
+
+    def one(cut: slice) -> _T:
+        with torch.inference_mode(quiet):
+            return work(cut)
+
+    return list(helpers.map(one, cuts))
 
 
 def share_rows(work: Callable[[slice], tuple[Tensor, Tensor]], total: int) -> tuple[Tensor, Tensor]:
