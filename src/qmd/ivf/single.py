@@ -217,49 +217,55 @@ class AtOnce:
         lists, d = self.centroids.shape
         if not queries.flags.writeable or not queries.dtype.isnative or queries.shape[1] != d:
             return None
-        nprobe = min(nprobe, lists)
-        run, start, size = self.table
-        alpha = np.float32(-2.0 if self.metric == "l2" else -1.0)
+        q = torch.from_numpy(queries)
         with torch.inference_mode():
-            q = torch.from_numpy(queries)
-            if self.offset is not None:
-                q = q - self.offset
-            coded = q if self.step is None else q * self.step
-            if len(queries) == 1:
-                score = row_products(self.centroids, q[0]).numpy()[None]
-            else:
-                score = torch.mm(q, self.centroids.T).numpy()
-            score = score * alpha + self.bias
-            if not np.isfinite(score.sum()):
+            answers = self._answer(q, min(nprobe, lists), k, keep)
+            if answers is None:
                 return None
-            seg = run[np.argpartition(score, nprobe - 1, axis=1)[:, :nprobe]]
-            parts = coded_products(self.codes, coded.to(torch.bfloat16), seg)
-            slack = self.codes.error(coded).mul_(-2.0 * float(alpha)).tolist()
-            answers = []
-            for i, runs in enumerate(seg):
-                if runs.min() < 0:
-                    runs = runs[runs >= 0]
-                if not len(runs):
-                    return None
-                sizes = size[runs]
-                ends = sizes.cumsum()
-                norms = self.norms
-                value = torch.cat(parts[i], 1).to(torch.float32).numpy()[0]
-                value *= alpha
-                value += np.concatenate([norms[r] for r in runs.tolist()])
-                at = smallest(value, keep, slack[i])
-                if not k <= at.shape[0] <= _MOST + 4 * keep:
-                    return None
-                at += (start[runs] - ends + sizes)[ends.searchsorted(at, side="right")]
-                address = torch.from_numpy(at)
-                if self.by_id:
-                    address = self.ids.index_select(0, address)
-                x = self.rows.index_select(0, address)
-                exact = x.sub_(q[i]).square_().sum(-1) if self.metric == "l2" else x.mul_(q[i]).sum(-1).neg_()
-                best, order = torch.topk(exact, k, largest=False)
-                answers.append((best, address.index_select(0, order)))
             best = torch.stack([a[0] for a in answers])
             where = torch.stack([a[1] for a in answers])
             if not self.by_id:
                 where = self.ids.index_select(0, where.view(-1)).view(where.shape)
         return (best if self.metric == "l2" else -best).clone(), where.clone()
+
+    def _answer(self, q: Tensor, nprobe: int, k: int, keep: int) -> list[tuple[Tensor, Tensor]] | None:
+        """Of each query its k best scores and where they are."""
+        run, start, size = self.table
+        alpha = np.float32(-2.0 if self.metric == "l2" else -1.0)
+        if self.offset is not None:
+            q = q - self.offset
+        coded = q if self.step is None else q * self.step
+        if len(q) == 1:
+            score = row_products(self.centroids, q[0]).numpy()[None]
+        else:
+            score = torch.mm(q, self.centroids.T).numpy()
+        score = score * alpha + self.bias
+        if not np.isfinite(score.sum()):
+            return None
+        seg = run[np.argpartition(score, nprobe - 1, axis=1)[:, :nprobe]]
+        parts = coded_products(self.codes, coded.to(torch.bfloat16), seg)
+        slack = self.codes.error(coded).mul_(-2.0 * float(alpha)).tolist()
+        answers = []
+        for i, runs in enumerate(seg):
+            if runs.min() < 0:
+                runs = runs[runs >= 0]
+            if not len(runs):
+                return None
+            sizes = size[runs]
+            ends = sizes.cumsum()
+            norms = self.norms
+            value = torch.cat(parts[i], 1).to(torch.float32).numpy()[0]
+            value *= alpha
+            value += np.concatenate([norms[r] for r in runs.tolist()])
+            at = smallest(value, keep, slack[i])
+            if not k <= at.shape[0] <= _MOST + 4 * keep:
+                return None
+            at += (start[runs] - ends + sizes)[ends.searchsorted(at, side="right")]
+            address = torch.from_numpy(at)
+            if self.by_id:
+                address = self.ids.index_select(0, address)
+            x = self.rows.index_select(0, address)
+            exact = x.sub_(q[i]).square_().sum(-1) if self.metric == "l2" else x.mul_(q[i]).sum(-1).neg_()
+            best, order = torch.topk(exact, k, largest=False)
+            answers.append((best, address.index_select(0, order)))
+        return answers
