@@ -25,7 +25,7 @@ from qmd.ivf.tiles import Minima
 
 SHAPES = ((512, 2, 32), (192, 4, 16), (0, 8, 8))
 """(d from, GROUP, UNIT): the wider the rows, the fewer of them should be looked at again. A unit has 64 rows."""
-_QUERY_BLOCK = 4096  # queries of one pass
+_QUERY_BLOCK = 2048  # queries of one pass
 _MINIMA = 1 << 24  # group minima of one pass: more would be memory that is not kept
 _KEPT = 20 << 20  # scores of one pass that are all kept: a query's best groups are then not read again
 _FAR_BLOCK, _FAR_MINIMA = 1 << 15, 1 << 27  # the same for devices that want much work at once
