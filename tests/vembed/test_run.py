@@ -247,7 +247,7 @@ def test_what_cannot_be_trained_is_said(
     options: dict[str, object],
     says: str,
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(ModelError, match=says):
         train(configure("text", "t2t", **options))
 
