@@ -78,11 +78,10 @@ class DistributedIVF:
         """As `Index.search`; each process looks into its own of the probed lists."""
         qs = as_rows(q, self.index.d, self.index.device, what="queries")
         if self.index.max_codes or (params is not None and (params.max_codes or params.budget)):
-            sizes = self.index.list_sizes.to(
-                self.index.device
-            )  # bounds are of what all processes hold together
+            # bounds are of what all processes hold together
+            sizes = self.index.list_sizes.to(self.index.device)
             dist.all_reduce(sizes, group=self.group)
-            self.index.sizes_together = sizes
+            self.index._sizes_together = sizes
         d, i = self.index.search(qs, k, params, filter=filter)
         all_d: list[Tensor] = [torch.empty_like(d) for _ in range(self.world)]
         all_i: list[Tensor] = [torch.empty_like(i) for _ in range(self.world)]

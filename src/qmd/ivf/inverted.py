@@ -69,9 +69,7 @@ class IndexIVF(Index):
         self._ordered = "none"
         self._bias: tuple[Tensor, Tensor] | None = None  # the centroids that it is of, and their norms
         self.shadow: bool | None = None
-        self.sizes_together: Tensor | None = (
-            None  # (nlist,) rows of each list, where other processes have some
-        )
+        self._sizes_together: Tensor | None = None  # (nlist,) where other processes hold some of the lists
 
     @property
     def auto_search_avg_group_threshold(self) -> float:
@@ -224,7 +222,7 @@ class IndexIVF(Index):
         if max_codes or params.budget:
             if self.metric == "l2":
                 score = score + (q * q).sum(1, keepdim=True)
-            together = self.sizes_together
+            together = self._sizes_together
             sizes = (held.table().on_device["sizes"] if together is None else together)[lists]
             limits = list_limits(params, score, sizes, max_codes, self.metric)
         return Probes(lists, score if self._by_residual else None, limits, self._centroids())
@@ -263,7 +261,7 @@ class IndexIVF(Index):
         selector: Any,
         source: RowSource | None = None,
     ) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode():  # each small call costs a third less
+        with torch.inference_mode():  # its small calls cost less
             if q.shape[0] <= _BY_ITSELF:
                 found = self._find(lists, q, k, params, selector, source)
             else:
@@ -297,14 +295,14 @@ class IndexIVF(Index):
     def search(
         self, q: Array, k: int, params: SearchParams | None = None, *, filter: Any = None
     ) -> tuple[Any, Any]:
-        if params is None and filter is None and k >= 1 and (plan := self.at_once(q)) is not None:
+        if params is None and filter is None and k >= 1 and (plan := self._at_once(q)) is not None:
             found = plan.search(q, self.nprobe, int(k), int(k))
             if found is not None:
                 d, i = give_back(q, *found)
                 return d, i
         return super().search(q, k, params, filter=filter)
 
-    def at_once(self, q: Array, rows: Tensor | None = None) -> AtOnce | None:
+    def _at_once(self, q: Array, rows: Tensor | None = None) -> AtOnce | None:
         """What finds a few queries' nearest rows in one call, where these lists, codes and settings allow it. rows: of
         float32 by id, which decide instead of the stored ones."""
         n = len(q) if getattr(q, "ndim", 0) == 2 else 0

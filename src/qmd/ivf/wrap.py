@@ -248,7 +248,7 @@ class IndexRefineFlat(_Wrapper):
             return None
         if flat._offset is not None or inner._offset is not None:
             return None
-        plan = inner.at_once(q, flat._lists.slabs[0].rows)
+        plan = inner._at_once(q, flat._lists.slabs[0].rows)
         if plan is None or not self._places()[2]:
             return None
         return plan.search(q, inner.nprobe, k, max(k, round(k * self.k_factor)))
