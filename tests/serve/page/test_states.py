@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 from playwright.sync_api import expect
@@ -29,6 +30,21 @@ def test_a_condition_that_is_wrong_is_told_in_the_words_of_the_server(visit: Any
     there = visit("#q=tomatoes&in=nonesuch")
     there.expected += ["404"]
     expect(there.page.get_by_role("alert")).to_contain_text("nonesuch")
+
+
+def test_what_the_server_said_stays_when_its_state_comes_later(visit: Any) -> None:
+    there = visit("#q=tomatoes&in=nonesuch")
+    there.expected += ["404"]
+    page = there.page
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("nonesuch")
+    page.route("**/status", lambda route: (time.sleep(0.5), route.continue_()))
+    page.reload()
+    expect(alert).to_contain_text("nonesuch")
+    expect(page.locator("#status-word")).to_contain_text("8 documents")
+    expect(alert).to_contain_text("nonesuch")
+    page.locator("#lang").select_option("zh")
+    expect(alert).to_contain_text("nonesuch")
 
 
 def test_a_token_is_asked_for_and_kept_for_the_tab(visit: Any, start_server: Any, places: Any) -> None:
