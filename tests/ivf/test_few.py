@@ -90,7 +90,8 @@ def test_what_it_cannot_answer_goes_the_long_way(taken):
     x, q = rows(4000, 1), rows(16, 2)
     index = made("plain", "l2", x)
     check(index, q, k=3000)  # more than the probed lists hold
-    check(index, q.double())
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64):
+        check(index, q.to(dtype))
     check(index, q.T.contiguous().T)
     assert not any(a is not None for a in taken)
     wants_grad = q[:2].clone().requires_grad_()

@@ -205,7 +205,7 @@ class AtOnce:
         """queries (n, d): distances and ids (n, k) of the k best of the `keep` best by codes. None where they are not
         plain finite float32, or where the codes leave too much open."""
         if isinstance(queries, Tensor):
-            if queries.device.type != "cpu" or queries.requires_grad:
+            if queries.device.type != "cpu" or queries.dtype != torch.float32 or queries.requires_grad:
                 return None
             queries = queries.numpy()
         if (

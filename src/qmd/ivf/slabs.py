@@ -119,12 +119,7 @@ class Codes:
         """(n,): no product of a query (n, d) with a code is further from the exact one, the rounding of the query and
         of the product to bfloat16 (2^-9 each) included."""
         sizes: Tensor = torch.linalg.vector_norm(q, dim=1)
-        return sizes.mul_(self.error_rate)
-
-    @property
-    def error_rate(self) -> float:
-        """`error` of a query of length one."""
-        return self.worst + (2 * 2.0**-9 + 1e-5) * self.reach
+        return sizes.mul_(self.worst + (2 * 2.0**-9 + 1e-5) * self.reach)
 
 
 def longest(rows: Tensor) -> float:
